@@ -1,0 +1,41 @@
+// What every binding does: refuse, allocate outputs, run without the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bindings/arrays.h"
+#include "core/refusal.h"
+#include "cpu/parallel.h"
+
+namespace regard::bindings {
+
+inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
+
+// Runs a kernel without the GIL; Ctrl-C during it becomes the exception that the signal handler raised.
+template <class F> void without_gil(F&& f) {
+  try {
+    const py::gil_scoped_release release;
+    f();
+  } catch (const cpu::Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+inline bool signal_raised() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// The output given, or a new array like `like`; seen as `view` either way.
+inline py::object output(const py::object& given, const py::handle& like, std::initializer_list<std::int64_t> shape, Array& view) {
+  if (!given.is_none()) return given;
+  // 16-bit words stand for the bfloat16 of frameworks whose arrays came as capsules.
+  const bool numpy = py::isinstance<py::array>(like);
+  py::array x = allocate(numpy ? py::reinterpret_borrow<py::array>(like).dtype() : py::dtype("uint16"), shape);
+  const DType dtype = view.dtype;
+  view = view_of(x);
+  if (!numpy) view.dtype = dtype;
+  return x;
+}
+
+}  // namespace regard::bindings

@@ -1,0 +1,15 @@
+// The Python face of one instruction set's build. Each operation answers a list of outputs, or, where the problem's
+// check() refuses, a tuple (rule, argument, entry) that python/regard/_checks.py turns into the error.
+
+#include "bindings/call.h"
+#include "bindings/operations.h"
+
+PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
+  using namespace regard;
+  using namespace regard::bindings;
+  cpu::set_interrupt_poll(signal_raised);
+  m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"));
+  m.def("get_num_threads", &cpu::get_num_threads);
+  m.def("bfloat16_capsule", &bfloat16_capsule, py::arg("words"));
+  bind_attention(m);
+}

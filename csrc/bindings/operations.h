@@ -1,0 +1,10 @@
+// One function a family of operations: adds its m.def lines.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace regard::bindings {
+
+void bind_attention(pybind11::module_& m);
+
+}  // namespace regard::bindings

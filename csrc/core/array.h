@@ -1,0 +1,81 @@
+// A strided view of an array somebody else owns. Strides are in bytes, of any sign; data may be misaligned.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "core/dtype.h"
+
+namespace regard {
+
+constexpr int kMaxRank = 8;
+
+struct Array {
+  enum class Kind : std::uint8_t { absent, array, not_an_array };
+
+  char* data = nullptr;
+  std::int64_t shape[kMaxRank] = {};
+  std::int64_t stride[kMaxRank] = {};
+  int rank = 0;  // may exceed kMaxRank: then shape and stride hold the first kMaxRank axes only
+  DType dtype = DType::other;
+  Kind kind = Kind::absent;
+  bool writable = false;
+
+  bool present() const { return kind != Kind::absent; }
+
+  std::int64_t size() const {
+    std::int64_t n = 1;
+    for (int a = 0; a < rank; ++a) n *= shape[a];
+    return n;
+  }
+
+  bool same_shape(const Array& other) const {
+    if (rank != other.rank) return false;
+    for (int a = 0; a < rank; ++a)
+      if (shape[a] != other.shape[a]) return false;
+    return true;
+  }
+
+  void swap_axes(int a, int b) {
+    std::swap(shape[a], shape[b]);
+    std::swap(stride[a], stride[b]);
+  }
+
+  // Moves axis `from` to place `to`, the others keeping their order.
+  void move_axis(int from, int to) {
+    const int step = from < to ? 1 : -1;
+    for (int a = from; a != to; a += step) swap_axes(a, a + step);
+  }
+
+  // Repeats axes of length 1, and new leading ones, by stride 0 (NumPy's rule). False when it does not fit.
+  bool broadcast_to(const std::int64_t* wanted, int wanted_rank) {
+    if (rank > wanted_rank || wanted_rank > kMaxRank) return false;
+    const int added = wanted_rank - rank;
+    for (int a = wanted_rank - 1; a >= 0; --a) {
+      const std::int64_t n = a >= added ? shape[a - added] : 1;
+      const std::int64_t s = a >= added ? stride[a - added] : 0;
+      if (n != wanted[a] && n != 1) return false;
+      stride[a] = n == wanted[a] && n != 1 ? s : 0;
+    }
+    for (int a = 0; a < wanted_rank; ++a) shape[a] = wanted[a];
+    rank = wanted_rank;
+    return true;
+  }
+
+  // Whether two elements share memory by a zero stride: such an array cannot be written.
+  bool repeats() const {
+    if (size() == 0) return false;
+    for (int a = 0; a < rank; ++a)
+      if (shape[a] > 1 && stride[a] == 0) return true;
+    return false;
+  }
+
+  template <class... Index> char* at(Index... index) const {
+    char* p = data;
+    int a = 0;
+    ((p += static_cast<std::int64_t>(index) * stride[a++]), ...);
+    return p;
+  }
+};
+
+}  // namespace regard

@@ -1,0 +1,88 @@
+// The element types, and exact scalar conversions between them and float. Compiles for host and device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace regard {
+
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16, boolean, int32, int64, other };
+
+constexpr bool is_float(DType t) { return t <= DType::bfloat16; }
+
+constexpr std::int64_t size_of(DType t) {
+  switch (t) {
+    case DType::float64:
+    case DType::int64: return 8;
+    case DType::float32:
+    case DType::int32: return 4;
+    case DType::float16:
+    case DType::bfloat16: return 2;
+    default: return 1;
+  }
+}
+
+// Storage-only 16-bit floats: arithmetic is done in float.
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+template <class T> constexpr DType dtype_of();
+template <> constexpr DType dtype_of<float>() { return DType::float32; }
+template <> constexpr DType dtype_of<double>() { return DType::float64; }
+template <> constexpr DType dtype_of<Half>() { return DType::float16; }
+template <> constexpr DType dtype_of<BFloat16>() { return DType::bfloat16; }
+
+inline std::uint32_t bits_of(float x) {
+  std::uint32_t u;
+  std::memcpy(&u, &x, sizeof u);
+  return u;
+}
+inline float float_of(std::uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+inline float to_float(float x) { return x; }
+inline double to_float(double x) { return x; }
+inline float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
+inline float to_float(Half x) {
+  const std::uint32_t sign = std::uint32_t{x.bits & 0x8000u} << 16;
+  const std::uint32_t magnitude = x.bits & 0x7fffu;
+  // Shifted into float's place the exponent is 112 too small; a product with 2^112 mends it, subnormals included.
+  const std::uint32_t scaled = bits_of(float_of(magnitude << 13) * 0x1p112f);
+  const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;  // inf and NaN keep a full exponent
+  return float_of(sign | scaled | special);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+template <class T> T from_float(float x);
+template <> inline float from_float<float>(float x) { return x; }
+template <> inline BFloat16 from_float<BFloat16>(float x) {
+  const std::uint32_t u = bits_of(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(u >> 16 | 0x40u)};
+  return {static_cast<std::uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
+}
+template <> inline Half from_float<Half>(float x) {
+  const std::uint32_t u = bits_of(x);
+  const std::uint32_t sign = u >> 16 & 0x8000u;
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  std::uint32_t h;
+  if (magnitude > 0x7f800000u) {
+    h = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to inf
+    h = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 rounds at the last subnormal bit, 2^-24
+    h = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    h = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+  }
+  return {static_cast<std::uint16_t>(sign | h)};
+}
+
+}  // namespace regard

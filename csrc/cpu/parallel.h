@@ -1,0 +1,53 @@
+// Threads, scratch memory and interruption: all that kernels know of the machine they share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace regard::cpu {
+
+// How many threads a call may use; may exceed the cores. Results never depend on it.
+void set_num_threads(int n);
+int get_num_threads();
+
+// `poll` answers whether the caller wants to stop (Ctrl-C). Only the calling thread asks, some times a second.
+void set_interrupt_poll(bool (*poll)());
+
+// Thrown out of parallel_for on the calling thread when poll() said stop.
+struct Interrupted {};
+
+// Inside an item: leaves the item when the call is being interrupted. Cheap enough for once a tile.
+bool stop_requested();
+
+// Runs body(context, item) for items 0..items-1, each once, in order of claim, on up to get_num_threads() threads.
+// `work` is a rough count of operations for the whole: small work stays on the calling thread.
+// A forked child runs serially (the parent's threads do not exist there). The first exception is thrown again.
+using Body = void (*)(void* context, std::int64_t item);
+void parallel_for(std::int64_t items, double work, Body body, void* context);
+
+template <class F> void parallel_for(std::int64_t items, double work, F&& body) {
+  parallel_for(
+      items, work, [](void* f, std::int64_t item) { (*static_cast<F*>(f))(item); }, const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// This thread's scratch memory, kept between calls up to a few MiB. Contents are unspecified. Throws std::bad_alloc.
+// One user at a time: a kernel takes all it needs in one piece through Scratch below.
+class Scratch {
+ public:
+  // Adds room for n values of T, 64-byte aligned; returns its offset. Throws std::bad_alloc where the size overflows.
+  template <class T> std::size_t reserve(std::int64_t n) { return reserve_bytes(n, sizeof(T)); }
+  // Takes the memory; pointers stay valid until the next acquire() on this thread.
+  void acquire();
+  template <class T> T* at(std::size_t offset) const { return reinterpret_cast<T*>(base_ + offset); }
+  ~Scratch();
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+ private:
+  std::size_t reserve_bytes(std::int64_t n, std::size_t size);
+  char* base_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace regard::cpu

@@ -1,0 +1,156 @@
+// Vectors of one instruction set under one set of names. simd_<isa>.h gives what compilers cannot derive from their
+// own vector types (fused multiply-add, rounding, half conversion); everything else is written here once.
+//
+//   V = Vec<float> or Vec<double>; kWidth<T> lanes each. Comparisons give lane masks for select().
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "core/dtype.h"
+
+#if defined(__AVX512F__)
+#include "cpu/simd_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/simd_avx2.h"
+#else
+#include "cpu/simd_baseline.h"
+#endif
+
+namespace regard::cpu {
+
+template <class T> constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class V> using LaneOf = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>;
+
+template <class V> inline V broadcast(LaneOf<V> x) { return x - V{}; }  // x - 0 keeps -0, where x + 0 would not
+
+template <class V> inline V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V> inline void store(void* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+template <class M, class V> inline V select(M mask, V yes, V no) { return mask ? yes : no; }
+
+// NaN in `a` is dropped, NaN in `b` is kept (what the x86 instructions do).
+template <class V> inline V max(V a, V b) { return a > b ? a : b; }
+template <class V> inline V min(V a, V b) { return a < b ? a : b; }
+
+template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
+
+template <class V> inline LaneOf<V> sum_lanes(V v) {
+  constexpr int n = sizeof(V) / sizeof(LaneOf<V>);
+  LaneOf<V> lanes[n];
+  store(lanes, v);
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+template <class V> inline LaneOf<V> max_lanes(V v) {
+  constexpr int n = sizeof(V) / sizeof(LaneOf<V>);
+  LaneOf<V> m = v[0];
+  for (int i = 1; i < n; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// 2^t for t <= 0, as 2^n p(f) with n = round(t), |f| <= 1/2. Results below the smallest normal number are exactly 0:
+// subnormal weights would slow every later product (up to 100x) and carry nothing. NaN stays NaN.
+// Coefficients: minimax over |f| <= 1/2; largest relative error 5.1e-9 (degree 6), 8.2e-18 (degree 11).
+inline Vec<float> exp2_polynomial(Vec<float> f) {
+  using V = Vec<float>;
+  V p = broadcast<V>(1.5453162945e-4f);
+  p = fma(p, f, broadcast<V>(1.3390863365e-3f));
+  p = fma(p, f, broadcast<V>(9.6180825573e-3f));
+  p = fma(p, f, broadcast<V>(5.5503571142e-2f));
+  p = fma(p, f, broadcast<V>(2.4022650761e-1f));
+  p = fma(p, f, broadcast<V>(6.9314718803e-1f));
+  return fma(p, f, broadcast<V>(1.0f));
+}
+inline Vec<double> exp2_polynomial(Vec<double> f) {
+  using V = Vec<double>;
+  V p = broadcast<V>(4.45496059818651839e-10);
+  p = fma(p, f, broadcast<V>(7.0725859492692237e-9));
+  p = fma(p, f, broadcast<V>(1.01780624458457735e-7));
+  p = fma(p, f, broadcast<V>(1.32154425879216897e-6));
+  p = fma(p, f, broadcast<V>(1.52527338298361184e-5));
+  p = fma(p, f, broadcast<V>(1.54035304417360502e-4));
+  p = fma(p, f, broadcast<V>(1.33335581464169353e-3));
+  p = fma(p, f, broadcast<V>(9.61812910760688853e-3));
+  p = fma(p, f, broadcast<V>(5.55041086648215943e-2));
+  p = fma(p, f, broadcast<V>(2.40226506959100982e-1));
+  p = fma(p, f, broadcast<V>(6.93147180559945309e-1));
+  return fma(p, f, broadcast<V>(1.0));
+}
+template <class V> inline V exp2_nonpositive(V t) {
+  using T = LaneOf<V>;
+  constexpr T lowest = std::numeric_limits<T>::min_exponent - 1;  // -126, -1022
+  const V n = round_to_nearest(t);
+  const V y = scale_by_power_of_two(exp2_polynomial(t - n), n);
+  return t < lowest ? V{} : y;
+}
+
+// e^x over the whole range: 0 below, inf above, NaN for NaN.
+template <class V> inline V exp(V x) {
+  using T = LaneOf<V>;
+  // x log2(e) = n + f, the product's low part carried into f, so that large |x| lose nothing.
+  constexpr T high = sizeof(T) == 4 ? T(1.4426950216293335) : T(1.4426950408889634);
+  constexpr T low = sizeof(T) == 4 ? T(1.9259629911266175e-8) : T(2.0355273740931033e-17);
+  constexpr T top = sizeof(T) == 4 ? T(88.722839) : T(709.78271289338397);
+  constexpr T bottom = sizeof(T) == 4 ? T(-87.33654) : T(-708.3964185322641);
+  const V t = x * broadcast<V>(high);
+  const V n = round_to_nearest(t);
+  V f = fma(x, broadcast<V>(high), -n);
+  f = fma(x, broadcast<V>(low), f);
+  // 2^128 has no exponent field of its own: scale in two steps there.
+  const V y = scale_by_power_of_two(exp2_polynomial(f), n - 1) * 2;
+  return x > top ? broadcast<V>(std::numeric_limits<T>::infinity()) : x < bottom ? V{} : y;
+}
+
+// Transposes a kWidth x kWidth square held in rows: log2(width) rounds of interleaving.
+template <int Step, class V, std::size_t... I>
+inline void interleave(V& a, V& b, std::index_sequence<I...>) {
+  constexpr int n = sizeof...(I);
+  const V low = __builtin_shufflevector(a, b, ((I / Step) % 2 ? n + static_cast<int>(I) - Step : static_cast<int>(I))...);
+  const V high = __builtin_shufflevector(a, b, ((I / Step) % 2 ? n + static_cast<int>(I) : static_cast<int>(I) + Step)...);
+  a = low;
+  b = high;
+}
+template <int Step, class V, int N> inline void transpose_rounds(V (&rows)[N]) {
+  if constexpr (Step < N) {
+#pragma GCC unroll 16
+    for (int r = 0; r < N; ++r)
+      if ((r & Step) == 0) interleave<Step>(rows[r], rows[r | Step], std::make_index_sequence<N>{});
+    transpose_rounds<2 * Step>(rows);
+  }
+}
+template <class V, int N> inline void transpose(V (&rows)[N]) { transpose_rounds<1>(rows); }
+
+// kWidth elements of any storage type as compute vectors, and back.
+inline Vec<float> load_as(const float* p) { return load<Vec<float>>(p); }
+inline Vec<double> load_as(const double* p) { return load<Vec<double>>(p); }
+inline void store_as(float* p, Vec<float> v) { store(p, v); }
+inline void store_as(double* p, Vec<double> v) { store(p, v); }
+inline Vec<float> load_as(const BFloat16* p) {
+  using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+  using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
+  const Wide w = __builtin_convertvector(load<Narrow>(p), Wide) << 16;
+  Vec<float> v;
+  std::memcpy(&v, &w, sizeof v);
+  return v;
+}
+inline void store_as(BFloat16* p, Vec<float> v) {
+  using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+  using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
+  Wide u;
+  std::memcpy(&u, &v, sizeof u);
+  const Wide rounded = u + 0x7fffu + (u >> 16 & 1u);
+  const Wide chosen = v == v ? rounded : (u | 0x400000u);
+  store(p, __builtin_convertvector(chosen >> 16, Narrow));
+}
+
+}  // namespace regard::cpu

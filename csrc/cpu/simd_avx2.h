@@ -1,0 +1,39 @@
+// AVX2, FMA and F16C (x86-64-v3): 32-byte vectors. Included by simd.h only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "core/dtype.h"
+
+namespace regard::cpu {
+
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, __m256d, __m256>;
+
+inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+inline __m256d max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+
+inline __m256 round_to_nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m256d round_to_nearest(__m256d x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// x 2^n for whole n with 2^n a normal number; elsewhere the lanes are meaningless, and callers replace them.
+inline __m256 scale_by_power_of_two(__m256 x, __m256 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+inline __m256d scale_by_power_of_two(__m256d x, __m256d n) {
+  const __m256i exponent = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n)), _mm256_set1_epi64x(1023));
+  return _mm256_mul_pd(x, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)));
+}
+
+inline __m256 load_as(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline void store_as(Half* p, __m256 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+}  // namespace regard::cpu

@@ -1,0 +1,33 @@
+// AVX-512 (x86-64-v4): 64-byte vectors. Included by simd.h only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "core/dtype.h"
+
+namespace regard::cpu {
+
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, __m512d, __m512>;
+
+inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+inline __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+inline __m512d max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+
+inline __m512 round_to_nearest(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m512d round_to_nearest(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// x 2^n for whole n.
+inline __m512 scale_by_power_of_two(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
+inline __m512d scale_by_power_of_two(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
+
+inline __m512 load_as(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline void store_as(Half* p, __m512 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+}  // namespace regard::cpu

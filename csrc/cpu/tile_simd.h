@@ -1,0 +1,79 @@
+// The tile engine on vector units: C = scale * C + A B in registers of kRows x kColumns.
+//
+//   A, "left":  rows x depth, broadcast element by element; either side may be contiguous.
+//   B, "right": depth x columns, whole vectors; columns contiguous, padded to a vector.
+//   C:          rows x columns, columns contiguous, kept by the caller between calls.
+//
+// Attention calls it with A = K, B = Q^T for the scores and A = V^T, B = P for the output: keys run down, queries
+// across, so the softmax needs no sum across lanes and K and V are used as they lie. linear() calls it with A = x and
+// B = weight^T. Each element is one chain of fused multiply-adds over the depth, whatever tile it falls in: that is
+// why results do not depend on how the work is cut (see "Determinism" in docs/design.md).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace regard::cpu {
+
+// Accumulators = rows x vectors. 2 FMA ports x 4 cycles of latency want 8 or more in flight; the rest is reuse of
+// loads. AVX-512: 24 of 32 registers; per depth step 3 + 8 loads feed 24 FMAs. AVX2: 12 of 16.
+template <class T> struct Tile {
+  static constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
+  static constexpr int kVectors = kVectorBytes == 16 && kVectorRegisters == 16 ? 2 : 3;
+  static constexpr int kColumns = kVectors * kWidth<T>;
+};
+
+// Which index of A is contiguous: its depth (K, x) or its rows (V^T, where the depth runs over keys).
+enum class Left { depth_contiguous, rows_contiguous };
+
+namespace detail {
+
+template <class T, int Vectors, Left Order>
+inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int depth, const Vec<T>* scale) {
+  using V = Vec<T>;
+  constexpr int rows = Tile<T>::kRows;
+  constexpr int w = kWidth<T>;
+  V acc[rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = scale ? load<V>(c + r * ldc + v * w) * scale[v] : V{};
+  for (int k = 0; k < depth; ++k) {
+    V right[Vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + v * w, acc[r][v]);
+}
+
+template <class T, int Vectors, Left Order>
+void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
+  for (int r = 0; r < rows; r += Tile<T>::kRows)
+    multiply_tile<T, Vectors, Order>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
+}
+
+}  // namespace detail
+
+// C = (scale ? C * scale : 0) + A B for `rows` (rounded up to kRows: A and C must have room) and `vectors` <= kVectors
+// vectors of columns. `scale` holds one factor a column.
+template <class T, Left Order>
+inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth, const Vec<T>* scale) {
+  switch (vectors) {
+    case 1: return detail::multiply_rows<T, 1, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+    case 2: return detail::multiply_rows<T, 2, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+    default:
+      if constexpr (Tile<T>::kVectors == 3) return detail::multiply_rows<T, 3, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+  }
+}
+
+}  // namespace regard::cpu

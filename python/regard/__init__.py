@@ -1,0 +1,1 @@
+from regard import _backend

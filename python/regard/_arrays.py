@@ -1,0 +1,80 @@
+"""The only file that knows NumPy, CuPy and DLPack: what came in goes back as the same kind of array."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+#: DLPack device types.
+_CPU = 1
+_CUDA = 2
+
+
+class _Capsule:
+    """A DLPack capsule as the object that from_dlpack functions ask for."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (_CPU, 0)
+
+
+def native(operation: str, x: Any) -> Any:
+    """`x` as the binding reads it: NumPy arrays as they are, others through DLPack without a copy.
+
+    Objects that are no arrays pass through: the problem's own check names the argument.
+    """
+    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
+        return x
+    device = int(x.__dlpack_device__()[0])
+    if device != _CPU:
+        raise NotImplementedError(f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}")
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError):
+        return x.__dlpack__()  # bfloat16: NumPy refuses it, the binding does not
+
+
+def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
+    """The function that turns a NumPy result into the kind of array that `like` is, without a copy."""
+    if isinstance(like, np.ndarray):
+        return lambda x: x
+    framework = sys.modules[type(like).__module__.partition(".")[0]]
+    if framework.__name__ in ("jaxlib", "jax"):
+        framework = sys.modules["jax"].numpy
+
+    def convert(x: np.ndarray) -> Any:
+        if x.dtype == np.uint16:
+            return framework.from_dlpack(_Capsule(backend.bfloat16_capsule(x)))
+        return framework.from_dlpack(x)
+
+    return convert
+
+
+def call(operation: str, kernel: Callable[..., Any], backend: Any, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """kernel(*arrays, *options) for arrays that are not all NumPy's; outputs of the first array's kind."""
+    result = kernel(*[native(operation, x) for x in arrays], *options)
+    if isinstance(result, tuple):
+        return result
+    convert = same_kind(arrays[0], backend)
+    return [convert(x) if isinstance(x, np.ndarray) else x for x in result]
+
+
+def may_overlap(out: Any, inputs: tuple[Any, ...]) -> bool:
+    """Whether writing `out` could change an input before it is read. Conservative: compares address ranges."""
+    own = native("out", out)
+    for x in inputs:
+        other = native("out", x)
+        if not (isinstance(own, np.ndarray) and isinstance(other, np.ndarray)):
+            if x is not None and type(x) is type(out):
+                return True  # capsules: assume so
+        elif np.may_share_memory(own, other):
+            return True
+    return False

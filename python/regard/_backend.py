@@ -1,0 +1,68 @@
+"""Picks the compiled module: the best instruction set this machine runs, or the one REGARD_ISA names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+from regard import _cpu_features
+
+#: {instruction set: None, or why this machine cannot run it}, worst first.
+INSTRUCTION_SETS: dict[str, str | None] = _cpu_features.instruction_sets()
+
+#: The module in use. Callers read it at every call, so that using() can switch it.
+cpu: ModuleType
+isa: str
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"regard._cpu_{name}")
+
+
+def built() -> list[str]:
+    """Instruction sets that this installation was built with."""
+    return [n for n in INSTRUCTION_SETS if importlib.util.find_spec(f"regard._cpu_{n}")]
+
+
+def possible() -> list[str]:
+    """Instruction sets that were built and that this machine runs, worst first."""
+    return [n for n in built() if INSTRUCTION_SETS[n] is None]
+
+
+def select(name: str) -> None:
+    """Use one instruction set from here on.
+
+    Raises
+    ------
+    ValueError
+        The instruction set is unknown, was not built, or cannot run here.
+    """
+    global cpu, isa
+    names = possible()
+    if name not in names:
+        reason = INSTRUCTION_SETS.get(name, "no such instruction set") or "not built"
+        raise ValueError(
+            f"REGARD_ISA: expected one of {', '.join(names)}, got {name!r} ({reason})"
+        )
+    threads = cpu.get_num_threads() if "cpu" in globals() else None
+    cpu, isa = _load(name), name
+    if threads is not None:
+        cpu.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[ModuleType]:
+    """Use one instruction set within a block (for tests and comparisons)."""
+    before = isa
+    select(name)
+    try:
+        yield cpu
+    finally:
+        select(before)
+
+
+select(os.environ.get("REGARD_ISA") or possible()[-1])

@@ -1,0 +1,131 @@
+"""Words the errors. Runs only when a problem's own check() has refused, so a good call pays nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Expected shapes, by operation and argument, in the names of docs and docstrings.
+SHAPES: dict[str, dict[str, str]] = {
+    "attention": {
+        "query": "batch heads len_q dim_qk",
+        "key": "batch heads_kv len_kv dim_qk",
+        "value": "batch heads_kv len_kv dim_v",
+        "mask": "batch heads len_q len_kv",
+        "bias": "batch heads len_q len_kv",
+        "alibi_slopes": "batch heads",
+        "sinks": "heads",
+        "query_lengths": "batch",
+        "key_lengths": "batch",
+        "out": "batch heads len_q dim_v",
+    },
+}
+
+#: What else must hold, said after the expected shape.
+HINTS: dict[tuple[str, str], str] = {
+    ("attention", "key"): "heads must be a multiple of heads_kv",
+    ("attention", "query"): "dim_qk must be at least 1",
+}
+
+#: Arguments that may have other dtypes than the floats.
+DTYPES: dict[str, str] = {
+    "mask": "bool (True = attend; for added scores use bias=)",
+    "bias": "float32 or the dtype of the first argument",
+    "alibi_slopes": "float32",
+    "sinks": "float32",
+    "query_lengths": "int32 or int64",
+    "key_lengths": "int32 or int64",
+}
+
+#: Ranges of numbers.
+VALUES: dict[str, str] = {
+    "window": "(left, right), each None or a count >= 0",
+    "scale": "a finite number",
+    "softcap": "None or a finite number > 0",
+    "eps": "a finite number >= 0",
+}
+
+#: Entries of index arrays lie between 0 and this dimension.
+LIMITS: dict[str, str] = {"query_lengths": "len_q", "key_lengths": "len_kv"}
+
+ALIGNMENT = (
+    "alignment: expected 'upper_left' (query i lines up with key i) or 'lower_right' (the last query "
+    "lines up with the last key), because causal, window and alibi_slopes need a diagonal and "
+    "len_q = {len_q} differs from len_kv = {len_kv}; got None"
+)
+
+
+def describe(x: Any) -> str:
+    """What an argument is, in a few words."""
+    if x is None:
+        return "None"
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype} array of shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {x!r}"[:80]
+
+
+def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Lengths of the named dimensions, each as the first argument that has it says."""
+    found: dict[str, int] = {}
+    for argument, names in shapes.items():
+        shape = getattr(arguments.get(argument), "shape", ())
+        if len(shape) == len(names.split()):
+            for name, length in zip(names.split(), shape, strict=True):
+                found.setdefault(name, length)
+    return found
+
+
+def _in_layout(names: str, layout: str) -> str:
+    parts = names.split()
+    if layout == "bshd" and len(parts) == 4 and parts[1].startswith("heads") and "dim" in parts[3]:
+        parts[1], parts[2] = parts[2], parts[1]
+    if layout == "nhwc" and parts[:2] == ["batch", "channels"] and len(parts) == 4:
+        parts = [parts[0], parts[2], parts[3], parts[1]]
+    return " ".join(parts)
+
+
+def error(
+    operation: str, refusal: tuple[str, str, int], arguments: Mapping[str, Any], layout: str = ""
+) -> Exception:
+    """The exception for a refusal (rule, argument, entry) of an operation called with `arguments`."""
+    rule, argument, entry = refusal
+    shapes = {a: _in_layout(s, layout) for a, s in SHAPES[operation].items()}
+    known = dimensions(shapes, arguments)
+    value = arguments.get(argument)
+    got = describe(value)
+    first = next(iter(shapes))
+
+    def filled(names: str) -> str:
+        return ", ".join(f"{n} = {known[n]}" if n in known else n for n in names.split())
+
+    shape = f"({filled(shapes.get(argument, ''))})"
+    hint = HINTS.get((operation, argument))
+    hint = f" where {hint}" if hint else ""
+    floats = "float32, float64, float16 or bfloat16"
+    if rule == "type":
+        return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")
+    if rule == "dtype":
+        expected = DTYPES.get(argument, floats)
+        return TypeError(f"{argument}: expected dtype {expected} in native byte order, got {got}")
+    if rule == "same_dtype":
+        dtype = getattr(arguments.get(first), "dtype", "?")
+        return TypeError(f"{argument}: expected the dtype of {first}, {dtype}, got {got}")
+    if rule in ("rank", "shape"):
+        return ValueError(f"{argument}: expected shape {shape}{hint}, got {got}")
+    if rule == "broadcast":
+        return ValueError(f"{argument}: expected a shape that broadcasts to {shape}, got {got}")
+    if rule == "writable":
+        return ValueError(f"{argument}: expected a writable array without repeated elements, got {got}")
+    if rule == "value":
+        return ValueError(f"{argument}: expected {VALUES[argument]}, got {value!r}")
+    if rule == "alignment":
+        return ValueError(ALIGNMENT.format(**known))
+    if rule == "entry":
+        limit = LIMITS[argument]
+        return ValueError(
+            f"{argument}: expected entries from 0 to {limit} = {known.get(limit, '?')}, "
+            f"got {int(value[entry])} at index {entry}"
+        )
+    if rule == "too_large":
+        return ValueError(f"{argument}: expected a size in bytes below 2^63, got shape {shape}")
+    raise AssertionError(f"unknown rule {rule!r}")

@@ -1,0 +1,150 @@
+"""Dot-product attention (Vaswani et al., 2017, "Attention Is All You Need")."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from regard import _arrays, _backend, _checks
+
+_ALIGNMENTS = {None: 0, "upper_left": 1, "lower_right": 2}
+_LAYOUTS = ("bhsd", "bshd")
+_PRECISIONS = ("highest", "high", "medium")
+
+
+def _choice(argument: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        expected = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}")
+
+
+def _window(causal: bool, window: Any) -> tuple[int, int]:
+    """Counts either side of the diagonal, -1 = unlimited. Causal is a window with no right side."""
+    if window is None:
+        return -1, 0 if causal else -1
+    try:
+        left, right = (-1 if side is None else int(side) for side in window)
+        refused = any(side is not None and (side < 0 or side != int(side)) for side in window)
+    except (TypeError, ValueError):
+        refused = True
+    if refused:
+        raise ValueError(f"window: expected {_checks.VALUES['window']}, got {window!r}")
+    return min(left, 2**62), 0 if causal else min(right, 2**62)
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    alignment: str | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    query_lengths: Any = None,
+    key_lengths: Any = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    layout: str = "bhsd",
+    precision: str = "highest",
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Any = None,
+) -> Any:
+    """Scaled dot-product attention, without the len_q x len_kv matrix.
+
+    For each query i: ``out_i = sum_j softmax_j(score_ij) value_j`` with
+    ``score = scale * query . key``, then softcap, bias and ALiBi, then masks.
+
+    Parameters
+    ----------
+    query : array, (batch, heads, len_q, dim_qk)
+        float32, float64, float16 or bfloat16; any strides.
+    key : array, (batch, heads_kv, len_kv, dim_qk)
+        Of the query's dtype. Each key head serves heads / heads_kv query heads (GQA, MQA).
+    value : array, (batch, heads_kv, len_kv, dim_v)
+        Of the query's dtype.
+    mask : bool array, optional
+        True = attend. Broadcasts to (batch, heads, len_q, len_kv).
+    bias : array of float32 or the query's dtype, optional
+        Added to the scaled scores. Broadcasts like mask. A bias of -inf masks.
+    causal : bool
+        Query i sees the keys up to the diagonal: a window with no right side.
+    window : (left, right), optional
+        How many keys either side of the diagonal a query sees; None = unlimited.
+    alignment : "upper_left" or "lower_right", optional
+        Where the diagonal lies. Needed by causal, window and ALiBi when len_q != len_kv.
+    scale : float, optional
+        Default 1 / sqrt(dim_qk).
+    softcap : float, optional
+        softcap * tanh(score / softcap), after scale, before bias and mask.
+    alibi_slopes : float32 array, (heads,) or (batch, heads), optional
+        Adds -slope * distance to the diagonal.
+    sinks : float32 array, (heads,), optional
+        One more logit in each row's softmax denominator.
+    query_lengths, key_lengths : int32 or int64 array, (batch,), optional
+        Valid prefixes; rows beyond a query length are 0. "lower_right" aligns each sequence's ends.
+    dropout_p, seed
+        Not available yet.
+    layout : "bhsd" or "bshd"
+        The order of the four axes of query, key, value and out.
+    precision : "highest", "high" or "medium"
+        How float32 products may be computed. All are "highest" so far.
+    return_lse : bool
+        Also return the natural log of each row's softmax denominator.
+    return_weights : bool
+        Not available yet.
+    out : array, (batch, heads, len_q, dim_v), optional
+        Written and returned; may overlap any input.
+
+    Returns
+    -------
+    out : array, (batch, heads, len_q, dim_v)
+        Of the query's kind and dtype. A query that sees no key gives 0.
+    lse : float32 array, (batch, heads, len_q)
+        Only with return_lse; -inf where a query sees no key.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    """
+    if dropout_p != 0.0:
+        raise NotImplementedError("attention: dropout_p is not available on the CPU yet")
+    if return_weights:
+        raise NotImplementedError("attention: return_weights is not available on the CPU yet")
+    if layout not in _LAYOUTS:
+        _choice("layout", layout, _LAYOUTS)
+    if precision not in _PRECISIONS:
+        _choice("precision", precision, _PRECISIONS)
+    if alignment not in _ALIGNMENTS:
+        _choice("alignment", alignment, _ALIGNMENTS)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
+    left, right = (-1, 0 if causal else -1) if window is None else _window(causal, window)
+    if scale is None:
+        dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
+        scale = 1.0 / math.sqrt(dim or 1)
+    inputs = (query, key, value, mask, bias, alibi_slopes, sinks, query_lengths, key_lengths)
+    spare = out is not None and hasattr(out, "shape") and _arrays.may_overlap(out, inputs)
+    arrays = (*inputs, out)
+    options = (left, right, _ALIGNMENTS[alignment], scale, softcap or 0.0, layout == "bshd", return_lse)
+    backend = _backend.cpu
+    if spare:
+        # Checked against out first, so that nothing is computed for an out that does not fit.
+        result = backend.attention_into_copy(*arrays, *options)
+    elif all(x is None or type(x) is np.ndarray for x in arrays):
+        result = backend.attention(*arrays, *options)
+    else:
+        result = _arrays.call("attention", backend.attention, backend, arrays, options)
+    if type(result) is tuple:
+        names = ("query", "key", "value", "mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "out")
+        raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap}, layout)
+    return tuple(result) if return_lse else result[0]
