@@ -1,1 +1,39 @@
+"""Attention of every kind on plain arrays. See help(regard.attention) and `python -m regard info`."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import Any
+
 from regard import _backend
+from regard.dot_product import attention
+
+__all__ = [
+    "attention",
+    "get_num_threads",
+    "set_num_threads",
+]
+__version__ = "0.1.0"
+
+#: Imported when first used, so that `import regard` stays light.
+_ON_DEMAND = ("nn", "reference", "onnx", "plot", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"regard.{name}")
+    raise AttributeError(f"module 'regard' has no attribute {name!r}")
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use (n >= 1, may exceed the cores). Results never depend on it."""
+    n = operator.index(n)
+    if not 1 <= n <= 4096:
+        raise ValueError(f"n: expected a number of threads from 1 to 4096, got {n}")
+    _backend.cpu.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use."""
+    return int(_backend.cpu.get_num_threads())

@@ -67,14 +67,17 @@ def call(operation: str, kernel: Callable[..., Any], backend: Any, arrays: tuple
     return [convert(x) if isinstance(x, np.ndarray) else x for x in result]
 
 
-def may_overlap(out: Any, inputs: tuple[Any, ...]) -> bool:
-    """Whether writing `out` could change an input before it is read. Conservative: compares address ranges."""
-    own = native("out", out)
+def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, those that may share memory with `out` copied, so that `out` may overlap any of them."""
+    if not isinstance(out, np.ndarray):
+        # Another framework's array: its memory is compared through NumPy where NumPy reads it.
+        out = native("out", out)
+    separate = []
     for x in inputs:
-        other = native("out", x)
-        if not (isinstance(own, np.ndarray) and isinstance(other, np.ndarray)):
-            if x is not None and type(x) is type(out):
-                return True  # capsules: assume so
-        elif np.may_share_memory(own, other):
-            return True
-    return False
+        y = native("out", x)
+        both = isinstance(out, np.ndarray) and isinstance(y, np.ndarray)
+        shared = np.may_share_memory(out, y) if both else type(y) is type(out)
+        if x is not None and shared:
+            x = y.copy() if isinstance(y, np.ndarray) else x.clone()
+        separate.append(x)
+    return tuple(separate)

@@ -133,14 +133,12 @@ def attention(
         dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
         scale = 1.0 / math.sqrt(dim or 1)
     inputs = (query, key, value, mask, bias, alibi_slopes, sinks, query_lengths, key_lengths)
-    spare = out is not None and hasattr(out, "shape") and _arrays.may_overlap(out, inputs)
+    if out is not None:
+        inputs = _arrays.apart_from(out, inputs)
     arrays = (*inputs, out)
     options = (left, right, _ALIGNMENTS[alignment], scale, softcap or 0.0, layout == "bshd", return_lse)
     backend = _backend.cpu
-    if spare:
-        # Checked against out first, so that nothing is computed for an out that does not fit.
-        result = backend.attention_into_copy(*arrays, *options)
-    elif all(x is None or type(x) is np.ndarray for x in arrays):
+    if all(x is None or type(x) is np.ndarray for x in arrays):
         result = backend.attention(*arrays, *options)
     else:
         result = _arrays.call("attention", backend.attention, backend, arrays, options)
