@@ -7,11 +7,12 @@ import operator
 from typing import Any
 
 from regard import _backend
-from regard.dot_product import attention
+from regard.dot_product import attention, scaled_dot_product_attention
 
 __all__ = [
     "attention",
     "get_num_threads",
+    "scaled_dot_product_attention",
     "set_num_threads",
 ]
 __version__ = "0.1.0"

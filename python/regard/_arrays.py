@@ -67,6 +67,17 @@ def call(operation: str, kernel: Callable[..., Any], backend: Any, arrays: tuple
     return [convert(x) if isinstance(x, np.ndarray) else x for x in result]
 
 
+def broadcast_to(x: Any, shape: tuple[int, ...], argument: str) -> Any:
+    """A view of `x` repeated to `shape` without a copy, for arrays of any framework."""
+    repeat = x.expand if hasattr(x, "expand") else lambda s: np.broadcast_to(native(argument, x), s)
+    try:
+        return repeat(shape)
+    except (RuntimeError, ValueError):
+        raise ValueError(
+            f"{argument}: expected a shape that broadcasts to {shape}, got shape {tuple(x.shape)}"
+        ) from None
+
+
 def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs, those that may share memory with `out` copied, so that `out` may overlap any of them."""
     if not isinstance(out, np.ndarray):

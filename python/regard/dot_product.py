@@ -146,3 +146,112 @@ def attention(
         names = ("query", "key", "value", "mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "out")
         raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap}, layout)
     return tuple(result) if return_lse else result[0]
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """``torch.nn.functional.scaled_dot_product_attention``: its signature and semantics, on any array.
+
+    Parameters
+    ----------
+    query : array, (..., heads, len_q, dim_qk)
+        At least (len_q, dim_qk); leading axes broadcast between query, key and value.
+    key : array, (..., heads, len_kv, dim_qk)
+    value : array, (..., heads, len_kv, dim_v)
+    attn_mask : bool array (True = attend) or float array (added to the scores), optional
+        Broadcasts to (..., heads, len_q, len_kv).
+    dropout_p : float
+        Must be 0.
+    is_causal : bool
+        Query i sees keys 0 to i (the upper left diagonal), whatever the lengths. Excludes attn_mask.
+    scale : float, optional
+        Default 1 / sqrt(dim_qk).
+    enable_gqa : bool
+        Allow heads that are a multiple of the heads of key and value.
+
+    Returns
+    -------
+    out : array, (..., heads, len_q, dim_v)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    """
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask: expected None together with is_causal=True, got an array as well")
+    named = {"query": query, "key": key, "value": value}
+    ranks = {name: getattr(x, "ndim", None) for name, x in named.items()}
+    for name, rank in ranks.items():
+        if rank is None:
+            raise TypeError(f"{name}: expected an array, got {_checks.describe(named[name])}")
+        if rank < 2:
+            raise ValueError(f"{name}: expected shape (..., len, dim), got {_checks.describe(named[name])}")
+    lead = tuple(query.shape[:-2])
+    if any(tuple(x.shape[:-2]) != lead for x in (key, value)):
+        if not (enable_gqa and len(lead) > 0 and _same_but_heads(query, key, value)):
+            query, key, value = _broadcast_leading(query, key, value)
+            lead = tuple(query.shape[:-2])
+    mask = bias = None
+    if attn_mask is not None:
+        dtype = getattr(attn_mask, "dtype", None)
+        if len(lead) != 2:
+            attn_mask = _arrays.broadcast_to(attn_mask, (*lead, query.shape[-2], key.shape[-2]), "attn_mask")
+            attn_mask = _four_axes(attn_mask)
+        if dtype is not None and str(dtype).endswith("bool"):
+            mask = attn_mask
+        else:
+            bias = attn_mask
+    try:
+        out = attention(
+            _four_axes(query),
+            _four_axes(key),
+            _four_axes(value),
+            mask=mask,
+            bias=bias,
+            causal=is_causal,
+            alignment="upper_left",
+            scale=scale,
+            dropout_p=dropout_p,
+        )
+    except (TypeError, ValueError) as e:
+        # The same rule under this function's name for the argument.
+        message = str(e)
+        for inner in ("mask:", "bias:"):
+            if message.startswith(inner):
+                raise type(e)("attn_mask:" + message[len(inner) :]) from None
+        raise
+    return out if len(lead) == 2 else out.reshape(*lead, *out.shape[-2:])
+
+
+def _four_axes(x: Any) -> Any:
+    """(batch, heads, len, dim) from any number of leading axes."""
+    if x.ndim == 4:
+        return x
+    heads = x.shape[-3] if x.ndim > 2 else 1
+    batch = math.prod(x.shape[:-3]) if x.ndim > 3 else 1
+    return x.reshape(batch, heads, *x.shape[-2:])
+
+
+def _same_but_heads(query: Any, key: Any, value: Any) -> bool:
+    return tuple(query.shape[:-3]) == tuple(key.shape[:-3]) == tuple(value.shape[:-3]) and key.shape[-3] == value.shape[-3]
+
+
+def _broadcast_leading(*arrays: Any) -> tuple[Any, ...]:
+    try:
+        lead = np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in arrays))
+    except ValueError:
+        shapes = ", ".join(str(tuple(x.shape)) for x in arrays)
+        raise ValueError(
+            f"key: expected leading axes that broadcast between query, key and value, got shapes {shapes}"
+            " (enable_gqa=True allows fewer heads in key and value)"
+        ) from None
+    return tuple(_arrays.broadcast_to(x, (*lead, *x.shape[-2:]), "key") for x in arrays)
