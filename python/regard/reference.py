@@ -165,7 +165,8 @@ def scaled_dot_product_attention(
     q, k, v = (np.asarray(x).astype(compute) for x in (query, key, value))
     if enable_gqa:
         k, v = (repeat_heads(x, q.shape[-3]) for x in (k, v))
-    added, visible = compute(0), np.True_
+    added: Array = compute(0)
+    visible: Array = np.True_
     if is_causal:
         distance = distance_to_diagonal(q.shape[-2], k.shape[-2], "upper_left")[0, 0]
         visible = in_window(distance, None, None, causal=True)
