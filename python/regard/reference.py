@@ -1,0 +1,472 @@
+"""Every operation of regard in plain NumPy: the specification.
+
+The functions have the names and signatures of the public ones and are written for reading beside
+the papers, one small named step after another; nothing here is fast. Compiled kernels are right
+when they agree with this file.
+
+Precision. float64 and float32 inputs are computed in their own precision, so that the error of
+plain float32 NumPy can be measured; float16 and bfloat16 are computed in float32 and rounded once,
+at the end. For a result to compare against, convert the inputs to float64 first.
+
+Dimensions: batch, heads, heads_kv, len_q, len_kv, dim_qk, dim_v.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a NumPy array
+
+__all__ = [
+    "attention",
+    "global_average_pool",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "squeeze_excitation",
+]
+
+# NaN, inf and underflow are results like others: where they show, no warning should.
+unwarned = np.errstate(all="ignore")
+
+
+# ---- Dot-product attention ---------------------------------------------------------------------
+
+
+@unwarned
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    alignment: str | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    query_lengths: Array | None = None,
+    key_lengths: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    layout: str = "bhsd",
+    precision: str = "highest",
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """softmax(mask(softcap(scale * query key^T) + bias + ALiBi)) value  [1]_.
+
+    Parameters
+    ----------
+    query, key, value : arrays
+        (batch, heads, len_q, dim_qk), (batch, heads_kv, len_kv, dim_qk) and
+        (batch, heads_kv, len_kv, dim_v), or with layout="bshd" heads and lengths exchanged.
+        Query head h uses key head h // (heads / heads_kv).
+    mask : bool array, True where a query may attend; broadcasts to (batch, heads, len_q, len_kv)
+    bias : float array, added to the scaled scores; broadcasts likewise
+    causal : bool
+        No key right of the diagonal: a window with nothing on its right side.
+    window : (left, right)
+        How many keys on either side of the diagonal are seen; None is unlimited.
+    alignment : "upper_left" or "lower_right"
+        Where the diagonal of causal, window and ALiBi lies: j = i, or j = i + len_kv - len_q (with
+        lengths, each sequence's own). Needed where one of the three is used and len_q != len_kv.
+    scale : float, 1 / sqrt(dim_qk) where left out
+    softcap : float; scores become softcap * tanh(score / softcap)
+    alibi_slopes : (heads,) or (batch, heads); -slope * distance to the diagonal is added [2]_
+    sinks : (heads,); one more logit in the denominator of each row, with no value
+    query_lengths, key_lengths : (batch,) ints; what lies behind these prefixes is masked
+    seed, precision
+        Without effect on the reference.
+
+    Returns
+    -------
+    out, or a tuple (out[, lse][, weights])
+        out has the query's dtype and layout; lse, the natural log of each row's denominator, is
+        (batch, heads, len_q) in the precision of the computation; weights are
+        (batch, heads, len_q, len_kv) in the query's dtype. A row that sees no key is 0; without a
+        sink its lse is -inf.
+
+    .. [1] Vaswani et al., Attention is all you need, 2017
+    .. [2] Press et al., Train short, test long, 2021
+    """
+    if dropout_p != 0.0:
+        raise NotImplementedError("reference.attention does not implement dropout_p")
+    dtype, compute = dtypes_of(query, key, value)
+    q, k, v = (heads_first(x, layout).astype(compute) for x in (query, key, value))
+    if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"shapes do not fit: query {q.shape}, key {k.shape}, value {v.shape}")
+    heads, len_q, len_kv = q.shape[1], q.shape[2], k.shape[2]
+
+    distance = distance_to_diagonal(
+        len_q,
+        len_kv,
+        checked_alignment(
+            alignment, causal or window is not None or alibi_slopes is not None, len_q, len_kv
+        ),
+        query_lengths,
+        key_lengths,
+    )
+    visible = (
+        in_window(distance, *(window or (None, None)), causal=causal)
+        & in_prefix(query_lengths, len_q)[:, None, :, None]
+        & in_prefix(key_lengths, len_kv)[:, None, None, :]
+    )
+    if mask is not None:
+        visible = visible & bool_mask(mask)
+    added = compute(0) if bias is None else np.asarray(bias, compute)
+    if alibi_slopes is not None:
+        slopes = np.asarray(alibi_slopes, compute)[..., None, None]  # (batch?, heads, 1, 1)
+        added = added - slopes * np.abs(distance).astype(compute)
+    sink = None if sinks is None else np.asarray(sinks, compute)[:, None, None]
+
+    o, lse, weights = attend(
+        q, repeat_heads(k, heads), repeat_heads(v, heads), scale, softcap, added, visible, sink
+    )
+    o = heads_first(o, layout).astype(dtype)  # exchanging the axes twice restores them
+    if out is not None:
+        out[...] = o
+        o = out
+    extras = [lse[..., 0]] * return_lse + [weights.astype(dtype)] * return_weights
+    return (o, *extras) if extras else o
+
+
+@unwarned
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """torch.nn.functional.scaled_dot_product_attention, in NumPy.
+
+    query (..., len_q, dim_qk), key (..., len_kv, dim_qk), value (..., len_kv, dim_v); attn_mask is
+    bool (True = attend) or float (added) and broadcasts to (..., len_q, len_kv); is_causal aligns
+    upper left. With enable_gqa, axis -3 of key and value may divide the query's.
+    """
+    if dropout_p != 0.0:
+        raise NotImplementedError("reference.scaled_dot_product_attention has no dropout_p")
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask and is_causal exclude each other: put both into attn_mask")
+    dtype, compute = dtypes_of(query, key, value)
+    q, k, v = (np.asarray(x).astype(compute) for x in (query, key, value))
+    if enable_gqa:
+        k, v = (repeat_heads(x, q.shape[-3]) for x in (k, v))
+    added: Array = compute(0)
+    visible: Array = np.True_
+    if is_causal:
+        distance = distance_to_diagonal(q.shape[-2], k.shape[-2], "upper_left")[0, 0]
+        visible = in_window(distance, None, None, causal=True)
+    elif attn_mask is not None and np.asarray(attn_mask).dtype == bool:
+        visible = np.asarray(attn_mask)
+    elif attn_mask is not None:
+        dtypes_of(attn_mask)
+        added = np.asarray(attn_mask).astype(compute)
+    o, _, _ = attend(q, k, v, scale, None, added, visible, None)
+    return o.astype(dtype)
+
+
+# The steps of attention, in order. Arrays here are (..., len, dim) with heads before lengths.
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float | None,
+    softcap: float | None,
+    added: Array,
+    visible: Array,
+    sink: Array | None,
+) -> tuple[Array, Array, Array]:
+    """(out, lse, weights) of the computation proper; lse keeps a last axis of 1."""
+    s = scores(q, k, scale, softcap, added, visible)
+    weights, lse = softmax_weights(s, sink)
+    return weighted_values(weights, v, s != -np.inf), lse, weights
+
+
+def scores(
+    q: Array, k: Array, scale: float | None, softcap: float | None, added: Array, visible: Array
+) -> Array:
+    """Scale, then softcap, then bias and ALiBi, then the mask, which is a true -inf."""
+    if scale is None:
+        scale = 1.0 / math.sqrt(q.shape[-1])
+    s = (q @ k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    if softcap is not None:
+        cap = q.dtype.type(softcap)
+        s = cap * np.tanh(s / cap)
+    return np.where(visible, s + added, q.dtype.type(-np.inf))
+
+
+def softmax_weights(s: Array, sink: Array | None) -> tuple[Array, Array]:
+    """Weights of each row, and the log of its denominator. A row of -inf weighs 0 everywhere."""
+    m = s.max(axis=-1, keepdims=True, initial=-np.inf)
+    if sink is not None:
+        m = np.maximum(m, sink)
+    m = np.where(m == -np.inf, s.dtype.type(0), m)  # -inf - -inf would be NaN
+    p = np.exp(s - m)
+    total = p.sum(axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + np.exp(sink - m)
+    weights = np.divide(p, total, out=np.zeros_like(p), where=total != 0)
+    return weights, m + np.log(total)
+
+
+def weighted_values(weights: Array, v: Array, seen: Array) -> Array:
+    """weights @ v, in which a key that is not seen contributes nothing, not even 0 * NaN."""
+    finite = np.isfinite(v)
+    out = np.asarray(weights @ np.where(finite, v, v.dtype.type(0)))
+    axes = (*range(v.ndim - 2), v.ndim - 1)
+    for j in np.flatnonzero(~finite.all(axis=axes)):
+        one = slice(j, j + 1)
+        special = np.where(finite[..., one, :], v.dtype.type(0), v[..., one, :])
+        out += np.where(seen[..., one], weights[..., one] * special, v.dtype.type(0))
+    return out
+
+
+def distance_to_diagonal(
+    len_q: int,
+    len_kv: int,
+    alignment: str,
+    query_lengths: Array | None = None,
+    key_lengths: Array | None = None,
+) -> Array:
+    """How far key j lies right of row i's diagonal: (batch or 1, 1, len_q, len_kv)."""
+    right = np.arange(len_kv)[None, :] - np.arange(len_q)[:, None]
+    if alignment == "upper_left":
+        return right[None, None]
+    shift = np.asarray(len_kv if key_lengths is None else key_lengths, np.int64) - np.asarray(
+        len_q if query_lengths is None else query_lengths, np.int64
+    )
+    return right - shift.reshape(-1, 1, 1, 1)
+
+
+def in_window(distance: Array, left: int | None, right: int | None, *, causal: bool) -> Array:
+    """True from `left` keys before the diagonal to `right` keys after it; causal: none after."""
+    if (left is not None and left < 0) or (right is not None and right < 0):
+        raise ValueError(f"window must not be negative, got ({left}, {right})")
+    visible = np.ones(distance.shape, bool)
+    if left is not None:
+        visible &= distance >= -left
+    if right is not None:
+        visible &= distance <= right
+    if causal:
+        visible &= distance <= 0
+    return visible
+
+
+def in_prefix(lengths: Array | None, length: int) -> Array:
+    """True in each sequence's valid prefix: (batch or 1, length)."""
+    if lengths is None:
+        return np.ones((1, length), bool)
+    given = np.asarray(lengths)
+    if ((given < 0) | (given > length)).any():
+        raise ValueError(f"lengths must lie between 0 and {length}, got {given}")
+    return np.arange(length) < given[:, None]
+
+
+def checked_alignment(alignment: str | None, used: bool, len_q: int, len_kv: int) -> str:
+    if alignment not in (None, "upper_left", "lower_right"):
+        raise ValueError(f'alignment must be "upper_left" or "lower_right", got {alignment!r}')
+    if alignment is None and used and len_q != len_kv:
+        raise ValueError(
+            f"alignment is needed for causal, window and ALiBi where len_q ({len_q}) differs from "
+            f'len_kv ({len_kv}): "upper_left" puts the diagonal at key i for query i, '
+            '"lower_right" puts the last query at the last key'
+        )
+    return alignment or "upper_left"
+
+
+def repeat_heads(x: Array, heads: int) -> Array:
+    """Each key or value head once for every query head of its group (GQA; MQA has one group)."""
+    heads_kv = x.shape[-3]
+    if heads == heads_kv:
+        return x
+    if heads_kv == 0 or heads % heads_kv:
+        raise ValueError(f"heads ({heads}) must be a multiple of heads_kv ({heads_kv})")
+    return np.repeat(x, heads // heads_kv, axis=-3)
+
+
+def heads_first(x: Array, layout: str) -> Array:
+    """(batch, heads, len, dim) from either layout; its own inverse."""
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f'layout must be "bhsd" or "bshd", got {layout!r}')
+    if np.ndim(x) != 4:
+        raise ValueError(f"query, key and value must have 4 axes, got shape {np.shape(x)}")
+    return np.asarray(x) if layout == "bhsd" else np.swapaxes(x, 1, 2)
+
+
+def bool_mask(mask: Array) -> Array:
+    if np.asarray(mask).dtype != bool:
+        raise TypeError(f"mask must be bool, got {np.asarray(mask).dtype}")
+    return np.asarray(mask)
+
+
+# ---- Channels ----------------------------------------------------------------------------------
+
+
+@unwarned
+def global_average_pool(x: Array, layout: str = "nchw") -> Array:
+    """Mean over the image: (batch, channels) from (batch, channels, height, width) or nhwc."""
+    dtype, compute = dtypes_of(x)
+    return np.asarray(x).astype(compute).mean(axis=image_axes(x, layout)).astype(dtype)
+
+
+@unwarned
+def squeeze_excitation(
+    x: Array,
+    w_reduce: Array,
+    b_reduce: Array | None,
+    w_expand: Array,
+    b_expand: Array | None,
+    *,
+    activation: str = "relu",
+    gate: str | tuple[str, float, float] = "sigmoid",
+    layout: str = "nchw",
+    out: Array | None = None,
+) -> Array:
+    """x * gate(w_expand activation(w_reduce mean(x) + b_reduce) + b_expand)  [1]_.
+
+    w_reduce (reduced, channels) and w_expand (channels, reduced) are laid out as `linear` has
+    them, which includes 1 x 1 convolutions without their last two axes.
+
+    .. [1] Hu et al., Squeeze-and-excitation networks, 2018
+    """
+    dtype, compute = dtypes_of(x)
+    axes = image_axes(x, layout)
+    x = np.asarray(x).astype(compute)
+    squeezed = x.mean(axis=axes)
+    hidden = ACTIVATIONS[activation](affine(squeezed, w_reduce, b_reduce))
+    gates = gate_function(gate)(affine(hidden, w_expand, b_expand))
+    result = (x * np.expand_dims(gates, axes)).astype(dtype)
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+def image_axes(x: Array, layout: str) -> tuple[int, int]:
+    if layout not in ("nchw", "nhwc"):
+        raise ValueError(f'layout must be "nchw" or "nhwc", got {layout!r}')
+    if np.ndim(x) != 4:
+        raise ValueError(f"x must have 4 axes, got shape {np.shape(x)}")
+    return (2, 3) if layout == "nchw" else (1, 2)
+
+
+# ---- Linear layers and norms -------------------------------------------------------------------
+
+
+@unwarned
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, activation: str | None = None
+) -> Array:
+    """activation(x weight^T + bias): x (..., in), weight (out, in), bias (out,)."""
+    dtype, compute = dtypes_of(x, weight)
+    y = affine(np.asarray(x).astype(compute), weight, bias)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y.astype(dtype)
+
+
+@unwarned
+def layer_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
+) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; variance is biased."""
+    dtype, compute = dtypes_of(x)
+    x = np.asarray(x).astype(compute)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return affine_of_norm(centred / np.sqrt(variance + compute(eps)), weight, bias, dtype)
+
+
+@unwarned
+def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    dtype, compute = dtypes_of(x)
+    x = np.asarray(x).astype(compute)
+    mean_square = np.square(x).mean(axis=-1, keepdims=True)
+    return affine_of_norm(x / np.sqrt(mean_square + compute(eps)), weight, None, dtype)
+
+
+def affine(x: Array, weight: Array, bias: Array | None) -> Array:
+    y = x @ np.asarray(weight).astype(x.dtype).T
+    return np.asarray(y if bias is None else y + np.asarray(bias).astype(x.dtype))
+
+
+def affine_of_norm(y: Array, weight: Array | None, bias: Array | None, dtype: Any) -> Array:
+    if weight is not None:
+        y = y * np.asarray(weight).astype(y.dtype)
+    if bias is not None:
+        y = y + np.asarray(bias).astype(y.dtype)
+    return y.astype(dtype)
+
+
+# ---- Activations and gates ---------------------------------------------------------------------
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, x.dtype.type(0))
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), from exp(-|x|) on both sides: it neither overflows nor cancels."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def gelu(x: Array) -> Array:
+    """x times the normal distribution function, by erfc: 1 + erf would cancel left of 0."""
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])(np.asarray(x, np.float64) * -math.sqrt(0.5))
+    return x * (0.5 * erfc).astype(x.dtype)
+
+
+def hard_sigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
+    return np.clip(x.dtype.type(alpha) * x + x.dtype.type(beta), 0, 1)
+
+
+def hard_swish(x: Array) -> Array:
+    return x * hard_sigmoid(x)
+
+
+ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "hard_swish": hard_swish}
+GATES = {"sigmoid": sigmoid, "tanh": np.tanh, "hard_sigmoid": hard_sigmoid}
+
+
+def gate_function(gate: str | tuple[str, float, float]) -> Any:
+    if isinstance(gate, str):
+        return GATES[gate]
+    name, alpha, beta = gate
+    if name != "hard_sigmoid":
+        raise ValueError(f'only the gate "hard_sigmoid" has parameters, got {gate!r}')
+    return lambda x: hard_sigmoid(x, alpha, beta)
+
+
+# ---- dtypes ------------------------------------------------------------------------------------
+
+
+def dtypes_of(*arrays: Array) -> tuple[Any, Any]:
+    """The arrays' one dtype, and the one to compute in. bfloat16 is known by name: no import."""
+    dtype = np.asarray(arrays[0]).dtype
+    if any(np.asarray(x).dtype != dtype for x in arrays):
+        raise TypeError(f"dtypes differ: {[str(np.asarray(x).dtype) for x in arrays]}")
+    if dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        raise TypeError(f"dtype must be float64, float32, float16 or bfloat16, got {dtype}")
+    return dtype, np.float64 if dtype.name == "float64" else np.float32

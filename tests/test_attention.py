@@ -1,0 +1,157 @@
+"""regard.attention against the reference in float64: every case, dtype and instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import regard
+from cases import CASES, DTYPES
+from helpers import (
+    assert_near,
+    assert_same_bits,
+    attention_or_skip,
+    expected,
+    lse_tolerance,
+    normal,
+    output_tolerance,
+    problem,
+)
+from regard import reference
+
+ALL_DTYPES = [name for name, case in CASES.items() if "dtypes" in case.tags]
+
+
+def check(name: str, dtype: str) -> None:
+    query, key, value, options = problem(name, dtype)
+    out, lse = attention_or_skip(CASES[name], query, key, value, return_lse=True, **options)
+    want, want_lse = expected(name, dtype)
+    assert out.dtype == DTYPES[dtype] and out.shape == want.shape
+    assert lse.dtype == np.float32 and lse.shape == want_lse.shape
+    assert_near(out, want, output_tolerance(query, key, value, options, dtype), "out")
+    assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(backend, name):
+    check(name, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ALL_DTYPES)
+def test_other_dtypes(backend, name, dtype):
+    check(name, dtype)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama_decode", "mask_and_bias_and_causal", "bshd"])
+def test_lse_does_not_change_out(backend, name):
+    query, key, value, options = problem(name, "float32")
+    alone = regard.attention(query, key, value, **options)
+    with_lse = regard.attention(query, key, value, return_lse=True, **options)
+    assert isinstance(with_lse, tuple) and len(with_lse) == 2
+    assert_same_bits(with_lse[0], alone)
+
+
+@pytest.mark.parametrize("name", ["rows_fully_masked", "all_masked", "causal_rows_see_nothing"])
+def test_rows_without_keys_are_zero_and_minus_infinity(backend, name):
+    query, key, value, options = problem(name, "float32")
+    _, want_lse = expected(name, "float32")
+    blind = want_lse == -np.inf
+    assert blind.any()
+    out, lse = regard.attention(query, key, value, return_lse=True, **options)
+    assert (out[blind] == 0).all()
+    assert (lse == -np.inf).tolist() == blind.tolist()
+
+
+@pytest.mark.parametrize("name", ["minilm", "mask_and_bias_and_causal", "rows_fully_masked"])
+def test_weights(backend, name):
+    query, key, value, options = problem(name, "float32")
+    try:
+        out, lse, weights = regard.attention(
+            query, key, value, return_lse=True, return_weights=True, **options
+        )
+    except NotImplementedError as error:
+        pytest.skip(f"not implemented yet: {error}")
+    x = [a.astype(np.float64) for a in (query, key, value)]
+    want, want_lse, want_weights = reference.attention(
+        *x, return_lse=True, return_weights=True, **options
+    )
+    tolerance = output_tolerance(query, key, value, options, "float32")
+    assert_near(out, want, tolerance)
+    assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, "float32"))
+    # Weights err as an output over values of magnitude 1 does.
+    ones = np.ones_like(value)
+    assert_near(weights, want_weights, output_tolerance(query, key, ones, options, "float32"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["bert", "llama_decode", "bshd"])
+def test_out_is_written_and_returned(backend, name, dtype):
+    query, key, value, options = problem(name, dtype)
+    want = regard.attention(query, key, value, **options)
+    out = np.full_like(want, 7)
+    assert regard.attention(query, key, value, out=out, **options) is out
+    assert_same_bits(out, want)
+
+
+def test_out_of_any_strides(backend):
+    query, key, value = (normal(i, 2, 3, 40, 24) for i in range(3))
+    want = regard.attention(query, key, value)
+    wide = np.full((4, 3, 80, 48), 7, np.float32)
+    for view in (wide[::2, :, ::2, ::2], wide[1::-1, ::-1, 39::-1, 23::-1]):
+        wide[...] = 7
+        assert regard.attention(query, key, value, out=view) is view
+        assert_same_bits(np.ascontiguousarray(view), want)
+        assert (wide == 7).sum() == wide.size - view.size  # and nothing beside it
+
+
+@pytest.mark.parametrize("overlapped", [0, 1, 2])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_out_may_overlap_an_input(backend, overlapped, shift):
+    inputs = [normal(i, 2, 3, 70, 24) for i in range(3)]
+    want = regard.attention(*inputs)
+    both = np.empty(inputs[0].size + 24, np.float32)
+    arrays = list(inputs)
+    arrays[overlapped] = both[: inputs[0].size].reshape(inputs[0].shape)
+    arrays[overlapped][...] = inputs[overlapped]
+    out = both[24 * shift :][: inputs[0].size].reshape(inputs[0].shape)
+    regard.attention(*arrays, out=out)
+    assert_same_bits(out, want)
+
+
+def test_inputs_are_left_as_they_were(backend):
+    query, key, value, options = problem("mask_and_bias_and_causal", "float32")
+    before = [x.copy() for x in (query, key, value, options["mask"], options["bias"])]
+    regard.attention(query, key, value, **options)
+    for x, y in zip((query, key, value, options["mask"], options["bias"]), before, strict=True):
+        assert_same_bits(x, y)
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_mask_of_fewer_axes_broadcasts(backend, axes):
+    query, key, value = (normal(i, 2, 3, 9, 8) for i in range(3))
+    shape = (2, 3, 9, 9)[4 - axes :]
+    mask = np.asarray(np.random.default_rng(3).random(shape) > 0.4)
+    bias = normal(4, *shape)
+    full = dict(mask=np.broadcast_to(mask, (2, 3, 9, 9)), bias=np.broadcast_to(bias, (2, 3, 9, 9)))
+    want = regard.attention(query, key, value, **full)
+    assert_same_bits(regard.attention(query, key, value, mask=mask, bias=bias), want)
+
+
+def test_causal_in_a_square_needs_no_alignment(backend):
+    x = normal(0, 1, 2, 20, 8)
+    want = regard.attention(x, x, x, causal=True)
+    for alignment in ("upper_left", "lower_right"):
+        assert_same_bits(regard.attention(x, x, x, causal=True, alignment=alignment), want)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_lower_precisions_stay_near(backend, precision):
+    # "high" is at least three bfloat16 products (about 2**-16 relative), "medium" at least one
+    # (2**-8); scores here are below 8, and the values below 5.
+    relative = {"high": 2.0**-16, "medium": 2.0**-8}[precision]
+    query, key, value, options = problem("bert", "float32")
+    try:
+        out = regard.attention(query, key, value, precision=precision, **options)
+    except NotImplementedError as error:
+        pytest.skip(f"not implemented yet: {error}")
+    assert_near(out, expected("bert", "float32")[0], 5 * 8 * relative)

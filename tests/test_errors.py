@@ -1,0 +1,131 @@
+"""Errors are TypeError or ValueError; they name the argument, what was expected, and what came."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import regard
+from helpers import normal
+
+Q, K, V = normal(0, 2, 6, 5, 8), normal(1, 2, 3, 9, 8), normal(2, 2, 3, 9, 7)
+X, W = normal(3, 4, 5), normal(4, 3, 5)
+IMAGE = normal(5, 2, 8, 4, 4)
+SE = (normal(6, 2, 8), normal(7, 2), normal(8, 8, 2), normal(9, 8))
+
+# name -> (function, arguments, options, exception, patterns that the message must contain).
+# Patterns are the argument's name, the dimension or dtype that was expected, and what came.
+ATTENTION = {
+    "rank": ((Q[0], K, V), {}, ValueError, ["query", "batch", "len_q", r"\(6, 5, 8\)|\b3\b"]),
+    "batch": ((Q, K[:1], V), {}, ValueError, ["key", "batch", r"\b2\b", r"\b1\b"]),
+    "batch_of_value": ((Q, K, V[:1]), {}, ValueError, ["value", "batch", r"\b2\b", r"\b1\b"]),
+    "heads": ((Q[:, :4], K, V), {}, ValueError, ["key|query", "heads_kv", r"\b4\b", r"\b3\b"]),
+    "heads_of_value": ((Q, K, V[:, :2]), {}, ValueError, ["value", "heads_kv", r"\b3\b", r"\b2\b"]),
+    "dim_qk": ((Q, K[..., :6], V), {}, ValueError, ["key", "dim_qk", r"\b8\b", r"\b6\b"]),
+    "len_kv": ((Q, K, V[:, :, :4]), {}, ValueError, ["value", "len_kv", r"\b9\b", r"\b4\b"]),
+    "dtype": ((Q.astype(int), K, V), {}, TypeError, ["query", "float32", "int64"]),
+    "dtypes_differ": ((Q, K.astype(np.float64), V), {}, TypeError, ["key", "float32", "float64"]),
+    "value_dtype": ((Q, K, V.astype(np.float16)), {}, TypeError, ["value", "float32", "float16"]),
+    "not_an_array": (("words", K, V), {}, TypeError, ["query", "str"]),
+    "int_mask": ((Q, K, V), dict(mask=np.ones((5, 9), np.int32)), TypeError,
+                 ["mask", "bool", "int32"]),
+    "mask_shape": ((Q, K, V), dict(mask=np.ones((5, 8), bool)), ValueError,
+                   ["mask", "len_kv", r"\b9\b", r"\(5, 8\)|\b8\b"]),
+    "bias_shape": ((Q, K, V), dict(bias=np.ones((4, 1, 1), np.float32)), ValueError,
+                   ["bias", "heads", r"\b6\b", r"\(4, 1, 1\)|\b4\b"]),
+    "bias_dtype": ((Q, K, V), dict(bias=np.ones((5, 9), np.int64)), TypeError,
+                   ["bias", "float32", "int64"]),
+    "bias_float64": ((Q, K, V), dict(bias=np.ones((5, 9))), TypeError,
+                     ["bias", "float32", "float64"]),
+    "no_alignment": ((Q, K, V), dict(causal=True), ValueError,
+                     ["alignment", "upper_left", "lower_right", "len_q", "len_kv", r"\b5\b",
+                      r"\b9\b"]),
+    "alignment": ((Q, K, V), dict(causal=True, alignment="left"), ValueError,
+                  ["alignment", "upper_left", "lower_right", "left"]),
+    "window_without_alignment": ((Q, K, V), dict(window=(1, 1)), ValueError,
+                                 ["alignment", "upper_left", "lower_right"]),
+    "window_negative": ((Q, K[:, :, :5], V[:, :, :5]), dict(window=(-1, 2)), ValueError,
+                        ["window", "-1"]),
+    "layout": ((Q, K, V), dict(layout="sbhd"), ValueError, ["layout", "bhsd", "bshd", "sbhd"]),
+    "precision": ((Q, K, V), dict(precision="best"), ValueError,
+                  ["precision", "highest", "high", "medium", "best"]),
+    "scale": ((Q, K, V), dict(scale="1"), TypeError, ["scale", "str"]),
+    "out_shape": ((Q, K, V), dict(out=np.zeros((2, 6, 5, 8), np.float32)), ValueError,
+                  ["out", "dim_v", r"\b7\b", r"\b8\b"]),
+    "out_dtype": ((Q, K, V), dict(out=np.zeros((2, 6, 5, 7))), TypeError,
+                  ["out", "float32", "float64"]),
+    "key_lengths": ((Q, K, V), dict(key_lengths=np.array([9, 10])), ValueError,
+                    ["key_lengths", r"\b9\b", r"\b10\b"]),
+    "key_lengths_dtype": ((Q, K, V), dict(key_lengths=np.array([9.0, 1.0])), TypeError,
+                          ["key_lengths", "int32|int64", "float64"]),
+    "unknown_option": ((Q, K, V), dict(is_causal=True), TypeError, ["is_causal"]),
+}  # fmt: skip
+
+OTHERS = {
+    "linear_inner": ("linear", (X, W[:, :4]), {}, ValueError, ["weight", r"\b5\b", r"\b4\b"]),
+    "linear_rank": ("linear", (X, W[0]), {}, ValueError, ["weight", r"\b2\b|out", r"\(5,\)|\b1\b"]),
+    "linear_bias": ("linear", (X, W, X[0]), {}, ValueError, ["bias", r"\b3\b", r"\b5\b"]),
+    "linear_dtype": ("linear", (X.astype(int), W), {}, TypeError, ["x", "float32", "int64"]),
+    "linear_mixed": ("linear", (X, W.astype(float)), {}, TypeError,
+                     ["weight", "float32", "float64"]),
+    "linear_activation": ("linear", (X, W, None, "tanh"), {}, ValueError,
+                          ["activation", "relu", "gelu", "silu", "tanh"]),
+    "norm_weight": ("layer_norm", (X, X[0, :4]), {}, ValueError, ["weight", r"\b5\b", r"\b4\b"]),
+    "norm_bias": ("layer_norm", (X, X[0], X[0, :4]), {}, ValueError, ["bias", r"\b5\b", r"\b4\b"]),
+    "norm_dtype": ("rms_norm", (X.astype(int),), {}, TypeError, ["x", "float32", "int64"]),
+    "pool_layout": ("global_average_pool", (IMAGE,), dict(layout="chwn"), ValueError,
+                    ["layout", "nchw", "nhwc", "chwn"]),
+    "pool_rank": ("global_average_pool", (X,), {}, ValueError, ["x", "channels", r"\(4, 5\)|\b2\b"]),
+    "se_reduce": ("squeeze_excitation", (IMAGE, SE[0][:, :7], *SE[1:]), {}, ValueError,
+                  ["w_reduce", "channels", r"\b8\b", r"\b7\b"]),
+    "se_expand": ("squeeze_excitation", (IMAGE, *SE[:2], SE[2][:, :1], SE[3]), {}, ValueError,
+                  ["w_expand", "reduced", r"\b2\b", r"\b1\b"]),
+    "se_bias": ("squeeze_excitation", (IMAGE, *SE[:3], SE[3][:7]), {}, ValueError,
+                ["b_expand", "channels", r"\b8\b", r"\b7\b"]),
+    "se_activation": ("squeeze_excitation", (IMAGE, *SE), dict(activation="relu6"), ValueError,
+                      ["activation", "relu", "hard_swish", "relu6"]),
+    "se_gate": ("squeeze_excitation", (IMAGE, *SE), dict(gate="relu"), ValueError,
+                ["gate", "sigmoid", "hard_sigmoid", "relu"]),
+}  # fmt: skip
+
+ROWS = {f"attention_{n}": ("attention", *row) for n, row in ATTENTION.items()} | OTHERS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_message(name):
+    function, arguments, options, kind, patterns = ROWS[name]
+    try:
+        with pytest.raises(kind) as caught:
+            getattr(regard, function)(*arguments, **options)
+    except NotImplementedError as error:
+        if not {"window", "key_lengths"} & options.keys():
+            raise
+        pytest.skip(f"not implemented yet: {error}")
+    message = str(caught.value)
+    missing = [p for p in patterns if not re.search(p, message)]
+    assert not missing, f"the message lacks {missing}: {message}"
+
+
+def test_read_only_out():
+    out = np.zeros((2, 6, 5, 7), np.float32)
+    out.setflags(write=False)
+    with pytest.raises(ValueError, match="out"):
+        regard.attention(Q, K, V, out=out)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**40])
+def test_thread_numbers(bad):
+    before = regard.get_num_threads()
+    with pytest.raises(ValueError, match=str(bad)):
+        regard.set_num_threads(bad)
+    with pytest.raises(TypeError):
+        regard.set_num_threads("2")
+    assert regard.get_num_threads() == before
+
+
+def test_an_error_leaves_out_untouched():
+    out = np.full((2, 6, 5, 7), 3, np.float32)
+    with pytest.raises(ValueError):
+        regard.attention(Q, K, V[:1], out=out)
+    assert (out == 3).all()
