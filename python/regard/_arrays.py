@@ -60,11 +60,13 @@ def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
 
 def call(operation: str, kernel: Callable[..., Any], backend: Any, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """kernel(*arrays, *options) for arrays that are not all NumPy's; outputs of the first array's kind."""
-    result = kernel(*[native(operation, x) for x in arrays], *options)
+    natives = [native(operation, x) for x in arrays]
+    result = kernel(*natives, *options)
     if isinstance(result, tuple):
         return result
     convert = same_kind(arrays[0], backend)
-    return [convert(x) if isinstance(x, np.ndarray) else x for x in result]
+    given = {id(n): x for n, x in zip(natives, arrays, strict=True) if x is not None}
+    return [given[id(x)] if id(x) in given else convert(x) for x in result]
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...], argument: str) -> Any:
