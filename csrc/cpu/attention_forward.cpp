@@ -33,7 +33,6 @@ constexpr int kKeys = 96;
 constexpr std::int64_t queries_per_item(std::int64_t dim) { return dim <= 128 ? 192 : dim <= 256 ? 96 : 48; }
 
 constexpr double kLog2E = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
 
 std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
@@ -58,7 +57,8 @@ template <class T> class Forward {
     query_factor_ = p_.scale == 0 ? T(1) : static_cast<T>(std::ldexp(1.0, std::clamp(exponent - 1, -120, 120)));
     score_factor_ = p_.scale == 0 ? T(0) : static_cast<T>(p_.scale / static_cast<double>(query_factor_));
     transforms_ = p_.softcap > 0 || p_.bias.present() || p_.alibi_slopes.present() || p_.sinks.present() || !(p_.scale > 0);
-    exp_factor_ = static_cast<T>(transforms_ ? kLog2E : kLog2E * static_cast<double>(score_factor_));
+    score_unit_ = transforms_ ? 1.0 : static_cast<double>(score_factor_);
+    exp_factor_ = static_cast<T>(kLog2E * score_unit_);
     per_group_ = p_.heads_kv() > 0 ? p_.heads() / p_.heads_kv() : 1;
 
     // Equal blocks rather than full ones and a rest: each item copies K and V for itself.
@@ -83,8 +83,7 @@ template <class T> class Forward {
     Scratch scratch;
     T* queries;  // [tiles][dim_qk][kColumns]
     T* output;   // [tiles][dim_v_padded][kColumns]
-    T* max;      // [tiles][kColumns], in base-2 units: max * exp_factor
-    T* raw_max;  // [tiles][kColumns]
+    T* max;      // [tiles][kColumns], of the scores as the tiles hold them
     T* sum;      // [tiles][kColumns]
     T* keys;     // [kKeys][key_row]
     T* values;   // [kKeys][value_row]
@@ -111,7 +110,6 @@ template <class T> class Forward {
     const auto queries = w.scratch.template reserve<T>(tiles * p_.dim_qk() * kColumns);
     const auto output = w.scratch.template reserve<T>(tiles * dim_v_padded_ * kColumns);
     const auto max = w.scratch.template reserve<T>(tiles * kColumns);
-    const auto raw_max = w.scratch.template reserve<T>(tiles * kColumns);
     const auto sum = w.scratch.template reserve<T>(tiles * kColumns);
     const auto keys = w.scratch.template reserve<T>(kKeys * key_row_);
     const auto values = w.scratch.template reserve<T>(kKeys * value_row_);
@@ -123,7 +121,6 @@ template <class T> class Forward {
     w.queries = w.scratch.template at<T>(queries);
     w.output = w.scratch.template at<T>(output);
     w.max = w.scratch.template at<T>(max);
-    w.raw_max = w.scratch.template at<T>(raw_max);
     w.sum = w.scratch.template at<T>(sum);
     w.keys = w.scratch.template at<T>(keys);
     w.values = w.scratch.template at<T>(values);
@@ -175,8 +172,7 @@ template <class T> class Forward {
     std::fill_n(w.output + t * dim_v_padded_ * kColumns, dim_v_padded_ * kColumns, T(0));
     const bool sink = p_.sinks.present();
     const T start = sink ? static_cast<T>(read<float>(p_.sinks.at(h))) : -kInfinity;
-    std::fill_n(w.raw_max + t * kColumns, kColumns, start);
-    std::fill_n(w.max + t * kColumns, kColumns, start * exp_factor_);
+    std::fill_n(w.max + t * kColumns, kColumns, start);
     std::fill_n(w.sum + t * kColumns, kColumns, start > -kInfinity ? T(1) : T(0));
   }
 
@@ -261,31 +257,31 @@ template <class T> class Forward {
   void softmax(Buffers& w, const TileOf& t, std::int64_t index, V* alpha) const {
     for (int v = 0; v < t.vectors; ++v) {
       T* const column = w.scores + v * kW;
-      T* const raw_max = w.raw_max + index * kColumns + v * kW;
       T* const max_at = w.max + index * kColumns + v * kW;
       T* const sum_at = w.sum + index * kColumns + v * kW;
-      V m = load<V>(raw_max);
-      V m2 = m;
+      const V before = load<V>(max_at);
+      V m = before;
+      V odd = m;
       int r = 0;
       for (; r + 2 <= t.keys; r += 2) {
         m = max(load<V>(column + r * kColumns), m);
-        m2 = max(load<V>(column + (r + 1) * kColumns), m2);
+        odd = max(load<V>(column + (r + 1) * kColumns), odd);
       }
       if (r < t.keys) m = max(load<V>(column + r * kColumns), m);
-      m = max(m2, m);
+      m = max(odd, m);
+      store(max_at, m);
+      // Subtracting before scaling costs an instruction over one fused step, and gives the largest weight as exactly 1
+      // however large the scores.
       const V factor = broadcast<V>(exp_factor_);
-      const V none = m == -kInfinity ? broadcast<V>(1) : V{};
-      const V base = none != 0 ? V{} : m * factor;
+      const V base = m == -kInfinity ? V{} : m;
       V sum{};
       for (r = 0; r < t.keys; ++r) {
-        const V weight = exp2_nonpositive(fma(load<V>(column + r * kColumns), factor, -base));
+        const V weight = exp2_nonpositive((load<V>(column + r * kColumns) - base) * factor);
         sum += weight;
         store(column + r * kColumns, weight);
       }
-      alpha[v] = exp2_nonpositive(load<V>(max_at) - base);
+      alpha[v] = exp2_nonpositive((before - base) * factor);
       store(sum_at, fma(load<V>(sum_at), alpha[v], sum));
-      store(raw_max, m);
-      store(max_at, none != 0 ? broadcast<V>(-kInfinity) : base);
     }
   }
 
@@ -295,10 +291,13 @@ template <class T> class Forward {
     const int vectors = (queries + kW - 1) / kW;
     alignas(64) T bad[kColumns];
     for (int v = 0; v < vectors; ++v) {
-      const V inverse = broadcast<V>(1) / load<V>(sum + v * kW);
-      V finite = load<V>(sum + v * kW) > 0 ? V{} : broadcast<V>(1);
+      const V l = load<V>(sum + v * kW);
+      const V inverse = broadcast<V>(1) / l;
+      V finite = l > 0 ? V{} : broadcast<V>(1);
       for (std::int64_t d = 0; d < dim_v_padded_; ++d) {
-        const V o = load<V>(out + d * kColumns + v * kW) * inverse;
+        const V total = load<V>(out + d * kColumns + v * kW);
+        const V quotient = total * inverse;  // one Newton step: a true division's rounding at a third of its cost
+        const V o = fma(fma(-quotient, l, total), inverse, quotient);
         finite = finite + (o - o);  // 0 when finite, NaN otherwise
         store(out + d * kColumns + v * kW, o);
       }
@@ -307,7 +306,7 @@ template <class T> class Forward {
     // Back to rows: [dim_v][kColumns] -> [queries][dim_v].
     transpose_back(out, w.staging, w.staging_row, vectors);
     for (int q = 0; q < queries; ++q) {
-      double lse = (static_cast<double>(w.max[index * kColumns + q]) + std::log2(static_cast<double>(sum[q]))) * kLn2;
+      double lse = static_cast<double>(w.max[index * kColumns + q]) * score_unit_ + std::log(static_cast<double>(sum[q]));
       if (bad[q] == 0) {
         write_row(p_.out.dtype, p_.out.at(b, h, i0 + q), p_.out.stride[3], p_.dim_v(), w.staging + q * w.staging_row);
       } else {
@@ -369,7 +368,8 @@ template <class T> class Forward {
   PlainAttention plain_;
   T query_factor_;
   T score_factor_;
-  T exp_factor_;
+  double score_unit_;  // what 1 in a score tile is worth: tiles stay unscaled where nothing is added to them
+  T exp_factor_;       // score_unit * log2(e)
   bool transforms_;
   std::int64_t per_group_;
   std::int64_t blocks_;

@@ -6,10 +6,13 @@
 //
 // Attention calls it with A = K, B = Q^T for the scores and A = V^T, B = P for the output: keys run down, queries
 // across, so the softmax needs no sum across lanes and K and V are used as they lie. linear() calls it with A = x and
-// B = weight^T. Each element is one chain of fused multiply-adds over the depth, whatever tile it falls in: that is
-// why results do not depend on how the work is cut (see "Determinism" in docs/design.md).
+// B = weight^T. Each element is a sum of chains of kChain fused multiply-adds over the depth, whatever tile it falls in: that
+// is why results do not depend on how the work is cut (see "Determinism" in docs/design.md). Chains start from zero and
+// C joins at their end: its sum over earlier blocks is large, and rounding each step at its size cost up to 3x the
+// error on long rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/simd.h"
@@ -24,6 +27,10 @@ template <class T> struct Tile {
   static constexpr int kColumns = kVectors * kWidth<T>;
 };
 
+// Steps of one accumulation chain. Rounding errors of a chain grow with its length: 32 keeps float32 scores of 128 and
+// more dimensions as accurate as a dot product summed in lanes.
+constexpr int kChain = 32;
+
 // Which index of A is contiguous: its depth (K, x) or its rows (V^T, where the depth runs over keys).
 enum class Left { depth_contiguous, rows_contiguous };
 
@@ -34,26 +41,29 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
   using V = Vec<T>;
   constexpr int rows = Tile<T>::kRows;
   constexpr int w = kWidth<T>;
-  V acc[rows][Vectors];
+  for (int start = 0; start == 0 || start < depth; start += kChain) {
+    const int end = std::min(depth, start + kChain);
+    V acc[rows][Vectors] = {};
+    for (int k = start; k < end; ++k) {
+      V right[Vectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
+      for (int r = 0; r < rows; ++r) {
+        const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) acc[r][v] = scale ? load<V>(c + r * ldc + v * w) * scale[v] : V{};
-  for (int k = 0; k < depth; ++k) {
-    V right[Vectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
-#pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + v * w, acc[r][v]);
+      for (int v = 0; v < Vectors; ++v) {
+        T* const at = c + r * ldc + v * w;
+        const V sum = acc[r][v];
+        store(at, start > 0 ? load<V>(at) + sum : scale ? fma(load<V>(at), scale[v], sum) : sum);
+      }
+  }
 }
 
 template <class T, int Vectors, Left Order>

@@ -23,7 +23,7 @@ SHAPES: dict[str, dict[str, str]] = {
 
 #: What else must hold, said after the expected shape.
 HINTS: dict[tuple[str, str], str] = {
-    ("attention", "key"): "heads must be a multiple of heads_kv",
+    ("attention", "key"): "heads = {heads} must be a multiple of heads_kv",
     ("attention", "query"): "dim_qk must be at least 1",
 }
 
@@ -53,6 +53,19 @@ ALIGNMENT = (
     "lines up with the last key), because causal, window and alibi_slopes need a diagonal and "
     "len_q = {len_q} differs from len_kv = {len_kv}; got None"
 )
+
+
+class _Names(dict[str, Any]):
+    """Dimension names for format_map: an unknown one stands for itself."""
+
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def number(argument: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a real number (or None): said here, since bindings only say "incompatible"."""
+    if value is not None and not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}")
 
 
 def describe(x: Any) -> str:
@@ -100,7 +113,7 @@ def error(
 
     shape = f"({filled(shapes.get(argument, ''))})"
     hint = HINTS.get((operation, argument))
-    hint = f" where {hint}" if hint else ""
+    hint = " where " + hint.format_map(_Names(known)) if hint else ""
     floats = "float32, float64, float16 or bfloat16"
     if rule == "type":
         return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")

@@ -126,6 +126,8 @@ def attention(
         _choice("precision", precision, _PRECISIONS)
     if alignment not in _ALIGNMENTS:
         _choice("alignment", alignment, _ALIGNMENTS)
+    if softcap is not None:
+        _checks.number("softcap", softcap)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
     left, right = (-1, 0 if causal else -1) if window is None else _window(causal, window)
@@ -138,10 +140,15 @@ def attention(
     arrays = (*inputs, out)
     options = (left, right, _ALIGNMENTS[alignment], scale, softcap or 0.0, layout == "bshd", return_lse)
     backend = _backend.cpu
-    if all(x is None or type(x) is np.ndarray for x in arrays):
-        result = backend.attention(*arrays, *options)
-    else:
-        result = _arrays.call("attention", backend.attention, backend, arrays, options)
+    try:
+        if all(x is None or type(x) is np.ndarray for x in arrays):
+            result = backend.attention(*arrays, *options)
+        else:
+            result = _arrays.call("attention", backend.attention, backend, arrays, options)
+    except TypeError:
+        _checks.number("scale", scale)
+        _checks.number("softcap", softcap)
+        raise
     if type(result) is tuple:
         names = ("query", "key", "value", "mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "out")
         raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap}, layout)
