@@ -232,7 +232,8 @@ CALLS: dict[str, dict[str, tuple[str, set[str]]]] = {
         "linear_beyond_2_63": ("regard.linear(wide(1 << 40, 1), wide(1 << 40, 1))",
                                {"MemoryError", "ValueError"}),
         "pool_beyond_2_31": ("r = regard.global_average_pool("
-                             "wide(1, 1 << 7, 1 << 12, (1 << 12) + 1)); result = 'right' if np.allclose(r, 0.5, rtol=1e-4) else 'WRONG'",
+                             "wide(1, 1 << 7, 1 << 12, (1 << 12) + 1)); "
+                             "result = 'right' if np.allclose(r, 0.5, rtol=1e-4) else 'WRONG'",
                              {"right", "MemoryError"}),
         "se_too_big": ("regard.squeeze_excitation(wide(1 << 10, 1 << 10, 1 << 10, 1 << 10), "
                        "normal(4, 1 << 10), normal(4), normal(1 << 10, 4), normal(1 << 10))",
