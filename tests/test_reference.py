@@ -16,7 +16,8 @@ NEAR = 200 * 2.0**-52  # sums of fewer than ten terms of magnitude below 10, twi
 
 @pytest.mark.parametrize("alignment", ["upper_left", "lower_right"])
 def test_every_option_at_once_against_loops(alignment):
-    slopes, sinks, bias = np.linspace(0.1, 0.5, 6), normal(3, 6), normal(4, 5, 9)
+    slopes = np.linspace(0.1, 0.5, 6)
+    sinks, bias = normal(3, 6, dtype="float64"), normal(4, 5, 9, dtype="float64")
     mask = np.random.default_rng(5).random((2, 1, 5, 9)) > 0.2
     query_lengths, key_lengths = np.array([3, 5]), np.array([9, 4])
     out, lse, weights = reference.attention(
