@@ -299,7 +299,8 @@ NUMBERS = [
 
 LAYOUTS = [
     *(case(f"strides_{name}", *(("dtypes",) if name == "misaligned" else ()), batch=2, heads=4,
-           heads_kv=2, len_q=21, len_kv=35, dim_qk=20, mask="qk", strides=name) for name in STRIDES),
+           heads_kv=2, len_q=21, len_kv=35, dim_qk=20, mask="qk", strides=name)
+      for name in STRIDES),
     *(case(f"strides_{name}_bshd", batch=2, len_q=21, dim_qk=16, causal=True, strides=name,
            layout="bshd") for name in STRIDES if not name.startswith("one_")),
     *(case(f"strides_{name}_decode", heads=4, heads_kv=2, len_q=1, len_kv=70, dim_qk=64,

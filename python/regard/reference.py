@@ -349,7 +349,7 @@ def squeeze_excitation(
     axes = image_axes(x, layout)
     x = np.asarray(x).astype(compute)
     squeezed = x.mean(axis=axes)
-    hidden = ACTIVATIONS[activation](affine(squeezed, w_reduce, b_reduce))
+    hidden = chosen(ACTIVATIONS, activation)(affine(squeezed, w_reduce, b_reduce))
     gates = gate_function(gate)(affine(hidden, w_expand, b_expand))
     result = (x * np.expand_dims(gates, axes)).astype(dtype)
     if out is None:
@@ -377,7 +377,7 @@ def linear(
     dtype, compute = dtypes_of(x, weight)
     y = affine(np.asarray(x).astype(compute), weight, bias)
     if activation is not None:
-        y = ACTIVATIONS[activation](y)
+        y = chosen(ACTIVATIONS, activation)(y)
     return y.astype(dtype)
 
 
@@ -450,9 +450,15 @@ ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "hard_swish": hard_swis
 GATES = {"sigmoid": sigmoid, "tanh": np.tanh, "hard_sigmoid": hard_sigmoid}
 
 
+def chosen(functions: dict[str, Any], name: str) -> Any:
+    if name not in functions:
+        raise ValueError(f"expected one of {', '.join(functions)}, got {name!r}")
+    return functions[name]
+
+
 def gate_function(gate: str | tuple[str, float, float]) -> Any:
     if isinstance(gate, str):
-        return GATES[gate]
+        return chosen(GATES, gate)
     name, alpha, beta = gate
     if name != "hard_sigmoid":
         raise ValueError(f'only the gate "hard_sigmoid" has parameters, got {gate!r}')
