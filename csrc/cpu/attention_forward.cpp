@@ -56,9 +56,11 @@ template <class T> class Forward {
     std::frexp(p_.scale, &exponent);
     query_factor_ = p_.scale == 0 ? T(1) : static_cast<T>(std::ldexp(1.0, std::clamp(exponent - 1, -120, 120)));
     score_factor_ = p_.scale == 0 ? T(0) : static_cast<T>(p_.scale / static_cast<double>(query_factor_));
+    score_factor_low_ = static_cast<T>(p_.scale / static_cast<double>(query_factor_) - static_cast<double>(score_factor_));
     transforms_ = p_.softcap > 0 || p_.bias.present() || p_.alibi_slopes.present() || p_.sinks.present() || !(p_.scale > 0);
-    score_unit_ = transforms_ ? 1.0 : static_cast<double>(score_factor_);
+    score_unit_ = transforms_ ? 1.0 : p_.scale / static_cast<double>(query_factor_);
     exp_factor_ = static_cast<T>(kLog2E * score_unit_);
+    exp_factor_low_ = static_cast<T>(kLog2E * score_unit_ - static_cast<double>(exp_factor_));
     per_group_ = p_.heads_kv() > 0 ? p_.heads() / p_.heads_kv() : 1;
 
     // Equal blocks rather than full ones and a rest: each item copies K and V for itself.
@@ -201,27 +203,38 @@ template <class T> class Forward {
                                        static_cast<int>(dim_v_padded_), t.vectors, t.keys, alpha);
   }
 
-  // Scores in natural units: scaled, capped, with bias and ALiBi.
+  // Scores in natural units: scaled, capped, with bias and ALiBi. Scale and bias join in fused steps: rounding the scaled
+  // score first doubled the error of large scores.
   void transform(Buffers& w, const SequenceMask& sequence, const TileOf& t) const {
-    for_each_vector(w, t, [&](V s, int, int) { return s * broadcast<V>(score_factor_); });
-    if (p_.softcap > 0) {
+    const V high = broadcast<V>(score_factor_);
+    const V low = broadcast<V>(score_factor_low_);
+    const auto scaled_plus = [&](V s, V bias) { return fma(s, high, fma(s, low, bias)); };
+    const auto capped_plus = [&](V s, V bias) {
       const V cap = broadcast<V>(static_cast<T>(p_.softcap));
-      for_each_vector(w, t, [&](V s, int, int) { return cap * tanh(s / cap); });
-    }
-    if (p_.bias.present()) {
-      if (p_.bias.stride[2] == 0) {
-        load_row(w, p_.bias, t);
-        for_each_vector(w, t, [&](V s, int r, int) { return s + broadcast<V>(w.extra[r]); });
-      } else {
-        load_tile(w, p_.bias, t);
-        for_each_vector(w, t, [&](V s, int r, int v) { return s + load<V>(w.extra + r * kColumns + v * kW); });
-      }
-    }
+      return cap * tanh(scaled_plus(s, V{}) / cap) + bias;
+    };
+    if (p_.softcap > 0)
+      add_bias(w, t, capped_plus);
+    else
+      add_bias(w, t, scaled_plus);
     if (p_.alibi_slopes.present()) {
       const V slope = broadcast<V>(static_cast<T>(read<float>(p_.alibi_slopes.at(t.b, t.h))));
       const T centre = static_cast<T>(t.i0 + sequence.diagonal - t.j0);
       const V lanes = lane_numbers();
       for_each_vector(w, t, [&](V s, int r, int v) { return s - slope * abs(lanes + broadcast<V>(centre + static_cast<T>(v * kW - r))); });
+    }
+  }
+
+  // scores = combine(score, bias), with a bias of 0 where there is none.
+  template <class F> void add_bias(Buffers& w, const TileOf& t, F&& combine) const {
+    if (!p_.bias.present()) {
+      for_each_vector(w, t, [&](V s, int, int) { return combine(s, V{}); });
+    } else if (p_.bias.stride[2] == 0) {
+      load_row(w, p_.bias, t);
+      for_each_vector(w, t, [&](V s, int r, int) { return combine(s, broadcast<V>(w.extra[r])); });
+    } else {
+      load_tile(w, p_.bias, t);
+      for_each_vector(w, t, [&](V s, int r, int v) { return combine(s, load<V>(w.extra + r * kColumns + v * kW)); });
     }
   }
 
@@ -272,15 +285,16 @@ template <class T> class Forward {
       store(max_at, m);
       // Subtracting before scaling costs an instruction over one fused step, and gives the largest weight as exactly 1
       // however large the scores.
-      const V factor = broadcast<V>(exp_factor_);
+      const V high = broadcast<V>(exp_factor_);
+      const V low = broadcast<V>(exp_factor_low_);
       const V base = m == -kInfinity ? V{} : m;
       V sum{};
       for (r = 0; r < t.keys; ++r) {
-        const V weight = exp2_nonpositive((load<V>(column + r * kColumns) - base) * factor);
+        const V weight = exp2_scaled(load<V>(column + r * kColumns) - base, high, low);
         sum += weight;
         store(column + r * kColumns, weight);
       }
-      alpha[v] = exp2_nonpositive((before - base) * factor);
+      alpha[v] = exp2_scaled(before - base, high, low);
       store(sum_at, fma(load<V>(sum_at), alpha[v], sum));
     }
   }
@@ -367,9 +381,11 @@ template <class T> class Forward {
   const AttentionProblem& p_;
   PlainAttention plain_;
   T query_factor_;
-  T score_factor_;
+  T score_factor_;  // scale / query_factor, and what rounding took from it
+  T score_factor_low_;
   double score_unit_;  // what 1 in a score tile is worth: tiles stay unscaled where nothing is added to them
-  T exp_factor_;       // score_unit * log2(e)
+  T exp_factor_;       // score_unit * log2(e), and what rounding took from it
+  T exp_factor_low_;
   bool transforms_;
   std::int64_t per_group_;
   std::int64_t blocks_;

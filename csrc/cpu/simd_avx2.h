@@ -15,6 +15,9 @@ template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, __m
 
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+// a b - n for n near a b: the rounding error of the product survives.
+inline __m256 product_minus(__m256 a, __m256 b, __m256 n) { return fma(a, b, -n); }
+inline __m256d product_minus(__m256d a, __m256d b, __m256d n) { return fma(a, b, -n); }
 inline __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 inline __m256d max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 

@@ -15,6 +15,9 @@ template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, __m
 
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+// a b - n for n near a b: the rounding error of the product survives.
+inline __m512 product_minus(__m512 a, __m512 b, __m512 n) { return fma(a, b, -n); }
+inline __m512d product_minus(__m512d a, __m512d b, __m512d n) { return fma(a, b, -n); }
 inline __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 inline __m512d max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
 

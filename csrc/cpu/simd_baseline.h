@@ -24,6 +24,28 @@ template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, Dou
 inline Float4 fma(Float4 a, Float4 b, Float4 c) { return a * b + c; }
 inline Double2 fma(Double2 a, Double2 b, Double2 c) { return a * b + c; }
 
+// a b - n for n near a b: the rounding error of the product survives. Without a fused instruction the factors are split
+// into halves whose products are exact (Dekker 1971).
+template <class V, class Bits> inline V product_minus_split(V a, V b, V n, Bits upper_half) {
+  const auto upper = [&](V x) {
+    Bits u;
+    std::memcpy(&u, &x, sizeof u);
+    u &= upper_half;
+    std::memcpy(&x, &u, sizeof x);
+    return x;
+  };
+  const V a1 = upper(a), a2 = a - a1, b1 = upper(b), b2 = b - b1;
+  return (((a1 * b1 - n) + a1 * b2) + a2 * b1) + a2 * b2;
+}
+inline Float4 product_minus(Float4 a, Float4 b, Float4 n) {
+  using Bits = std::uint32_t __attribute__((vector_size(16)));
+  return product_minus_split(a, b, n, Bits{} + 0xfffff000u);
+}
+inline Double2 product_minus(Double2 a, Double2 b, Double2 n) {
+  using Bits = std::uint64_t __attribute__((vector_size(16)));
+  return product_minus_split(a, b, n, Bits{} + 0xfffffffff8000000u);
+}
+
 // Adding and taking away 1.5 2^23 (2^52) rounds to a whole number wherever one can still be smaller than the step;
 // larger numbers are whole already.
 inline Float4 round_to_nearest(Float4 x) {
