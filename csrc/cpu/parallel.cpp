@@ -132,6 +132,7 @@ std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
 }
 
 void Scratch::acquire() {
+  if (bytes_ == 0) return;
   if (bytes_ > kKeptBytes || kept.taken) {
     base_ = allocate(bytes_);
     return;
