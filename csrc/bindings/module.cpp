@@ -7,6 +7,7 @@
 PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   using namespace regard;
   using namespace regard::bindings;
+  cpu::initialise();
   cpu::set_interrupt_poll(signal_raised);
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"));
   m.def("get_num_threads", &cpu::get_num_threads);

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <new>
 
 namespace regard::cpu {
@@ -60,9 +61,6 @@ void run_items(Call& call, std::int64_t items, Body body, void* context, bool ca
   is_calling_thread = outer_calling;
 }
 
-// OpenMP's threads do not survive a fork, and waiting for them would hang: remember that we are a child.
-const int fork_handler_installed = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
-
 struct KeptMemory {
   char* base = nullptr;
   std::size_t bytes = 0;
@@ -78,6 +76,12 @@ char* allocate(std::size_t bytes) {
 }
 
 }  // namespace
+
+void initialise() {
+  // OpenMP's threads do not survive a fork, and waiting for them would hang: remember that we are a child.
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; }); });
+}
 
 void set_num_threads(int n) { num_threads = n; }
 
@@ -128,6 +132,7 @@ std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
 }
 
 void Scratch::acquire() {
+  if (bytes_ == 0) return;
   if (bytes_ > kKeptBytes || kept.taken) {
     base_ = allocate(bytes_);
     return;

@@ -6,6 +6,10 @@
 
 namespace regard::cpu {
 
+// Called once before any kernel, by whoever loads them. No static initialiser does this: those would run compiled for
+// this instruction set before anyone could ask whether the machine has it.
+void initialise();
+
 // How many threads a call may use; may exceed the cores. Results never depend on it.
 void set_num_threads(int n);
 int get_num_threads();

@@ -82,9 +82,16 @@ inline Double2 scale_by_power_of_two(Double2 x, Double2 n) {
   return x * power;
 }
 
-inline Float4 load_as(const Half* p) { return Float4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
+// Element by element through memcpy: p may be misaligned.
+inline Float4 load_as(const Half* p) {
+  Half h[4];
+  std::memcpy(h, p, sizeof h);
+  return Float4{to_float(h[0]), to_float(h[1]), to_float(h[2]), to_float(h[3])};
+}
 inline void store_as(Half* p, Float4 v) {
-  for (int i = 0; i < 4; ++i) p[i] = from_float<Half>(v[i]);
+  Half h[4];
+  for (int i = 0; i < 4; ++i) h[i] = from_float<Half>(v[i]);
+  std::memcpy(p, h, sizeof h);
 }
 
 }  // namespace regard::cpu
