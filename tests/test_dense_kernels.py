@@ -18,9 +18,6 @@ ACTIVATIONS = {
     "relu": lambda y: np.maximum(y, 0),
     "gelu": lambda y: 0.5 * y * np.vectorize(math.erfc)(-y / math.sqrt(2)),
     "silu": lambda y: y / (1 + np.exp(-y)),
-    "tanh": np.tanh,
-    "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
-    "hard_swish": lambda y: y * np.clip(y / 6 + 0.5, 0, 1),
 }
 
 
@@ -70,11 +67,11 @@ def values_of(activation, t, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("activation", ["gelu", "silu", "sigmoid"])
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_activations_are_accurate_relative_to_their_size(backend, activation, dtype):
     t = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 200), -np.geomspace(1e-20, 1, 200)])
     t = t.astype(dtype).astype(np.float64)
-    want = np.array([mp_activation(activation, x) for x in t])
+    want = np.array([scalar_activation(activation, x) for x in t])
     error = np.abs(values_of(activation, t, dtype) - want)
     # 8 ulp: exp's 2, a polynomial's 2, a division and some products. Without fused operations exp's argument loses
     # more: half an epsilon of its own size, up to 12^2 / 2.
@@ -84,24 +81,20 @@ def test_activations_are_accurate_relative_to_their_size(backend, activation, dt
     assert (error <= ulps * EPSILON[dtype] * np.abs(want)).all()
 
 
-def mp_activation(activation, x):
+def scalar_activation(activation, x):
     if activation == "gelu":
         return x * 0.5 * math.erfc(-x * math.sqrt(0.5))
     e = math.exp(-abs(x))
-    s = (1 if x >= 0 else e) / (1 + e)
-    return x * s if activation == "silu" else s
+    return x * (1 if x >= 0 else e) / (1 + e)
 
 
 def test_special_values_of_activations(backend):
     t = np.array([np.inf, -np.inf, np.nan, 0.0, 3e38, -3e38])
     for dtype in ("float32", "float64"):
-        for name in ("relu", "gelu", "silu", "tanh", "sigmoid", "hard_swish"):
+        for name in ("relu", "gelu", "silu"):
             y = values_of(name, t, dtype)
-            assert np.isnan(y[2])
-            assert y[3] == (0.5 if name == "sigmoid" else 0)
-            top = 1 if name in ("tanh", "sigmoid") else np.inf
-            assert y[0] == top and y[4] == (1 if top == 1 else t.astype(dtype)[4])
-            assert y[5] == (-1 if name == "tanh" else 0)
+            assert np.isnan(y[2]) and y[3] == 0 and y[5] == 0
+            assert y[0] == np.inf and y[4] == t.astype(dtype)[4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

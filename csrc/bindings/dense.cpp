@@ -24,7 +24,7 @@ py::object linear(const py::object& x, const Array& weight, const Array& bias, c
   p.weight = weight;
   p.bias = bias;
   p.out = py::cast<Array>(out);
-  p.activation = static_cast<Activation>(activation);
+  p.activation = static_cast<LinearProblem::Activation>(activation);
   p.packed = packed_out_features >= 0;
   p.packed_out_features = packed_out_features;
   if (const Refusal r = p.check()) return refused(r);

@@ -7,8 +7,6 @@
 
 namespace regard {
 
-enum class Activation : std::uint8_t { none, relu, gelu, silu, tanh, sigmoid, hard_swish };
-
 // Bytes of a row of a packed panel: whole tiles of every instruction set, so that one packed weight serves them all.
 constexpr std::int64_t kPanelBytes = 192;
 constexpr std::int64_t panel_columns(DType compute) { return kPanelBytes / size_of(compute); }
@@ -22,6 +20,8 @@ constexpr DType compute_dtype(DType t) { return t == DType::float64 ? DType::flo
 
 // out = activation(x weight^T + bias)
 struct LinearProblem {
+  enum class Activation : std::uint8_t { none, relu, gelu, silu };
+
   Array x;       // [..., in_features]
   Array weight;  // [out_features, in_features]; or, when packed, [panels, in_features + 1, columns] from PackProblem
   Array bias;    // [out_features]

@@ -25,7 +25,7 @@ namespace {
 
 // Depth of a block: a panel of it takes 24 KiB of L1, beside 8 rows of x and the accumulators.
 constexpr std::int64_t kDepth = 128;
-// For few rows nothing is used twice: panels are read once, in long runs.
+// For few rows nothing is used twice: packed panels are read once, in long runs.
 constexpr std::int64_t kDepthOfFewRows = 2048;
 constexpr std::int64_t kFewRows = 8;
 
@@ -78,15 +78,13 @@ template <class T> void read_bias(const Array& bias, std::int64_t n0, std::int64
 }
 
 // Calls f with the function on vectors.
-template <class F> void with_activation(Activation a, F&& f) {
+template <class F> void with_activation(LinearProblem::Activation a, F&& f) {
+  using Activation = LinearProblem::Activation;
   switch (a) {
     case Activation::none: return f([](auto v) { return v; });
     case Activation::relu: return f([](auto v) { return relu(v); });
     case Activation::gelu: return f([](auto v) { return gelu(v); });
     case Activation::silu: return f([](auto v) { return silu(v); });
-    case Activation::tanh: return f([](auto v) { return tanh(v); });
-    case Activation::sigmoid: return f([](auto v) { return sigmoid(v); });
-    case Activation::hard_swish: return f([](auto v) { return hard_swish(v); });
   }
 }
 
@@ -109,7 +107,7 @@ template <class T> class Linear {
     const std::int64_t fewest = x_.count() <= kFewRows ? 1 : 2;
     group_ = std::clamp(divide_up(panels_ * row_blocks_, wanted), fewest, kPanelsPerGroup);
     groups_ = divide_up(panels_, group_);
-    const std::int64_t most_depth = x_.count() <= kFewRows ? kDepthOfFewRows : kDepth;
+    const std::int64_t most_depth = x_.count() <= kFewRows && p_.packed ? kDepthOfFewRows : kDepth;
     depth_blocks_ = std::max<std::int64_t>(1, divide_up(p_.in_features(), most_depth));
     depth_ = round_up(divide_up(p_.in_features(), depth_blocks_), kW);
   }

@@ -78,9 +78,4 @@ template <class V> inline V silu(V x) { return x / (1 + exp(-x)); }
 
 template <class V> inline V relu(V x) { return x < 0 ? V{} : x; }
 
-template <class V> inline V hard_swish(V x) {
-  using T = LaneOf<V>;
-  return x * min(broadcast<V>(1), max(V{}, fma(x, broadcast<V>(T(1) / 6), broadcast<V>(T(0.5)))));
-}
-
 }  // namespace regard::cpu

@@ -9,7 +9,7 @@ import numpy as np
 from regard import _arrays, _backend, _checks
 
 #: As in core/linear_problem.h.
-_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4, "sigmoid": 5, "hard_swish": 6}
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 
 
 class PackedLinear:
@@ -89,8 +89,7 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None,
         float64, the others for the others.
     bias : array, (out_features,), optional
         Of x's dtype.
-    activation : None, "relu", "gelu", "silu", "tanh", "sigmoid" or "hard_swish"
-        gelu is the erf form.
+    activation : None, "relu", "gelu" (the erf form) or "silu"
     out : array, (..., out_features), optional
         Written and returned; may overlap any input.
 
