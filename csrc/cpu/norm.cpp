@@ -72,7 +72,6 @@ template <class T> class Norm {
     const bool x_in_place = in_place(p_.x) && !p_.residual.present();
     const bool out_in_place = in_place(p_.out);
     for (std::int64_t i = first; i < last; ++i) {
-      if (stop_requested()) return;
       const T* from = reinterpret_cast<const T*>(x_.at(i));
       if (!x_in_place) {
         read_sum(w, i);
