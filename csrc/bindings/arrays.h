@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "bindings/dlpack.h"
 #include "core/array.h"
@@ -47,8 +48,8 @@ inline Array view_of(const py::array& x) {
 }
 
 // The NumPy dtype object for storage type `t`, where `like` is an array that has it.
-inline py::array allocate(const py::dtype& dtype, std::initializer_list<std::int64_t> shape) {
-  return py::array(dtype, std::vector<py::ssize_t>(shape.begin(), shape.end()));
+inline py::array allocate(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
+  return py::array(dtype, shape);
 }
 
 }  // namespace regard::bindings

@@ -27,7 +27,7 @@ inline bool signal_raised() {
 }
 
 // The output given, or a new array like `like`; seen as `view` either way.
-inline py::object output(const py::object& given, const py::handle& like, std::initializer_list<std::int64_t> shape, Array& view) {
+inline py::object output(const py::object& given, const py::handle& like, const std::vector<py::ssize_t>& shape, Array& view) {
   if (!given.is_none()) return given;
   // 16-bit words stand for the bfloat16 of frameworks whose arrays came as capsules.
   const bool numpy = py::isinstance<py::array>(like);

@@ -27,6 +27,7 @@ constexpr const char* kWritable = "writable";    // an output that is read-only 
 constexpr const char* kValue = "value";          // a number outside its range
 constexpr const char* kAlignment = "alignment";  // needed, but not given
 constexpr const char* kEntry = "entry";          // an index array holds a number outside its range
+constexpr const char* kPacked = "packed";        // already inside the packed weight
 }  // namespace rules
 
 // A check, one condition a line: each call after the first failure is ignored.

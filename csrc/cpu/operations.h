@@ -2,9 +2,14 @@
 #pragma once
 
 #include "core/attention_problem.h"
+#include "core/linear_problem.h"
+#include "core/norm_problem.h"
 
 namespace regard::cpu {
 
 void attention_forward(const AttentionProblem& problem);
+void linear(const LinearProblem& problem);
+void norm(const NormProblem& problem);
+void pack_linear(const PackProblem& problem);
 
 }  // namespace regard::cpu

@@ -36,10 +36,10 @@ enum class Left { depth_contiguous, rows_contiguous };
 
 namespace detail {
 
-template <class T, int Vectors, Left Order>
+template <class T, int Rows, int Vectors, Left Order>
 inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int depth, const Vec<T>* scale) {
   using V = Vec<T>;
-  constexpr int rows = Tile<T>::kRows;
+  constexpr int rows = Rows;
   constexpr int w = kWidth<T>;
   for (int start = 0; start == 0 || start < depth; start += kChain) {
     const int end = std::min(depth, start + kChain);
@@ -69,7 +69,7 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
 template <class T, int Vectors, Left Order>
 void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
   for (int r = 0; r < rows; r += Tile<T>::kRows)
-    multiply_tile<T, Vectors, Order>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
+    multiply_tile<T, Tile<T>::kRows, Vectors, Order>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
 }
 
 }  // namespace detail
@@ -84,6 +84,17 @@ inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
     default:
       if constexpr (Tile<T>::kVectors == 3) return detail::multiply_rows<T, 3, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
   }
+}
+
+// The same for fewer than kRows rows, rounded up to 1, 2, 4 or kRows of them: what is left of a block, or all of a small
+// one. Reading B then costs more than the arithmetic, so the rows that are not there are worth leaving out.
+template <class T, Left Order>
+inline void multiply_few(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
+  constexpr int vectors = Tile<T>::kVectors;
+  if (rows == 1) return detail::multiply_tile<T, 1, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
+  if (rows == 2) return detail::multiply_tile<T, 2, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
+  if (rows <= 4) return detail::multiply_tile<T, 4, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
+  return detail::multiply_tile<T, Tile<T>::kRows, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
 }
 
 }  // namespace regard::cpu

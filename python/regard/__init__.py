@@ -7,11 +7,15 @@ import operator
 from typing import Any
 
 from regard import _backend
+from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 
 __all__ = [
     "attention",
     "get_num_threads",
+    "layer_norm",
+    "linear",
+    "rms_norm",
     "scaled_dot_product_attention",
     "set_num_threads",
 ]

@@ -19,12 +19,35 @@ SHAPES: dict[str, dict[str, str]] = {
         "key_lengths": "batch",
         "out": "batch heads len_q dim_v",
     },
+    "linear": {
+        "x": "... in_features",
+        "weight": "out_features in_features",
+        "bias": "out_features",
+        "out": "... out_features",
+    },
+    "pack_linear": {"weight": "out_features in_features", "bias": "out_features"},
+    "layer_norm": {
+        "x": "... features",
+        "residual": "... features",
+        "weight": "features",
+        "bias": "features",
+        "out": "... features",
+    },
+    "rms_norm": {"x": "... features", "residual": "... features", "weight": "features", "out": "... features"},
 }
 
 #: What else must hold, said after the expected shape.
 HINTS: dict[tuple[str, str], str] = {
     ("attention", "key"): "heads = {heads} must be a multiple of heads_kv",
     ("attention", "query"): "dim_qk must be at least 1",
+    ("linear", "x"): "there are 1 to 8 axes",
+    ("linear", "out"): "the leading axes are those of x",
+    ("layer_norm", "x"): "there are 1 to 8 axes",
+    ("layer_norm", "out"): "the leading axes are those of x",
+    ("layer_norm", "residual"): "the leading axes are those of x",
+    ("rms_norm", "x"): "there are 1 to 8 axes",
+    ("rms_norm", "out"): "the leading axes are those of x",
+    ("rms_norm", "residual"): "the leading axes are those of x",
 }
 
 #: Arguments that may have other dtypes than the floats.
@@ -82,8 +105,12 @@ def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[
     found: dict[str, int] = {}
     for argument, names in shapes.items():
         shape = getattr(arguments.get(argument), "shape", ())
-        if len(shape) == len(names.split()):
-            for name, length in zip(names.split(), shape, strict=True):
+        parts = names.split()
+        if parts[0] == "...":  # any leading axes
+            parts = parts[1:]
+            shape = shape[-len(parts) :]
+        if len(shape) == len(parts):
+            for name, length in zip(parts, shape, strict=True):
                 found.setdefault(name, length)
     return found
 
@@ -125,6 +152,8 @@ def error(
         return TypeError(f"{argument}: expected the dtype of {first}, {dtype}, got {got}")
     if rule in ("rank", "shape"):
         return ValueError(f"{argument}: expected shape {shape}{hint}, got {got}")
+    if rule == "packed":
+        return ValueError(f"{argument}: expected None, because the packed weight holds its own, got {got}")
     if rule == "broadcast":
         return ValueError(f"{argument}: expected a shape that broadcasts to {shape}, got {got}")
     if rule == "writable":

@@ -1,0 +1,89 @@
+// What a linear layer computes, its arguments and their checks.
+#pragma once
+
+#include <cstdint>
+
+#include "core/refusal.h"
+
+namespace regard {
+
+// Bytes of a row of a packed panel: whole tiles of every instruction set, so that one packed weight serves them all.
+constexpr std::int64_t kPanelBytes = 192;
+constexpr std::int64_t panel_columns(DType compute) { return kPanelBytes / size_of(compute); }
+constexpr std::int64_t panel_count(std::int64_t out_features, DType compute) {
+  const std::int64_t columns = panel_columns(compute);
+  return out_features / columns + (out_features % columns != 0);
+}
+
+// 16-bit floats are computed in float32.
+constexpr DType compute_dtype(DType t) { return t == DType::float64 ? DType::float64 : DType::float32; }
+
+// out = activation(x weight^T + bias)
+struct LinearProblem {
+  enum class Activation : std::uint8_t { none, relu, gelu, silu };
+
+  Array x;       // [..., in_features]
+  Array weight;  // [out_features, in_features]; or, when packed, [panels, in_features + 1, columns] from PackProblem
+  Array bias;    // [out_features]
+  Array out;     // [..., out_features]
+  Activation activation = Activation::none;
+  bool packed = false;
+  std::int64_t packed_out_features = 0;
+
+  std::int64_t in_features() const { return x.shape[x.rank - 1]; }
+  std::int64_t out_features() const { return packed ? packed_out_features : weight.shape[0]; }
+
+  Refusal check() const;
+  Refusal check_outputs() const;
+};
+
+inline Refusal LinearProblem::check() const {
+  Checker c;
+  c.floats(x, x.rank, "x").require(x.rank >= 1 && x.rank <= kMaxRank, rules::kRank, "x");
+  if (c.result()) return c.result();
+  if (packed) {
+    const DType compute = compute_dtype(x.dtype);
+    c.require(weight.kind == Array::Kind::array, rules::kType, "weight");
+    c.require(weight.dtype == compute, rules::kSameDType, "weight");
+    c.require(out_features() >= 0, rules::kShape, "weight");
+    c.shape(weight, "weight", panel_count(out_features(), compute), in_features() + 1, panel_columns(compute));
+    if (c.result()) return c.result();
+    const std::int64_t item = size_of(compute);
+    c.require(weight.stride[2] == item && weight.stride[1] == kPanelBytes && weight.stride[0] == kPanelBytes * weight.shape[1],
+              rules::kShape, "weight");
+    c.require(!bias.present(), rules::kPacked, "bias");
+  } else {
+    c.floats(weight, 2, "weight").like(weight, x, 2, "weight");
+    if (c.result()) return c.result();
+    c.shape(weight, "weight", out_features(), in_features());
+    c.like(bias, x, 1, "bias").shape(bias, "bias", out_features());
+  }
+  return c.result();
+}
+
+inline Refusal LinearProblem::check_outputs() const {
+  Checker c;
+  if (!out.present()) return {};
+  c.floats(out, x.rank, "out").like(out, x, x.rank, "out");
+  if (c.result()) return c.result();
+  for (int a = 0; a < x.rank - 1; ++a) c.require(out.shape[a] == x.shape[a], rules::kShape, "out");
+  c.require(out.shape[x.rank - 1] == out_features(), rules::kShape, "out");
+  return c.output(out, "out").result();
+}
+
+// Weight and bias in the order in which the tile engine reads them, as compute values:
+// packed[p][k][j] = weight[p columns + j][k], packed[p][in_features][j] = bias[p columns + j], zeros beyond the edges.
+struct PackProblem {
+  Array weight;  // [out_features, in_features]
+  Array bias;    // [out_features]
+  Array packed;  // [panels, in_features + 1, columns], row-major, set after check()
+
+  Refusal check() const {
+    Checker c;
+    c.floats(weight, 2, "weight");
+    if (c.result()) return c.result();
+    return c.like(bias, weight, 1, "bias").shape(bias, "bias", weight.shape[0]).result();
+  }
+};
+
+}  // namespace regard

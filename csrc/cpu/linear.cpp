@@ -1,0 +1,255 @@
+// Linear layers: out = activation(x weight^T + bias), on the tile engine.
+//
+//   for each item: a block of rows x a group of panels of kPanel output features    (parallel)
+//     for each block of the depth
+//       copy the rows' block of x                                     (L2: shared by the group's panels)
+//       for each panel: pack its block of weight^T unless packed before    (L1: shared by the rows)
+//         C += x weight^T
+//     out = activation(C + bias), rounded
+//
+// The loops around the tile are Goto & van de Geijn's, "Anatomy of high-performance matrix multiplication" (2008), with
+// the small right-hand block in L1 and the left one in L2. Blocks may depend on anything: an element is one chain of
+// fused multiply-adds over the depth, carried exactly from block to block, so no cut can change its bits.
+
+#include <algorithm>
+
+#include "core/rows.h"
+#include "cpu/math.h"
+#include "cpu/operations.h"
+#include "cpu/parallel.h"
+#include "cpu/strided.h"
+#include "cpu/tile_simd.h"
+
+namespace regard::cpu {
+namespace {
+
+// Depth of a block: a panel of it takes 24 KiB of L1, beside 8 rows of x and the accumulators.
+constexpr std::int64_t kDepth = 128;
+// For few rows nothing is used twice: packed panels are read once, in long runs.
+constexpr std::int64_t kDepthOfFewRows = 2048;
+constexpr std::int64_t kFewRows = 8;
+
+// Rows of a block: x's block and C stay in L2. Packing a panel costs about as much as 8 rows' products with it, so
+// rows share it; with packed weights, smaller blocks cost nothing.
+constexpr std::int64_t kRowsPerPack = 352;
+constexpr std::int64_t kRowsPerBlock = 176;
+constexpr std::int64_t kPanelsPerGroup = 8;
+
+// Items a thread, so that threads end together.
+constexpr std::int64_t kItemsPerThread = 4;
+
+std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
+std::int64_t round_up(std::int64_t n, std::int64_t to) { return divide_up(n, to) * to; }
+
+// Row length of a copied block: whole vectors, and an odd number of cache lines, so that rows spread over all L1 sets.
+template <class T> std::int64_t row_length(std::int64_t n) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  return (divide_up(std::max<std::int64_t>(n, 1), line) | 1) * line;
+}
+
+template <class T> constexpr int kPanel = static_cast<int>(kPanelBytes / sizeof(T));
+
+// to[k][j] = weight[n0 + j][k0 + k] for j < columns <= kPanel, k < depth; zeros up to kPanel.
+// `staging` has room for [kPanel][row_length(depth)].
+template <class T>
+void pack_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, T* to, T* staging) {
+  const std::int64_t item = size_of(weight.dtype);
+  if (weight.stride[0] == item && weight.stride[1] != item) {  // a transposed view: its rows are ours already
+    for (int k = 0; k < depth; ++k) {
+      read_row(weight.dtype, weight.at(n0, k0 + k), item, columns, to + k * kPanel<T>);
+      std::fill(to + k * kPanel<T> + columns, to + (k + 1) * kPanel<T>, T(0));
+    }
+    return;
+  }
+  const T* from = reinterpret_cast<const T*>(weight.at(n0, k0));
+  std::int64_t from_row = weight.stride[0] / item;
+  const bool in_place = weight.dtype == dtype_of<T>() && weight.stride[1] == item && weight.stride[0] % item == 0 && depth % kWidth<T> == 0;
+  if (!in_place) {
+    from = staging;
+    from_row = row_length<T>(depth);
+    for (int j = 0; j < columns; ++j) read_row(weight.dtype, weight.at(n0 + j, k0), weight.stride[1], depth, staging + j * from_row);
+  }
+  transpose_padded(from, from_row, columns, depth, to, kPanel<T>, kPanel<T>);
+}
+
+template <class T> void read_bias(const Array& bias, std::int64_t n0, std::int64_t columns, T* to, std::int64_t padded) {
+  if (bias.present()) read_row(bias.dtype, bias.at(n0), bias.stride[0], columns, to);
+  std::fill(to + (bias.present() ? columns : 0), to + padded, T(0));
+}
+
+// Calls f with the function on vectors.
+template <class F> void with_activation(LinearProblem::Activation a, F&& f) {
+  using Activation = LinearProblem::Activation;
+  switch (a) {
+    case Activation::none: return f([](auto v) { return v; });
+    case Activation::relu: return f([](auto v) { return relu(v); });
+    case Activation::gelu: return f([](auto v) { return gelu(v); });
+    case Activation::silu: return f([](auto v) { return silu(v); });
+  }
+}
+
+template <class T> class Linear {
+  using V = Vec<T>;
+  static constexpr int kRows = Tile<T>::kRows;
+  static constexpr int kColumns = Tile<T>::kColumns;
+  static constexpr int kW = kWidth<T>;
+  static_assert(kPanel<T> % kColumns == 0);
+
+ public:
+  explicit Linear(const LinearProblem& problem) : p_(problem), x_(problem.x), out_(problem.out) {
+    panels_ = panel_count(p_.out_features(), dtype_of<T>());
+    const std::int64_t most_rows = p_.packed ? kRowsPerBlock : kRowsPerPack;
+    const std::int64_t wanted = kItemsPerThread * get_num_threads();
+    row_block_ = round_up(divide_up(x_.count(), std::max<std::int64_t>(1, divide_up(x_.count(), most_rows))), kRows);
+    row_block_ = std::min(row_block_, x_.count());
+    row_blocks_ = x_.count() > 0 ? divide_up(x_.count(), row_block_) : 0;
+    // Narrower groups cost copies of x; narrower than two panels is for few rows, whose copies are small.
+    const std::int64_t fewest = x_.count() <= kFewRows ? 1 : 2;
+    group_ = std::clamp(divide_up(panels_ * row_blocks_, wanted), fewest, kPanelsPerGroup);
+    groups_ = divide_up(panels_, group_);
+    const std::int64_t most_depth = x_.count() <= kFewRows && p_.packed ? kDepthOfFewRows : kDepth;
+    depth_blocks_ = std::max<std::int64_t>(1, divide_up(p_.in_features(), most_depth));
+    depth_ = round_up(divide_up(p_.in_features(), depth_blocks_), kW);
+  }
+
+  void run() {
+    const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8);
+    // Neighbouring items share rows of x or panels: panels when they have to be packed anyway.
+    parallel_for(row_blocks_ * groups_, work, [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
+  }
+
+ private:
+  struct Buffers {
+    Scratch scratch;
+    T* x;        // [row_block][x_row], one block of the depth
+    T* sums;     // [row_block][sums_row]
+    T* panel;    // [depth][kPanel]
+    T* staging;  // [kPanel][row_length(depth)]
+    T* bias;     // [group * kPanel]
+    std::int64_t x_row;
+    std::int64_t sums_row;
+  };
+
+  void take_buffers(Buffers& w) const {
+    const std::int64_t rows = round_up(row_block_, kRows);
+    w.x_row = row_length<T>(depth_);
+    w.sums_row = row_length<T>(group_ * kPanel<T>);
+    const auto x = w.scratch.template reserve<T>(rows * w.x_row);
+    const auto sums = w.scratch.template reserve<T>(rows * w.sums_row);
+    const auto panel = w.scratch.template reserve<T>(p_.packed ? 0 : depth_ * kPanel<T>);
+    const auto staging = w.scratch.template reserve<T>(p_.packed ? 0 : kPanel<T> * row_length<T>(depth_));
+    const auto bias = w.scratch.template reserve<T>(group_ * kPanel<T>);
+    w.scratch.acquire();
+    w.x = w.scratch.template at<T>(x);
+    w.sums = w.scratch.template at<T>(sums);
+    w.panel = w.scratch.template at<T>(panel);
+    w.staging = w.scratch.template at<T>(staging);
+    w.bias = w.scratch.template at<T>(bias);
+  }
+
+  const T* packed_panel(std::int64_t panel, std::int64_t k) const {
+    return reinterpret_cast<const T*>(p_.weight.data) + (panel * (p_.in_features() + 1) + k) * kPanel<T>;
+  }
+
+  void run_item(std::int64_t row_block, std::int64_t group) const {
+    const std::int64_t i0 = row_block * row_block_;
+    const int rows = static_cast<int>(std::min(row_block_, x_.count() - i0));
+    const std::int64_t first = group * group_;
+    const std::int64_t last = std::min(first + group_, panels_);
+    if (rows <= 0 || first >= last) return;
+    Buffers w;
+    take_buffers(w);
+    for (std::int64_t block = 0; block < depth_blocks_; ++block) {
+      if (stop_requested()) return;
+      const std::int64_t k0 = block * depth_;
+      const int depth = static_cast<int>(std::clamp<std::int64_t>(p_.in_features() - k0, 0, depth_));
+      if (depth == 0 && block > 0) break;
+      copy_rows(w, i0, rows, k0, depth);
+      for (std::int64_t panel = first; panel < last; ++panel) {
+        const std::int64_t n0 = panel * kPanel<T>;
+        const int columns = static_cast<int>(std::min<std::int64_t>(kPanel<T>, p_.out_features() - n0));
+        const T* right = w.panel;
+        if (p_.packed)
+          right = packed_panel(panel, k0);
+        else
+          pack_panel(p_.weight, n0, columns, k0, depth, w.panel, w.staging);
+        for (int j = 0; j < columns; j += kColumns)
+          add_products(w, right + j, w.sums + (panel - first) * kPanel<T> + j, rows, std::min(kColumns, columns - j), depth, block > 0);
+      }
+    }
+    finish(w, i0, rows, first * kPanel<T>, std::min(last * kPanel<T>, p_.out_features()));
+  }
+
+  void copy_rows(Buffers& w, std::int64_t i0, int rows, std::int64_t k0, int depth) const {
+    for (int r = 0; r < rows; ++r) read_row(p_.x.dtype, x_.at(i0 + r) + k0 * x_.step(), x_.step(), depth, w.x + r * w.x_row);
+    for (int r = rows; r < round_up(rows, kRows); ++r) std::fill_n(w.x + r * w.x_row, depth, T(0));
+  }
+
+  // sums = (carry ? sums : 0) + x right for one column of tiles. The carried sum is taken times 1: exact.
+  void add_products(Buffers& w, const T* right, T* sums, int rows, int columns, int depth, bool carry) const {
+    V ones[Tile<T>::kVectors];
+    for (V& one : ones) one = broadcast<V>(1);
+    const V* const scale = carry ? ones : nullptr;
+    const int whole = rows / kRows * kRows;
+    multiply<T, Left::depth_contiguous>(w.x, w.x_row, right, kPanel<T>, sums, w.sums_row, whole, (columns + kW - 1) / kW, depth, scale);
+    if (whole < rows)
+      multiply_few<T, Left::depth_contiguous>(w.x + whole * w.x_row, w.x_row, right, kPanel<T>, sums + whole * w.sums_row, w.sums_row,
+                                              rows - whole, depth, scale);
+  }
+
+  void finish(Buffers& w, std::int64_t i0, int rows, std::int64_t n0, std::int64_t n1) const {
+    const std::int64_t columns = n1 - n0;
+    const std::int64_t padded = round_up(columns, kW);
+    if (p_.packed)
+      for (std::int64_t n = n0; n < n1; n += kPanel<T>) std::copy_n(packed_panel(n / kPanel<T>, p_.in_features()), kPanel<T>, w.bias + n - n0);
+    else
+      read_bias(p_.bias, n0, columns, w.bias, padded);
+    with_activation(p_.activation, [&](auto activation) {
+      for (int r = 0; r < rows; ++r) {
+        T* const sums = w.sums + r * w.sums_row;
+        for (std::int64_t n = 0; n < padded; n += kW) store(sums + n, activation(load<V>(sums + n) + load<V>(w.bias + n)));
+        write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, sums);
+      }
+    });
+  }
+
+  const LinearProblem& p_;
+  Rows x_;
+  Rows out_;
+  std::int64_t panels_;
+  std::int64_t row_block_;
+  std::int64_t row_blocks_;
+  std::int64_t group_;
+  std::int64_t groups_;
+  std::int64_t depth_;
+  std::int64_t depth_blocks_;
+};
+
+template <class T> void pack(const PackProblem& p) {
+  const std::int64_t out_features = p.weight.shape[0];
+  const std::int64_t in_features = p.weight.shape[1];
+  const double work = static_cast<double>(out_features) * static_cast<double>(in_features + 1);
+  parallel_for(p.packed.shape[0], work, [&](std::int64_t panel) {
+    Scratch scratch;
+    const auto staging = scratch.reserve<T>(kPanel<T> * row_length<T>(kDepth));
+    scratch.acquire();
+    const std::int64_t n0 = panel * kPanel<T>;
+    const int columns = static_cast<int>(std::min<std::int64_t>(kPanel<T>, out_features - n0));
+    T* const to = reinterpret_cast<T*>(p.packed.data) + panel * (in_features + 1) * kPanel<T>;
+    for (std::int64_t k0 = 0; k0 < in_features; k0 += kDepth)
+      pack_panel(p.weight, n0, columns, k0, static_cast<int>(std::min(kDepth, in_features - k0)), to + k0 * kPanel<T>, scratch.at<T>(staging));
+    read_bias(p.bias, n0, columns, to + in_features * kPanel<T>, kPanel<T>);
+  });
+}
+
+}  // namespace
+
+void linear(const LinearProblem& problem) {
+  with_compute(problem.x.dtype, [&](auto t) { Linear<decltype(t)>(problem).run(); });
+}
+
+void pack_linear(const PackProblem& problem) {
+  with_compute(problem.weight.dtype, [&](auto t) { pack<decltype(t)>(problem); });
+}
+
+}  // namespace regard::cpu

@@ -1,0 +1,208 @@
+"""Linear layers and the norms around them (Vaswani et al., 2017; Ba et al., 2016; Zhang & Sennrich, 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regard import _arrays, _backend, _checks
+
+#: As in core/linear_problem.h.
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+
+
+class PackedLinear:
+    """The weight and bias of a linear layer in the order in which the kernels read them; see pack_linear.
+
+    Attributes
+    ----------
+    packed : ndarray
+        Opaque; float32, or float64 where the weight was float64. Serves every instruction set.
+    dtype : dtype
+        Of the weight it was made from.
+    in_features, out_features : int
+    """
+
+    __slots__ = ("dtype", "in_features", "out_features", "packed")
+
+    def __init__(self, packed: np.ndarray, out_features: int, in_features: int, dtype: Any) -> None:
+        self.packed = packed
+        self.out_features = out_features
+        self.in_features = in_features
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features), as the weight has them."""
+        return self.out_features, self.in_features
+
+    def __repr__(self) -> str:
+        return f"PackedLinear({self.in_features} -> {self.out_features}, {self.dtype})"
+
+
+def _call(operation: str, kernel: Any, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    if all(x is None or type(x) is np.ndarray for x in arrays):
+        return kernel(*arrays, *options)
+    return _arrays.call(operation, kernel, _backend.cpu, arrays, options)
+
+
+def pack_linear(weight: Any, bias: Any = None) -> PackedLinear:
+    """Pack a linear layer once, so that calls of regard.linear with it save that work.
+
+    Parameters
+    ----------
+    weight : array, (out_features, in_features)
+        float32, float64, float16 or bfloat16; any strides. It is copied.
+    bias : array, (out_features,), optional
+        Of the weight's dtype.
+
+    Returns
+    -------
+    PackedLinear
+        To be given to regard.linear in place of weight and bias: the same bits come out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    """
+    result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias))
+    if type(result) is tuple:
+        raise _checks.error("pack_linear", result, {"weight": weight, "bias": bias})
+    out_features, in_features = weight.shape
+    return PackedLinear(result[0], int(out_features), int(in_features), weight.dtype)
+
+
+def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None, out: Any = None) -> Any:
+    """A linear layer and its activation in one pass: ``activation(x weight^T + bias)``.
+
+    Sums run in float32 (float64 for float64) and are rounded once, at the end. The bits of a row of the
+    result depend on that row of x alone, not on how many rows there are.
+
+    Parameters
+    ----------
+    x : array, (..., in_features)
+        float32, float64, float16 or bfloat16; one axis or more, any strides.
+    weight : array, (out_features, in_features), or PackedLinear
+        Of x's dtype. A PackedLinear holds its bias and may have any dtype computed as x's is: float64 for
+        float64, the others for the others.
+    bias : array, (out_features,), optional
+        Of x's dtype.
+    activation : None, "relu", "gelu" (the erf form) or "silu"
+    out : array, (..., out_features), optional
+        Written and returned; may overlap any input.
+
+    Returns
+    -------
+    array, (..., out_features)
+        Of x's kind and dtype. NaN and infinities go as IEEE arithmetic takes them: 0 x inf is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    """
+    code = _ACTIVATIONS.get(activation)
+    if code is None:
+        expected = ", ".join(repr(a) for a in _ACTIVATIONS)
+        raise ValueError(f"activation: expected one of {expected}, got {activation!r}")
+    packed_out = -1
+    given = weight
+    if type(weight) is PackedLinear:
+        weight, packed_out = weight.packed, weight.out_features
+    arrays = (x, weight, bias)
+    if out is not None:
+        arrays = _arrays.apart_from(out, arrays)
+    result = _call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code))
+    if type(result) is tuple:
+        raise _checks.error("linear", result, {"x": x, "weight": given, "bias": bias, "out": out})
+    return result[0]
+
+
+def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, out: Any = None) -> Any:
+    """Layer normalisation over the last axis: ``(x - mean) / sqrt(variance + eps) * weight + bias``.
+
+    The variance is the biased one, computed in two passes in float32 (float64 for float64).
+
+    Parameters
+    ----------
+    x : array, (..., features)
+        float32, float64, float16 or bfloat16; one axis or more, any strides.
+    weight, bias : array, (features,), optional
+        Of x's dtype.
+    eps : float
+        Finite, >= 0.
+    out : array, (..., features), optional
+        Written and returned; may overlap any input.
+
+    Returns
+    -------
+    array, (..., features)
+        Of x's kind and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+
+    References
+    ----------
+    Ba, Kiros & Hinton, "Layer normalization", 2016.
+    """
+    return _norm("layer_norm", x, None, weight, bias, eps, out)
+
+
+def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6, out: Any = None) -> Any:
+    """Root mean square normalisation over the last axis: ``x / sqrt(mean(x^2) + eps) * weight``.
+
+    Parameters
+    ----------
+    x : array, (..., features)
+        float32, float64, float16 or bfloat16; one axis or more, any strides.
+    weight : array, (features,), optional
+        Of x's dtype.
+    eps : float
+        Finite, >= 0.
+    out : array, (..., features), optional
+        Written and returned; may overlap any input.
+
+    Returns
+    -------
+    array, (..., features)
+        Of x's kind and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root mean square layer normalization", 2019.
+    """
+    return _norm("rms_norm", x, None, weight, None, eps, out)
+
+
+def add_layer_norm(x: Any, residual: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """``layer_norm(x + residual)`` in one pass; the sum is not rounded to x's dtype between.
+
+    Parameters and errors are layer_norm's; residual has the shape and dtype of x.
+    """
+    return _norm("layer_norm", x, residual, weight, bias, eps, None)
+
+
+def add_rms_norm(x: Any, residual: Any, weight: Any = None, eps: float = 1e-6) -> Any:
+    """``rms_norm(x + residual)`` in one pass, as add_layer_norm."""
+    return _norm("rms_norm", x, residual, weight, None, eps, None)
+
+
+def _norm(operation: str, x: Any, residual: Any, weight: Any, bias: Any, eps: float, out: Any) -> Any:
+    arrays = (x, residual, weight, bias)
+    if out is not None:
+        arrays = _arrays.apart_from(out, arrays)
+    result = _call(operation, _backend.cpu.norm, (*arrays, out), (eps, operation == "rms_norm"))
+    if type(result) is tuple:
+        names = ("x", "residual", "weight", "bias", "out")
+        raise _checks.error(operation, result, dict(zip(names, (*arrays, out), strict=True)) | {"eps": eps})
+    return result[0]
