@@ -12,4 +12,5 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   m.def("get_num_threads", &cpu::get_num_threads);
   m.def("bfloat16_capsule", &bfloat16_capsule, py::arg("words"));
   bind_attention(m);
+  bind_channel(m);
 }

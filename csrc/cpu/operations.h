@@ -2,9 +2,12 @@
 #pragma once
 
 #include "core/attention_problem.h"
+#include "core/channel_problem.h"
 
 namespace regard::cpu {
 
 void attention_forward(const AttentionProblem& problem);
+void global_pool(const PoolProblem& problem);
+void squeeze_excitation(const ChannelProblem& problem);
 
 }  // namespace regard::cpu

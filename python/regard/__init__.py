@@ -7,12 +7,15 @@ import operator
 from typing import Any
 
 from regard import _backend
+from regard.channel import global_average_pool, squeeze_excitation
 from regard.dot_product import attention
 
 __all__ = [
     "attention",
     "get_num_threads",
+    "global_average_pool",
     "set_num_threads",
+    "squeeze_excitation",
 ]
 __version__ = "0.1.0"
 
