@@ -14,4 +14,5 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   m.def("bfloat16_capsule", &bfloat16_capsule, py::arg("words"));
   bind_attention(m);
   bind_dense(m);
+  bind_channel(m);
 }

@@ -4,6 +4,7 @@
 #include "core/attention_problem.h"
 #include "core/linear_problem.h"
 #include "core/norm_problem.h"
+#include "core/channel_problem.h"
 
 namespace regard::cpu {
 
@@ -11,5 +12,7 @@ void attention_forward(const AttentionProblem& problem);
 void linear(const LinearProblem& problem);
 void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
+void global_pool(const PoolProblem& problem);
+void squeeze_excitation(const ChannelProblem& problem);
 
 }  // namespace regard::cpu

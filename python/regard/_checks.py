@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_MAP = {"x": "batch channels height width"}
+_MAP_OUT = {"out": "batch channels height width"}
+_MLP = {
+    "w_reduce": "reduced channels",
+    "b_reduce": "reduced",
+    "w_expand": "channels reduced",
+    "b_expand": "channels",
+}
+_SPATIAL = {"w_spatial": "1 2 kernel kernel", "b_spatial": "1"}
+
 #: Expected shapes, by operation and argument, in the names of docs and docstrings.
 SHAPES: dict[str, dict[str, str]] = {
     "attention": {
@@ -34,6 +44,13 @@ SHAPES: dict[str, dict[str, str]] = {
         "out": "... features",
     },
     "rms_norm": {"x": "... features", "residual": "... features", "weight": "features", "out": "... features"},
+    "global_average_pool": _MAP,
+    "global_max_pool": _MAP,
+    "squeeze_excitation": _MAP | _MLP | _MAP_OUT,
+    "channel_attention": _MAP | _MLP | _MAP_OUT,
+    "spatial_attention": _MAP | _SPATIAL | _MAP_OUT,
+    "cbam": _MAP | _MLP | _SPATIAL | _MAP_OUT,
+    "efficient_channel_attention": _MAP | {"w": "kernel"} | _MAP_OUT,
 }
 
 #: What else must hold, said after the expected shape.
@@ -48,6 +65,9 @@ HINTS: dict[tuple[str, str], str] = {
     ("rms_norm", "x"): "there are 1 to 8 axes",
     ("rms_norm", "out"): "the leading axes are those of x",
     ("rms_norm", "residual"): "the leading axes are those of x",
+    ("efficient_channel_attention", "w"): "kernel must be odd",
+    ("spatial_attention", "w_spatial"): "kernel must be odd",
+    ("cbam", "w_spatial"): "kernel must be odd",
 }
 
 #: Arguments that may have other dtypes than the floats.
@@ -66,6 +86,7 @@ VALUES: dict[str, str] = {
     "scale": "a finite number",
     "softcap": "None or a finite number > 0",
     "eps": "a finite number >= 0",
+    "gate": "'sigmoid', 'tanh', 'hard_sigmoid' or ('hard_sigmoid', alpha, beta) with finite numbers",
 }
 
 #: Entries of index arrays lie between 0 and this dimension.
@@ -136,7 +157,7 @@ def error(
     first = next(iter(shapes))
 
     def filled(names: str) -> str:
-        return ", ".join(f"{n} = {known[n]}" if n in known else n for n in names.split())
+        return ", ".join(f"{n} = {known[n]}" if n in known and not n.isdigit() else n for n in names.split())
 
     shape = f"({filled(shapes.get(argument, ''))})"
     hint = HINTS.get((operation, argument))

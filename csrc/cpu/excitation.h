@@ -1,0 +1,194 @@
+// From pooled channels to a weight for each channel: the small network between pooling and rescaling.
+#pragma once
+
+#include <cmath>
+
+#include "core/channel_problem.h"
+#include "cpu/lanes.h"
+#include "cpu/math.h"
+#include "cpu/parallel.h"
+#include "cpu/strided.h"
+
+namespace regard::cpu {
+
+inline std::int64_t whole_vectors(std::int64_t n, std::int64_t width) { return (n + width - 1) / width * width; }
+
+template <class T> class GateFunction {
+  using V = Vec<T>;
+
+ public:
+  explicit GateFunction(const ChannelProblem& p)
+      : gate_(p.gate), alpha_(broadcast<V>(static_cast<T>(p.gate_alpha))), beta_(broadcast<V>(static_cast<T>(p.gate_beta))) {}
+
+  V operator()(V x) const {
+    switch (gate_) {
+      case Gate::tanh: return tanh(x);
+      case Gate::hard_sigmoid: return min(broadcast<V>(1), max(V{}, x * alpha_ + beta_));  // in this order NaN stays NaN
+      default: return 1 / (1 + exp(-x));
+    }
+  }
+  void apply(T* x, std::int64_t n) const {
+    for (std::int64_t i = 0; i < n; i += kWidth<T>) store(x + i, (*this)(load<V>(x + i)));
+  }
+
+ private:
+  Gate gate_;
+  V alpha_;
+  V beta_;
+};
+
+// In place on whole vectors: x has room for them.
+template <class T> inline void activate(Activation activation, T* x, std::int64_t n) {
+  using V = Vec<T>;
+  const auto each = [&](auto&& f) {
+    for (std::int64_t i = 0; i < n; i += kWidth<T>) store(x + i, f(load<V>(x + i)));
+  };
+  switch (activation) {
+    case Activation::relu: return each([](V v) { return max(V{}, v); });
+    case Activation::silu: return each([](V v) { return v / (1 + exp(-v)); });
+    case Activation::hard_swish:
+      return each([](V v) { return v * min(broadcast<V>(1), max(V{}, v * broadcast<V>(static_cast<T>(1.0 / 6)) + broadcast<V>(T(0.5)))); });
+    case Activation::gelu:
+      // A handful of hidden units an image: not worth a vector erf.
+      for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * T(0.5) * static_cast<T>(std::erfc(-x[i] * T(0.70710678118654752440)));
+  }
+}
+
+// A matrix of parameters, rows contiguous (copied where they are not).
+template <class S> struct Matrix {
+  const S* data;
+  std::int64_t rows;
+  std::int64_t columns;
+  std::int64_t row;  // elements from one row to the next
+};
+
+// y = W x (+ y's start): x and y have room for whole vectors, x is zero beyond its columns. Each row is one dot product
+// of four chains over the columns.
+template <class S, class T> inline void multiply_rows_by_vector(const Matrix<S>& w, const T* x, T* y) {
+  using V = Vec<T>;
+  constexpr int kW = kWidth<T>;
+  const V lanes = lane_numbers<T>();
+  LaneReducer<T, Add> dots(y);
+  for (std::int64_t r = 0; r < w.rows; ++r) {
+    const S* const row = w.data + r * w.row;
+    V acc[4] = {};
+    std::int64_t k = 0;
+    for (; k + 4 * kW <= w.columns; k += 4 * kW)
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) acc[a] = fma(load_as(row + k + a * kW), load<V>(x + k + a * kW), acc[a]);
+    for (; k + kW <= w.columns; k += kW) acc[0] = fma(load_as(row + k), load<V>(x + k), acc[0]);
+    if (const std::int64_t rest = w.columns - k; rest > 0) {
+      V last;
+      // Beyond the row's end lie other rows: what is loaded of them is taken out again.
+      if (r + 1 < w.rows && (w.rows - 1 - r) * w.row >= kW) {
+        last = lanes < broadcast<V>(static_cast<T>(rest)) ? load_as(row + k) : V{};
+      } else {
+        alignas(64) T some[kW] = {};
+        for (std::int64_t i = 0; i < rest; ++i) some[i] = to_float(read<S>(reinterpret_cast<const char*>(row + k + i)));
+        last = load<V>(some);
+      }
+      acc[1] = fma(last, load<V>(x + k), acc[1]);
+    }
+    dots.push((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  }
+  dots.finish();
+}
+
+// The parameters of one call, shared by its images, and the network itself.
+template <class S, class T> class ExcitationNetwork {
+  using V = Vec<T>;
+  static constexpr int kW = kWidth<T>;
+
+ public:
+  explicit ExcitationNetwork(const ChannelProblem& p) : p_(p), gate_(p) {
+    const std::int64_t channels = whole_vectors(p.channels(), kW);
+    const bool mlp = p.through_mlp();
+    const std::int64_t hidden = mlp ? whole_vectors(p.reduced(), kW) : 0;
+    const std::int64_t kernel = p.excitation == Excitation::convolution ? p.w_channel.shape[0] : 0;
+    const auto reduce = scratch_.template reserve<S>(mlp ? copied_size(p.w_reduce) : 0);
+    const auto expand = scratch_.template reserve<S>(mlp ? copied_size(p.w_expand) : 0);
+    const auto b_reduce = scratch_.template reserve<T>(hidden);
+    const auto b_expand = scratch_.template reserve<T>(mlp ? channels : 0);
+    const auto taps = scratch_.template reserve<T>(kernel);
+    scratch_.acquire();
+    if (mlp) {
+      reduce_ = matrix(p.w_reduce, scratch_.template at<S>(reduce));
+      expand_ = matrix(p.w_expand, scratch_.template at<S>(expand));
+      b_reduce_ = vector(p.b_reduce, scratch_.template at<T>(b_reduce), hidden);
+      b_expand_ = vector(p.b_expand, scratch_.template at<T>(b_expand), channels);
+    }
+    if (kernel > 0) taps_ = vector(p.w_channel, scratch_.template at<T>(taps), kernel);
+  }
+
+  // Room that weigh() needs beside the pooled values, and the room that those need around them.
+  std::int64_t room() const { return whole_vectors(p_.channels(), kW) + (p_.through_mlp() ? 2 * whole_vectors(p_.reduced(), kW) : 0); }
+  std::int64_t margin() const { return p_.excitation == Excitation::convolution ? whole_vectors(p_.w_channel.shape[0] / 2, kW) + kW : 0; }
+
+  // weights[channels, whole vectors] from means and maxima (zero beyond the channels, margin() zeros around them).
+  void weigh(const T* means, const T* maxima, T* room, T* weights) const {
+    const std::int64_t channels = p_.channels();
+    if (p_.excitation == Excitation::convolution) {
+      convolve(means, weights);
+    } else {
+      through_mlp(means, room, weights);
+      if (maxima != nullptr) {
+        T* const other = room + 2 * whole_vectors(p_.reduced(), kW);
+        through_mlp(maxima, room, other);
+        for (std::int64_t c = 0; c < channels; c += kW) store(weights + c, load<V>(weights + c) + load<V>(other + c));
+      }
+    }
+    gate_.apply(weights, channels);
+  }
+
+  const GateFunction<T>& gate() const { return gate_; }
+
+ private:
+  void through_mlp(const T* x, T* hidden, T* to) const {
+    const std::int64_t padded = whole_vectors(p_.reduced(), kW);
+    std::fill_n(hidden, padded, T(0));
+    multiply_rows_by_vector(reduce_, x, hidden);
+    for (std::int64_t r = 0; r < padded; r += kW) store(hidden + r, load<V>(hidden + r) + load<V>(b_reduce_ + r));
+    activate(p_.activation, hidden, p_.reduced());
+    multiply_rows_by_vector(expand_, hidden, to);
+    for (std::int64_t c = 0; c < p_.channels(); c += kW) store(to + c, load<V>(to + c) + load<V>(b_expand_ + c));
+  }
+
+  void convolve(const T* x, T* to) const {
+    const std::int64_t kernel = p_.w_channel.shape[0];
+    for (std::int64_t c = 0; c < p_.channels(); c += kW) {
+      V acc{};
+      for (std::int64_t k = 0; k < kernel; ++k) acc = fma(broadcast<V>(taps_[k]), load<V>(x + c + k - kernel / 2), acc);
+      store(to + c, acc);
+    }
+  }
+
+  static bool rows_contiguous(const Array& w) {
+    return (w.shape[1] <= 1 || w.stride[1] == static_cast<std::int64_t>(sizeof(S))) && w.stride[0] >= w.shape[1] * static_cast<std::int64_t>(sizeof(S)) &&
+           w.stride[0] % static_cast<std::int64_t>(sizeof(S)) == 0;
+  }
+  static std::int64_t copied_size(const Array& w) { return rows_contiguous(w) ? 0 : w.size(); }
+  static Matrix<S> matrix(const Array& w, S* copy) {
+    const std::int64_t rows = w.shape[0];
+    const std::int64_t columns = w.shape[1];
+    if (rows_contiguous(w)) return {reinterpret_cast<const S*>(w.data), rows, columns, w.stride[0] / static_cast<std::int64_t>(sizeof(S))};
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t k = 0; k < columns; ++k) copy[r * columns + k] = read<S>(w.at(r, k));
+    return {copy, rows, columns, columns};
+  }
+  static const T* vector(const Array& x, T* copy, std::int64_t padded) {
+    std::fill_n(copy, padded, T(0));
+    if (x.present()) read_row<S>(x.data, x.stride[0], x.shape[0], copy);
+    return copy;
+  }
+
+  const ChannelProblem& p_;
+  GateFunction<T> gate_;
+  Scratch scratch_;
+  Matrix<S> reduce_{};
+  Matrix<S> expand_{};
+  const T* b_reduce_ = nullptr;
+  const T* b_expand_ = nullptr;
+  const T* taps_ = nullptr;
+};
+
+}  // namespace regard::cpu

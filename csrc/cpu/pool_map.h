@@ -1,0 +1,189 @@
+// Sums and maxima of each channel over a map's positions.
+//
+//   for each block of 16 vectors of positions:  partial = sum over lanes of (chain over the block's vectors)
+//   total = the partials in order, in double
+//
+// Position p of a block belongs to lane p % width; the r positions beyond whole vectors to the last r lanes (a load that
+// ends with the row reaches them). Planes run along the lanes, pixels keep a row of accumulators for each lane: both
+// make the same additions, so results do not depend on the order of memory.
+//
+// Maxima drop NaN here. A channel with NaN has a NaN sum: total() looks again, which costs nothing where there is none.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/lanes.h"
+#include "cpu/map.h"
+
+namespace regard::cpu {
+
+// Partial sums (and maxima) of one image: [channels][blocks] for planes, [blocks][channels] for pixels.
+template <class T> struct Partials {
+  T* sums;
+  T* maxima;  // null: not wanted
+  std::int64_t blocks;
+  std::int64_t channel_step, block_step;
+
+  Partials() = default;
+  Partials(const Map& m, T* sums_, T* maxima_) : sums(sums_), maxima(maxima_), blocks(count(m)) {
+    channel_step = m.order == Order::pixels ? 1 : blocks;
+    block_step = m.order == Order::pixels ? m.channels : 1;
+  }
+  static std::int64_t count(const Map& m) { return (m.positions + kBlock<T> - 1) / kBlock<T>; }
+  std::int64_t place(std::int64_t c, std::int64_t block) const { return c * channel_step + block * block_step; }
+};
+
+template <class S, class T, bool WithMax> class PoolMap {
+  using V = Vec<T>;
+  static constexpr int kW = kWidth<T>;
+  static constexpr T kLowest = -std::numeric_limits<T>::infinity();
+
+ public:
+  static void piece(const Map& m, const Piece& piece, const Partials<T>& to) {
+    if (m.order == Order::pixels)
+      pixels(m, piece, to);
+    else
+      planes(m, piece, to);
+  }
+
+ private:
+  static void planes(const Map& m, const Piece& piece, const Partials<T>& to) {
+    const std::int64_t first = to.place(piece.c0, piece.p0 / kBlock<T>);
+    LaneReducer<T, Add> sums(to.sums + first);
+    LaneReducer<T, Maximum> maxima(WithMax ? to.maxima + first : nullptr);
+    const V lanes = lane_numbers<T>();
+    S copy[kBlock<T>];
+    for (std::int64_t c = piece.c0; c < piece.c1; ++c)
+      for (std::int64_t p = piece.p0; p < piece.p1; p += kBlock<T>) {
+        const std::int64_t n = std::min(kBlock<T>, piece.p1 - p);
+        const S* from = reinterpret_cast<const S*>(m.data + c * m.channel_stride) + p;
+        std::int64_t before = p;  // elements in memory ahead of `from`
+        if (m.order == Order::strided) {
+          gather(m, c, p, n, copy);
+          from = copy;
+          before = 0;
+        }
+        V sum{};
+        V high = broadcast<V>(kLowest);
+        std::int64_t i = 0;
+        for (; i + kW <= n; i += kW) {
+          const V v = load_as(from + i);
+          sum += v;
+          if constexpr (WithMax) high = max(v, high);
+        }
+        if (i < n) {
+          const auto rest = static_cast<int>(n - i);
+          const V v = n + before >= kW ? load_as(from + n - kW) : last_lanes(from, rest);
+          const auto counted = lanes >= broadcast<V>(static_cast<T>(kW - rest));
+          sum += counted ? v : V{};
+          if constexpr (WithMax) high = max(counted ? v : broadcast<V>(kLowest), high);
+        }
+        sums.push(sum);
+        if constexpr (WithMax) maxima.push(high);
+      }
+    sums.finish();
+    if constexpr (WithMax) maxima.finish();
+  }
+
+  static V last_lanes(const S* from, int rest) {
+    alignas(64) T lanes[kW] = {};
+    for (int i = 0; i < rest; ++i) lanes[kW - rest + i] = to_float(read<S>(reinterpret_cast<const char*>(from + i)));
+    return load<V>(lanes);
+  }
+
+  static constexpr int kChannels = 256;  // accumulators of 16 KiB (AVX-512) stay in L1
+
+  static void pixels(const Map& m, const Piece& piece, const Partials<T>& to) {
+    alignas(64) T sums[kW * kChannels];
+    alignas(64) T maxima[WithMax ? kW * kChannels : 1];
+    for (std::int64_t p = piece.p0; p < piece.p1; p += kBlock<T>)
+      for (std::int64_t c = piece.c0; c < piece.c1; c += kChannels) {
+        const auto channels = static_cast<int>(std::min<std::int64_t>(kChannels, piece.c1 - c));
+        const std::int64_t place = to.place(c, p / kBlock<T>);
+        const char* from = m.data + p * m.position_stride + c * static_cast<std::int64_t>(sizeof(S));
+        pixel_block(from, m.position_stride, std::min(kBlock<T>, piece.p1 - p), channels, sums, maxima, to.sums + place,
+                    WithMax ? to.maxima + place : nullptr);
+      }
+  }
+
+  // One block: accumulators [lane][channel], rows taken four at a time where whole vectors of positions remain.
+  static void pixel_block(const char* from, std::int64_t stride, std::int64_t n, int channels, T* sums, T* maxima, T* to_sum, T* to_max) {
+    std::fill_n(sums, kW * kChannels, T(0));
+    if constexpr (WithMax) std::fill_n(maxima, kW * kChannels, kLowest);
+    const std::int64_t step = kW * stride;
+    std::int64_t p = 0;
+    for (; p + 4 * kW <= n; p += 4 * kW)
+      for (int lane = 0; lane < kW; ++lane) pixel_rows<4>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
+    for (; p + kW <= n; p += kW)
+      for (int lane = 0; lane < kW; ++lane) pixel_rows<1>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
+    for (const std::int64_t rest = n - p; p < n; ++p) {
+      const std::int64_t lane = kW - rest + p % kW;
+      pixel_rows<1>(from + p * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
+    }
+    combine<Add>(sums, channels, to_sum);
+    if constexpr (WithMax) combine<Maximum>(maxima, channels, to_max);
+  }
+
+  template <int Rows> static void pixel_rows(const char* from, std::int64_t step, int channels, T* sums, T* maxima) {
+    int c = 0;
+    for (; c + kW <= channels; c += kW) {
+      V sum = load<V>(sums + c);
+      V high = WithMax ? load<V>(maxima + c) : V{};
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const V v = load_as(reinterpret_cast<const S*>(from + r * step) + c);
+        sum += v;
+        if constexpr (WithMax) high = max(v, high);
+      }
+      store(sums + c, sum);
+      if constexpr (WithMax) store(maxima + c, high);
+    }
+    for (; c < channels; ++c)
+      for (int r = 0; r < Rows; ++r) {
+        const T v = to_float(read<S>(from + r * step + c * static_cast<std::int64_t>(sizeof(S))));
+        sums[c] += v;
+        if constexpr (WithMax) maxima[c] = v > maxima[c] ? v : maxima[c];
+      }
+  }
+
+  template <class Op> static void combine(const T* rows, int channels, T* to) {
+    for (int c = 0; c < channels; c += kW) {
+      V lanes[kW];
+      for (int lane = 0; lane < kW; ++lane) lanes[lane] = load<V>(rows + lane * kChannels + c);
+      const V all = combine_tree<Op>(lanes);
+      if (c + kW <= channels) {
+        store(to + c, all);
+      } else {
+        alignas(64) T some[kW];
+        store(some, all);
+        std::copy_n(some, channels - c, to + c);
+      }
+    }
+  }
+};
+
+template <class S, class T> inline bool holds_nan(const Map& m, std::int64_t c) {
+  for (std::int64_t p = 0; p < m.positions; ++p) {
+    const auto v = to_float(read<S>(m.at(c, p)));
+    if (v != v) return true;
+  }
+  return false;
+}
+
+// Means (and maxima) of channels [c0, c1) from their partials. No positions: mean NaN, maximum -inf.
+template <class S, class T>
+inline void totals(const Map& m, const Partials<T>& from, std::int64_t c0, std::int64_t c1, T* means, T* maxima) {
+  for (std::int64_t c = c0; c < c1; ++c) {
+    double sum = 0;
+    for (std::int64_t b = 0; b < from.blocks; ++b) sum += from.sums[from.place(c, b)];
+    if (means != nullptr) means[c] = static_cast<T>(sum / static_cast<double>(m.positions));
+    if (maxima != nullptr) {
+      T high = -std::numeric_limits<T>::infinity();
+      for (std::int64_t b = 0; b < from.blocks; ++b) high = std::max(high, from.maxima[from.place(c, b)]);
+      maxima[c] = sum != sum && holds_nan<S, T>(m, c) ? std::numeric_limits<T>::quiet_NaN() : high;
+    }
+  }
+}
+
+}  // namespace regard::cpu

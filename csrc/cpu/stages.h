@@ -1,0 +1,65 @@
+// Stages of work on a row of images, each stage needing all of the one before it on the same image.
+//
+// All threads work on the same few images, so that an image is still in cache when its next stage comes:
+//
+//   step 0: stage 0 of image 0;  step 1: stage 0 of image 1, stage 1 of image 0;  step 2: ...
+//
+// In one parallel_for, without barriers: pieces are claimed in this order, and a piece waits for the stage that it
+// needs, which is in earlier, running hands. At a step's distance the wait is mostly over before it starts.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <thread>
+
+#include "cpu/parallel.h"
+
+namespace regard::cpu {
+
+constexpr int kMostStages = 3;
+
+// Images in flight, and so sets of buffers: image i may use those of i - kInFlight, whose stages are over by then.
+constexpr std::int64_t kInFlight = kMostStages + 1;
+
+// body(image, stage, piece) for every piece, then finish(image, stage) once, by whoever ends the stage's last piece.
+template <class Work, class Finish>
+void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, double work, Work&& body, Finish&& finish) {
+  struct Progress {
+    std::atomic<std::int64_t> left[kMostStages];
+    std::atomic<bool> done[kMostStages];
+  };
+  const auto progress = std::make_unique<Progress[]>(static_cast<std::size_t>(images));
+  std::int64_t step = 0;
+  for (int s = 0; s < stages; ++s) step += pieces[s];
+  for (std::int64_t i = 0; i < images; ++i)
+    for (int s = 0; s < stages; ++s) {
+      progress[i].left[s].store(pieces[s], std::memory_order_relaxed);
+      progress[i].done[s].store(false, std::memory_order_relaxed);
+    }
+
+  // False when the call is being stopped.
+  const auto wait_for = [&](std::int64_t image, int stage) {
+    for (int spins = 0; !progress[image].done[stage].load(std::memory_order_acquire); ++spins) {
+      if (spins % 64 == 63) {
+        if (stop_requested()) return false;
+        std::this_thread::yield();
+      }
+    }
+    return true;
+  };
+
+  parallel_for((images + stages - 1) * step, work, [&](std::int64_t item) {
+    std::int64_t piece = item % step;
+    int stage = stages - 1;
+    while (piece >= pieces[stage]) piece -= pieces[stage--];
+    const std::int64_t image = item / step - stage;
+    if (image < 0 || image >= images) return;
+    if (stage > 0 ? !wait_for(image, stage - 1) : image >= kInFlight && !wait_for(image - kInFlight, stages - 1)) return;
+    body(image, stage, piece);
+    if (progress[image].left[stage].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    finish(image, stage);
+    progress[image].done[stage].store(true, std::memory_order_release);
+  });
+}
+
+}  // namespace regard::cpu

@@ -1,0 +1,139 @@
+"""Attention in convolutional networks: pooling a map, weighing its channels and its positions.
+
+Papers: Hu et al., "Squeeze-and-Excitation Networks" (2018); Woo et al., "CBAM" (2018); Wang et al., "ECA-Net" (2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from regard import _arrays, _backend, _checks
+
+_LAYOUTS = {"nchw": False, "nhwc": True}
+_ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "hard_swish": 3}
+#: Kind, slope and offset; these are PyTorch's for hard_sigmoid.
+_GATES: dict[Any, tuple[int, float, float]] = {
+    "sigmoid": (0, 0.0, 0.0),
+    "tanh": (1, 0.0, 0.0),
+    "hard_sigmoid": (2, 1.0 / 6.0, 0.5),
+}
+
+
+def _choice(argument: str, value: Any, choices: Mapping[Any, Any]) -> Any:
+    try:
+        return choices[value]
+    except (KeyError, TypeError):
+        expected = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}") from None
+
+
+def _gate(gate: Any) -> tuple[int, float, float]:
+    if isinstance(gate, (tuple, list)) and len(gate) == 3 and gate[0] == "hard_sigmoid":
+        return 2, float(gate[1]), float(gate[2])
+    try:
+        return _GATES[gate]
+    except (KeyError, TypeError):
+        raise ValueError(f"gate: expected {_checks.VALUES['gate']}, got {gate!r}") from None
+
+
+def _call(operation: str, names: tuple[str, ...], arrays: tuple[Any, ...], options: tuple[Any, ...], layout: str, gate: Any = None) -> Any:
+    """Run a kernel on arrays in the order of names, and word its refusal. The last array is out where names has it."""
+    if names[-1] == "out" and arrays[-1] is not None:
+        # Elements are read before they are written: x itself may be out. Other overlaps are copied first.
+        x, *rest, out = arrays
+        apart = _arrays.apart_from(out, tuple(rest) if out is x else (x, *rest))
+        arrays = (x, *apart, out) if out is x else (*apart, out)
+    backend = _backend.cpu
+    kernel = getattr(backend, _KERNELS.get(operation, operation))
+    for a in arrays:
+        if a is not None and type(a) is not np.ndarray:
+            result = _arrays.call(operation, kernel, backend, arrays, options)
+            break
+    else:
+        result = kernel(*arrays, *options)
+    if type(result) is tuple:
+        raise _checks.error(operation, result, dict(zip(names, arrays, strict=True)) | {"gate": gate}, layout)
+    return result[0]
+
+
+def global_average_pool(x: Any, layout: str = "nchw") -> Any:
+    """Mean of each channel over its positions.
+
+    Parameters
+    ----------
+    x : array, (batch, channels, height, width), or (batch, height, width, channels) with layout="nhwc"
+        float32, float64, float16 or bfloat16; any strides. 16-bit values are summed in float32.
+    layout : "nchw" or "nhwc"
+        The order of x's axes.
+
+    Returns
+    -------
+    array, (batch, channels)
+        Of x's kind and dtype; NaN where there are no positions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    """
+    return _call("global_average_pool", ("x",), (x,), (_choice("layout", layout, _LAYOUTS), False), layout)
+
+
+def squeeze_excitation(
+    x: Any,
+    w_reduce: Any,
+    b_reduce: Any,
+    w_expand: Any,
+    b_expand: Any,
+    *,
+    activation: str = "relu",
+    gate: Any = "sigmoid",
+    layout: str = "nchw",
+    out: Any = None,
+) -> Any:
+    """Squeeze-and-excitation: rescale each channel by a weight computed from all channels' means.
+
+    ``out = x * gate(w_expand activation(w_reduce mean(x) + b_reduce) + b_expand)``, channel by channel.
+
+    Parameters
+    ----------
+    x : array, (batch, channels, height, width), or (batch, height, width, channels) with layout="nhwc"
+        float32, float64, float16 or bfloat16; any strides.
+    w_reduce : array, (reduced, channels)
+        Of x's dtype, like all parameters.
+    b_reduce : array, (reduced,), or None
+    w_expand : array, (channels, reduced)
+    b_expand : array, (channels,), or None
+    activation : "relu", "silu", "gelu" or "hard_swish"
+        Of the hidden units; gelu is the exact one, with erf.
+    gate : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
+        hard_sigmoid is clamp(alpha x + beta, 0, 1), with PyTorch's alpha = 1/6 and beta = 1/2 where not given.
+    layout : "nchw" or "nhwc"
+        The order of the axes of x and out.
+    out : array of x's shape and dtype, optional
+        Written and returned; may be x itself (no copy is made then) or overlap any input.
+
+    Returns
+    -------
+    array of x's shape
+        Of x's kind and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+
+    References
+    ----------
+    Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
+    """
+    options = (_choice("activation", activation, _ACTIVATIONS), *_gate(gate), _choice("layout", layout, _LAYOUTS))
+    arrays = (x, w_reduce, b_reduce, w_expand, b_expand, out)
+    return _call("squeeze_excitation", _MLP_NAMES, arrays, options, layout, gate)
+
+
+_KERNELS = {"global_average_pool": "global_pool", "global_max_pool": "global_pool"}
+_MLP_NAMES = ("x", "w_reduce", "b_reduce", "w_expand", "b_expand", "out")
