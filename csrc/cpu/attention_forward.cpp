@@ -55,10 +55,12 @@ template <class T> class Forward {
     int exponent = 0;
     std::frexp(p_.scale, &exponent);
     query_factor_ = p_.scale == 0 ? T(1) : static_cast<T>(std::ldexp(1.0, std::clamp(exponent - 1, -120, 120)));
-    score_factor_ = p_.scale == 0 ? T(0) : static_cast<T>(p_.scale / static_cast<double>(query_factor_));
-    score_factor_low_ = static_cast<T>(p_.scale / static_cast<double>(query_factor_) - static_cast<double>(score_factor_));
+    const double rest = p_.scale / static_cast<double>(query_factor_);
+    const double factor = p_.softcap > 0 ? rest / p_.softcap : rest;
+    score_factor_ = static_cast<T>(factor);
+    score_factor_low_ = static_cast<T>(factor - static_cast<double>(score_factor_));
     transforms_ = p_.softcap > 0 || p_.bias.present() || p_.alibi_slopes.present() || p_.sinks.present() || !(p_.scale > 0);
-    score_unit_ = transforms_ ? 1.0 : p_.scale / static_cast<double>(query_factor_);
+    score_unit_ = transforms_ ? 1.0 : rest;
     exp_factor_ = static_cast<T>(kLog2E * score_unit_);
     exp_factor_low_ = static_cast<T>(kLog2E * score_unit_ - static_cast<double>(exp_factor_));
     per_group_ = p_.heads_kv() > 0 ? p_.heads() / p_.heads_kv() : 1;
@@ -209,10 +211,7 @@ template <class T> class Forward {
     const V high = broadcast<V>(score_factor_);
     const V low = broadcast<V>(score_factor_low_);
     const auto scaled_plus = [&](V s, V bias) { return fma(s, high, fma(s, low, bias)); };
-    const auto capped_plus = [&](V s, V bias) {
-      const V cap = broadcast<V>(static_cast<T>(p_.softcap));
-      return cap * tanh(scaled_plus(s, V{}) / cap) + bias;
-    };
+    const auto capped_plus = [&](V s, V bias) { return fma(broadcast<V>(static_cast<T>(p_.softcap)), tanh(fma(s, high, s * low)), bias); };
     if (p_.softcap > 0)
       add_bias(w, t, capped_plus);
     else
@@ -381,7 +380,7 @@ template <class T> class Forward {
   const AttentionProblem& p_;
   PlainAttention plain_;
   T query_factor_;
-  T score_factor_;  // scale / query_factor, and what rounding took from it
+  T score_factor_;  // scale / query_factor (/ softcap), and what rounding took from it
   T score_factor_low_;
   double score_unit_;  // what 1 in a score tile is worth: tiles stay unscaled where nothing is added to them
   T exp_factor_;       // score_unit * log2(e), and what rounding took from it

@@ -15,7 +15,7 @@ template <class V> inline V tanh(V x) {
   const V large = 1 - 2 / (e + 1);
   V small;
   if constexpr (sizeof(T) == 4) {
-    // x + x^3 p(x^2) for |x| < 0.55
+    // x + x^3 p(x^2) for |x| < 0.625
     const V z = x * x;
     V p = broadcast<V>(-5.70498872745e-3f);
     p = fma(p, z, broadcast<V>(2.06390887954e-2f));
@@ -32,7 +32,7 @@ template <class V> inline V tanh(V x) {
     const V t = h / d;
     small = 2 * t / fma(t, t, broadcast<V>(1));
   }
-  const V y = a < T(0.55) ? small : large;
+  const V y = a < T(0.625) ? small : large;
   return x < 0 ? -y : x == x ? y : x;
 }
 
