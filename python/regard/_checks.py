@@ -152,7 +152,7 @@ def error(
     rule, argument, entry = refusal
     shapes = {a: _in_layout(s, layout) for a, s in SHAPES[operation].items()}
     known = dimensions(shapes, arguments)
-    value = arguments.get(argument)
+    value: Any = arguments.get(argument)
     got = describe(value)
     first = next(iter(shapes))
 
