@@ -22,11 +22,15 @@ ACTIVATIONS = {
 
 
 def layer(rows, inner, outer, dtype="float32"):
-    return normal(0, rows, inner, dtype=dtype), normal(1, outer, inner, dtype=dtype), normal(2, outer, dtype=dtype)
+    return (
+        normal(0, rows, inner, dtype=dtype),
+        normal(1, outer, inner, dtype=dtype),
+        normal(2, outer, dtype=dtype),
+    )
 
 
 def check_linear(x, weight, bias, activation=None):
-    """Each element errs by a few epsilon of the sum of its terms' magnitudes; activations have slopes below 1.13."""
+    """Each element errs by a few epsilon of its terms' magnitudes; activations have slopes below 1.13."""
     dtype = next(name for name, d in DTYPES.items() if d == x.dtype)
     out = regard.linear(x, weight, bias, activation)
     a, w, b = as_float64(x, weight, bias)
@@ -36,7 +40,8 @@ def check_linear(x, weight, bias, activation=None):
     tolerance = compute_epsilon(dtype) * (4 + np.sqrt(a.shape[-1])) * (terms + 1)
     if dtype in ("float16", "bfloat16"):
         tolerance += EPSILON[dtype] * (np.abs(want) + 1e-3)
-    assert out.dtype == x.dtype and out.shape == want.shape
+    assert out.dtype == x.dtype
+    assert out.shape == want.shape
     assert (np.abs(as_float64(out)[0] - want) <= tolerance).all()
 
 
@@ -63,18 +68,22 @@ def test_activations(backend, activation, dtype):
 def values_of(activation, t, dtype):
     """The activation itself: one input and a weight of 1."""
     with np.errstate(all="ignore"):
-        return regard.linear(t.astype(dtype)[:, None], np.ones((1, 1), dtype), None, activation)[:, 0].astype(np.float64)
+        return regard.linear(t.astype(dtype)[:, None], np.ones((1, 1), dtype), None, activation)[:, 0].astype(
+            np.float64
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_activations_are_accurate_relative_to_their_size(backend, activation, dtype):
-    t = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 200), -np.geomspace(1e-20, 1, 200)])
+    t = np.concatenate(
+        [np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 200), -np.geomspace(1e-20, 1, 200)]
+    )
     t = t.astype(dtype).astype(np.float64)
     want = np.array([scalar_activation(activation, x) for x in t])
     error = np.abs(values_of(activation, t, dtype) - want)
-    # 8 ulp: exp's 2, a polynomial's 2, a division and some products. Without fused operations exp's argument loses
-    # more: half an epsilon of its own size, up to 12^2 / 2.
+    # 8 ulp: exp's 2, a polynomial's 2, a division and some products. Without fused operations exp's
+    # argument loses more: half an epsilon of its own size, up to 12^2 / 2.
     ulps = 8 if backend != "baseline" else 80
     if dtype == "float64":  # the expected value too: erfc's rounded argument costs it t^2 / 2
         ulps = ulps + t * t
@@ -93,19 +102,27 @@ def test_special_values_of_activations(backend):
     for dtype in ("float32", "float64"):
         for name in ("relu", "gelu", "silu"):
             y = values_of(name, t, dtype)
-            assert np.isnan(y[2]) and y[3] == 0 and y[5] == 0
-            assert y[0] == np.inf and y[4] == t.astype(dtype)[4]
+            assert np.isnan(y[2])
+            assert y[3] == 0
+            assert y[5] == 0
+            assert y[0] == np.inf
+            assert y[4] == t.astype(dtype)[4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 768, 97), (9, 129, 48), (50, 33, 130), (3, 5, 0), (3, 0, 5), (0, 5, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 768, 97), (9, 129, 48), (50, 33, 130), (3, 5, 0), (3, 0, 5), (0, 5, 3)], ids=str
+)
 def test_packed_weights_give_the_same_bits(backend, shape, dtype):
     x, weight, bias = layer(*shape, dtype)
     for b in (bias, None):
         packed = dense.pack_linear(weight, b)
         for activation in (None, "gelu"):
-            assert_same_bits(regard.linear(x, packed, activation=activation), regard.linear(x, weight, b, activation))
-    assert packed.shape == weight.shape and packed.dtype == weight.dtype
+            assert_same_bits(
+                regard.linear(x, packed, activation=activation), regard.linear(x, weight, b, activation)
+            )
+    assert packed.shape == weight.shape
+    assert packed.dtype == weight.dtype
 
 
 def test_one_packed_weight_serves_every_instruction_set():
@@ -124,6 +141,12 @@ def test_rows_do_not_depend_on_each_other(backend, dtype):
     for n in (1, 2, 3, 5, 8, 17, 100):
         assert_same_bits(regard.linear(x[:n], packed, activation="silu"), whole[:n])
         assert_same_bits(regard.linear(x[-n:], weight, bias, "silu"), whole[-n:])
+    # A depth of several blocks, which few rows cut elsewhere than many.
+    deep, wide = normal(3, 100, 2500, dtype=dtype), normal(4, 50, 2500, dtype=dtype)
+    long = regard.linear(deep, wide)
+    for n in (1, 8, 9):
+        assert_same_bits(regard.linear(deep[:n], wide), long[:n])
+        assert_same_bits(regard.linear(deep[:n], dense.pack_linear(wide)), long[:n])
     # Nor do columns on their number.
     assert_same_bits(regard.linear(x, weight[:49], bias[:49], "silu"), np.ascontiguousarray(whole[:, :49]))
 
@@ -154,7 +177,9 @@ def test_strides(backend, dtype):
     cube = np.zeros((4, 3, 6, 80), x.dtype)[:, :2, ::2, ::2]
     cube[...] = x.reshape(4, 2, 3, 40)
     assert_same_bits(regard.linear(cube, weight, bias), want.reshape(4, 2, 3, 70))
-    assert_same_bits(regard.layer_norm(cube, x[0], x[1]), regard.layer_norm(x, x[0], x[1]).reshape(cube.shape))
+    assert_same_bits(
+        regard.layer_norm(cube, x[0], x[1]), regard.layer_norm(x, x[0], x[1]).reshape(cube.shape)
+    )
     repeated = np.broadcast_to(x[:1], (5, 40))
     assert_same_bits(regard.linear(repeated, weight, bias), np.repeat(want[:1], 5, 0))
     # A strided output, and one that is also the input.
@@ -172,7 +197,8 @@ def test_empty(backend, shape):
     n = shape[-1]
     bias = np.arange(4, dtype=np.float32)
     out = regard.linear(x, np.ones((4, n), np.float32), bias)
-    assert out.shape == (*shape[:-1], 4) and (out == bias).all()
+    assert out.shape == (*shape[:-1], 4)
+    assert (out == bias).all()
     assert regard.linear(x, np.ones((0, n), np.float32)).shape == (*shape[:-1], 0)
     assert regard.layer_norm(x).shape == shape == regard.rms_norm(x).shape
 
@@ -189,7 +215,8 @@ def test_ieee_values_pass_through(backend):
     weight[7] = 0
     with np.errstate(all="ignore"):
         out, want = regard.linear(x, weight, bias), x @ weight.T + bias
-    assert np.isnan(out[3]).all() and np.isnan(out[5, 7])
+    assert np.isnan(out[3]).all()
+    assert np.isnan(out[5, 7])
     np.testing.assert_array_equal(np.isnan(out), np.isnan(want))
     np.testing.assert_array_equal(np.isinf(out), np.isinf(want))
 
@@ -207,14 +234,18 @@ def test_norms(backend, features, dtype):
     layer = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
     rms = s / np.sqrt(np.square(s).mean(-1, keepdims=True) + 1e-6)
     # A row that nearly cancels to a constant (short ones) amplifies the rounding of s by 1 / deviation.
-    amplified = compute_epsilon(dtype) * (1 + np.abs(s).max(-1, keepdims=True) / np.sqrt(centred.var(-1, keepdims=True) + 1e-5))
+    amplified = compute_epsilon(dtype) * (
+        1 + np.abs(s).max(-1, keepdims=True) / np.sqrt(centred.var(-1, keepdims=True) + 1e-5)
+    )
     own = EPSILON[dtype] if dtype in ("float16", "bfloat16") else 0.0
     for out, want in (
         (dense.add_layer_norm(x, residual, weight, bias), layer * w + b),
         (dense.add_rms_norm(x, residual, weight), rms * w),
     ):
         assert out.dtype == x.dtype
-        allowed = 8 * amplified * (np.abs(w) + np.abs(b)) * (1 + np.abs(want)) + own * np.abs(want) + own * 1e-3
+        allowed = (
+            8 * amplified * (np.abs(w) + np.abs(b)) * (1 + np.abs(want)) + own * np.abs(want) + own * 1e-3
+        )
         assert (np.abs(as_float64(out)[0] - want) <= allowed).all()
     zero = np.zeros_like(x)
     assert_same_bits(dense.add_layer_norm(x, zero, weight, bias), regard.layer_norm(x, weight, bias))
@@ -239,22 +270,40 @@ def test_long_rows_keep_their_digits(backend):
 ERRORS = {
     "x: expected an array": (TypeError, lambda x, w, b: regard.linear([1.0], w)),
     "x: expected dtype": (TypeError, lambda x, w, b: regard.linear(x.astype(int), w)),
-    "x: expected shape (..., in_features = 5) where there are": (ValueError, lambda x, w, b: regard.linear(np.array(x[0, 0]), w)),
+    "x: expected shape (..., in_features = 5) where there are": (
+        ValueError,
+        lambda x, w, b: regard.linear(np.array(x[0, 0]), w),
+    ),
     "weight: expected the dtype of x": (TypeError, lambda x, w, b: regard.linear(x, w.astype(np.float64))),
-    "weight: expected shape (out_features = 3, in_features = 6)": (ValueError, lambda x, w, b: regard.linear(np.zeros((2, 6), np.float32), w)),
+    "weight: expected shape (out_features = 3, in_features = 6)": (
+        ValueError,
+        lambda x, w, b: regard.linear(np.zeros((2, 6), np.float32), w),
+    ),
     "bias: expected shape (out_features = 3)": (ValueError, lambda x, w, b: regard.linear(x, w, b[:2])),
     "bias: expected None": (ValueError, lambda x, w, b: regard.linear(x, dense.pack_linear(w), b)),
-    "weight: expected shape (out_features = 3, in_features = 4)": (ValueError, lambda x, w, b: regard.linear(x[:, :4], dense.pack_linear(w))),
-    "weight: expected the dtype of x, float64": (TypeError, lambda x, w, b: regard.linear(x.astype(float), dense.pack_linear(w))),
+    "weight: expected shape (out_features = 3, in_features = 4)": (
+        ValueError,
+        lambda x, w, b: regard.linear(x[:, :4], dense.pack_linear(w)),
+    ),
+    "weight: expected the dtype of x, float64": (
+        TypeError,
+        lambda x, w, b: regard.linear(x.astype(float), dense.pack_linear(w)),
+    ),
     "activation: expected one of None, 'relu'": (ValueError, lambda x, w, b: regard.linear(x, w, b, "gelo")),
-    "out: expected shape (..., out_features = 3)": (ValueError, lambda x, w, b: regard.linear(x, w, out=np.zeros((2, 4), np.float32))),
-    "out: expected a writable": (ValueError, lambda x, w, b: regard.linear(x, w, out=np.broadcast_to(b, (2, 3)))),
+    "out: expected shape (..., out_features = 3)": (
+        ValueError,
+        lambda x, w, b: regard.linear(x, w, out=np.zeros((2, 4), np.float32)),
+    ),
+    "out: expected a writable": (
+        ValueError,
+        lambda x, w, b: regard.linear(x, w, out=np.broadcast_to(b, (2, 3))),
+    ),
     "weight: expected shape (features = 5)": (ValueError, lambda x, w, b: regard.layer_norm(x, b)),
     "bias: expected shape (features = 5)": (ValueError, lambda x, w, b: regard.layer_norm(x, None, b)),
     "residual: expected shape": (ValueError, lambda x, w, b: dense.add_layer_norm(x, w)),
     "eps: expected a finite number >= 0": (ValueError, lambda x, w, b: regard.rms_norm(x, eps=-1.0)),
     "weight: expected shape (out_features, in_features)": (ValueError, lambda x, w, b: dense.pack_linear(b)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", ERRORS)

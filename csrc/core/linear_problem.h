@@ -15,6 +15,22 @@ constexpr std::int64_t panel_count(std::int64_t out_features, DType compute) {
   return out_features / columns + (out_features % columns != 0);
 }
 
+// A view of a packed weight, still without memory.
+inline Array packed_array(std::int64_t out_features, std::int64_t in_features, DType compute) {
+  Array a;
+  a.kind = Array::Kind::array;
+  a.dtype = compute;
+  a.writable = true;
+  a.rank = 3;
+  a.shape[0] = panel_count(out_features, compute);
+  a.shape[1] = in_features + 1;
+  a.shape[2] = panel_columns(compute);
+  a.stride[0] = a.shape[1] * kPanelBytes;
+  a.stride[1] = kPanelBytes;
+  a.stride[2] = size_of(compute);
+  return a;
+}
+
 // 16-bit floats are computed in float32.
 constexpr DType compute_dtype(DType t) { return t == DType::float64 ? DType::float64 : DType::float32; }
 

@@ -6,7 +6,7 @@
 //
 // Attention calls it with A = K, B = Q^T for the scores and A = V^T, B = P for the output: keys run down, queries
 // across, so the softmax needs no sum across lanes and K and V are used as they lie. linear() calls it with A = x and
-// B = weight^T. Each element is a sum of chains of kChain fused multiply-adds over the depth, whatever tile it falls in: that
+// B = weight^T. Each element is a sum of chains of Chain fused multiply-adds over the depth, whatever tile it falls in: that
 // is why results do not depend on how the work is cut (see "Determinism" in docs/design.md). Chains start from zero and
 // C joins at their end: its sum over earlier blocks is large, and rounding each step at its size cost up to 3x the
 // error on long rows.
@@ -36,13 +36,13 @@ enum class Left { depth_contiguous, rows_contiguous };
 
 namespace detail {
 
-template <class T, int Rows, int Vectors, Left Order>
+template <class T, int Rows, int Vectors, Left Order, int Chain>
 inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int depth, const Vec<T>* scale) {
   using V = Vec<T>;
   constexpr int rows = Rows;
   constexpr int w = kWidth<T>;
-  for (int start = 0; start == 0 || start < depth; start += kChain) {
-    const int end = std::min(depth, start + kChain);
+  for (int start = 0; start == 0 || start < depth; start += Chain) {
+    const int end = std::min(depth, start + Chain);
     V acc[rows][Vectors] = {};
     for (int k = start; k < end; ++k) {
       V right[Vectors];
@@ -66,35 +66,36 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
   }
 }
 
-template <class T, int Vectors, Left Order>
+template <class T, int Vectors, Left Order, int Chain>
 void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
   for (int r = 0; r < rows; r += Tile<T>::kRows)
-    multiply_tile<T, Tile<T>::kRows, Vectors, Order>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
+    multiply_tile<T, Tile<T>::kRows, Vectors, Order, Chain>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
 }
 
 }  // namespace detail
 
 // C = (scale ? C * scale : 0) + A B for `rows` (rounded up to kRows: A and C must have room) and `vectors` <= kVectors
-// vectors of columns. `scale` holds one factor a column.
-template <class T, Left Order>
+// vectors of columns. `scale` holds one factor a column. A depth cut in several calls, at multiples of Chain, with the
+// sums carried by a scale of 1, gives the same bits as one call.
+template <class T, Left Order, int Chain = kChain>
 inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth, const Vec<T>* scale) {
   switch (vectors) {
-    case 1: return detail::multiply_rows<T, 1, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
-    case 2: return detail::multiply_rows<T, 2, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+    case 1: return detail::multiply_rows<T, 1, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+    case 2: return detail::multiply_rows<T, 2, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
     default:
-      if constexpr (Tile<T>::kVectors == 3) return detail::multiply_rows<T, 3, Order>(a, lda, b, ldb, c, ldc, rows, depth, scale);
+      if constexpr (Tile<T>::kVectors == 3) return detail::multiply_rows<T, 3, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
   }
 }
 
 // The same for fewer than kRows rows, rounded up to 1, 2, 4 or kRows of them: what is left of a block, or all of a small
 // one. Reading B then costs more than the arithmetic, so the rows that are not there are worth leaving out.
-template <class T, Left Order>
+template <class T, Left Order, int Chain = kChain>
 inline void multiply_few(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
   constexpr int vectors = Tile<T>::kVectors;
-  if (rows == 1) return detail::multiply_tile<T, 1, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
-  if (rows == 2) return detail::multiply_tile<T, 2, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
-  if (rows <= 4) return detail::multiply_tile<T, 4, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
-  return detail::multiply_tile<T, Tile<T>::kRows, vectors, Order>(a, lda, b, ldb, c, ldc, depth, scale);
+  if (rows == 1) return detail::multiply_tile<T, 1, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);
+  if (rows == 2) return detail::multiply_tile<T, 2, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);
+  if (rows <= 4) return detail::multiply_tile<T, 4, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);
+  return detail::multiply_tile<T, Tile<T>::kRows, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);
 }
 
 }  // namespace regard::cpu
