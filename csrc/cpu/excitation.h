@@ -1,8 +1,6 @@
 // From pooled channels to a weight for each channel: the small network between pooling and rescaling.
 #pragma once
 
-#include <cmath>
-
 #include "core/channel_problem.h"
 #include "cpu/lanes.h"
 #include "cpu/math.h"
@@ -24,7 +22,7 @@ template <class T> class GateFunction {
     switch (gate_) {
       case Gate::tanh: return tanh(x);
       case Gate::hard_sigmoid: return min(broadcast<V>(1), max(V{}, x * alpha_ + beta_));  // in this order NaN stays NaN
-      default: return 1 / (1 + exp(-x));
+      default: return sigmoid(x);
     }
   }
   void apply(T* x, std::int64_t n) const {
@@ -44,13 +42,11 @@ template <class T> inline void activate(Activation activation, T* x, std::int64_
     for (std::int64_t i = 0; i < n; i += kWidth<T>) store(x + i, f(load<V>(x + i)));
   };
   switch (activation) {
-    case Activation::relu: return each([](V v) { return max(V{}, v); });
-    case Activation::silu: return each([](V v) { return v / (1 + exp(-v)); });
+    case Activation::relu: return each([](V v) { return relu(v); });
+    case Activation::silu: return each([](V v) { return silu(v); });
     case Activation::hard_swish:
       return each([](V v) { return v * min(broadcast<V>(1), max(V{}, v * broadcast<V>(static_cast<T>(1.0 / 6)) + broadcast<V>(T(0.5)))); });
-    case Activation::gelu:
-      // A handful of hidden units an image: not worth a vector erf.
-      for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * T(0.5) * static_cast<T>(std::erfc(-x[i] * T(0.70710678118654752440)));
+    case Activation::gelu: return each([](V v) { return gelu(v); });
   }
 }
 

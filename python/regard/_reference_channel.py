@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from regard.reference import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, image_axes
+from regard.reference import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, image_axes, unwarned
 
 Array = Any
 
 
+@unwarned
 def global_max_pool(x: Array, layout: str = "nchw") -> Array:
     """Maximum over the image: (batch, channels); NaN where there is one, -inf of nothing."""
     return np.asarray(x).max(axis=image_axes(x, layout), initial=-np.inf)
 
 
+@unwarned
 def channel_attention(
     x: Array,
     w_reduce: Array,
@@ -44,6 +46,7 @@ def channel_attention(
     return _into(out, (x * np.expand_dims(weights, axes)).astype(dtype))
 
 
+@unwarned
 def spatial_attention(
     x: Array,
     w_spatial: Array,
@@ -63,6 +66,7 @@ def spatial_attention(
     return _into(out, (x * np.expand_dims(weights, axis)).astype(dtype))
 
 
+@unwarned
 def cbam(
     x: Array,
     *,
@@ -85,6 +89,7 @@ def cbam(
     return _into(out, y.astype(dtype))
 
 
+@unwarned
 def efficient_channel_attention(
     x: Array, w: Array, *, gate: Any = "sigmoid", layout: str = "nchw", out: Array | None = None
 ) -> Array:

@@ -35,11 +35,11 @@ def _choice(argument: str, value: Any, choices: Mapping[Any, Any]) -> Any:
 
 
 def _gate(gate: Any) -> tuple[int, float, float]:
-    if isinstance(gate, (tuple, list)) and len(gate) == 3 and gate[0] == "hard_sigmoid":
-        return 2, float(gate[1]), float(gate[2])
     try:
+        if isinstance(gate, (tuple, list)) and len(gate) == 3 and gate[0] == "hard_sigmoid":
+            return 2, float(gate[1]), float(gate[2])
         return _GATES[gate]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"gate: expected {_checks.VALUES['gate']}, got {gate!r}") from None
 
 
