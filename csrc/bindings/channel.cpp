@@ -53,19 +53,62 @@ py::object rescaled(ChannelProblem& p, const py::object& x, const py::object& ou
   return outputs;
 }
 
-py::object squeeze_excitation(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
-                              const py::object& out, int activation, int gate, double gate_alpha, double gate_beta, bool channels_last) {
+// Excitation, activation and gate as Python counts them.
+ChannelProblem problem_of(Excitation excitation, int activation, int gate, double gate_alpha, double gate_beta) {
   ChannelProblem p;
-  p.excitation = Excitation::average;
-  p.w_reduce = w_reduce;
-  p.b_reduce = b_reduce;
-  p.w_expand = w_expand;
-  p.b_expand = b_expand;
+  p.excitation = excitation;
   p.activation = static_cast<Activation>(activation);
   p.gate = static_cast<Gate>(gate);
   p.gate_alpha = gate_alpha;
   p.gate_beta = gate_beta;
+  return p;
+}
+
+void set_mlp(ChannelProblem& p, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand) {
+  p.w_reduce = w_reduce;
+  p.b_reduce = b_reduce;
+  p.w_expand = w_expand;
+  p.b_expand = b_expand;
+}
+
+py::object squeeze_excitation(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
+                              const py::object& out, int activation, int gate, double gate_alpha, double gate_beta, bool channels_last) {
+  ChannelProblem p = problem_of(Excitation::average, activation, gate, gate_alpha, gate_beta);
+  set_mlp(p, w_reduce, b_reduce, w_expand, b_expand);
   return rescaled(p, x, out, channels_last, cpu::squeeze_excitation);
+}
+
+py::object channel_attention(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
+                             const py::object& out, int activation, int gate, double gate_alpha, double gate_beta, bool channels_last) {
+  ChannelProblem p = problem_of(Excitation::average_and_maximum, activation, gate, gate_alpha, gate_beta);
+  set_mlp(p, w_reduce, b_reduce, w_expand, b_expand);
+  return rescaled(p, x, out, channels_last, cpu::channel_attention);
+}
+
+py::object efficient_channel_attention(const py::object& x, const Array& w, const py::object& out, int gate, double gate_alpha,
+                                       double gate_beta, bool channels_last) {
+  ChannelProblem p = problem_of(Excitation::convolution, 0, gate, gate_alpha, gate_beta);
+  p.w_channel = w;
+  return rescaled(p, x, out, channels_last, cpu::squeeze_excitation);
+}
+
+py::object spatial_attention(const py::object& x, const Array& w_spatial, const Array& b_spatial, const py::object& out, int gate,
+                             double gate_alpha, double gate_beta, bool channels_last) {
+  ChannelProblem p = problem_of(Excitation::none, 0, gate, gate_alpha, gate_beta);
+  p.w_spatial = w_spatial;
+  p.b_spatial = b_spatial;
+  return rescaled(p, x, out, channels_last, cpu::spatial_attention);
+}
+
+py::object cbam(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
+                const Array& w_spatial, const Array& b_spatial, const py::object& out, int activation, int gate, double gate_alpha,
+                double gate_beta, bool channels_last) {
+  ChannelProblem p = problem_of(Excitation::average_and_maximum, activation, gate, gate_alpha, gate_beta);
+  set_mlp(p, w_reduce, b_reduce, w_expand, b_expand);
+  p.w_spatial = w_spatial;
+  p.b_spatial = b_spatial;
+  p.needs_spatial = true;
+  return rescaled(p, x, out, channels_last, cpu::cbam);
 }
 
 }  // namespace
@@ -75,6 +118,16 @@ void bind_channel(py::module_& m) {
   m.def("squeeze_excitation", &squeeze_excitation, py::arg("x"), py::arg("w_reduce"), py::arg("b_reduce"), py::arg("w_expand"),
         py::arg("b_expand"), py::arg("out"), py::arg("activation"), py::arg("gate"), py::arg("gate_alpha"), py::arg("gate_beta"),
         py::arg("channels_last"));
+  m.def("channel_attention", &channel_attention, py::arg("x"), py::arg("w_reduce"), py::arg("b_reduce"), py::arg("w_expand"),
+        py::arg("b_expand"), py::arg("out"), py::arg("activation"), py::arg("gate"), py::arg("gate_alpha"), py::arg("gate_beta"),
+        py::arg("channels_last"));
+  m.def("efficient_channel_attention", &efficient_channel_attention, py::arg("x"), py::arg("w"), py::arg("out"), py::arg("gate"),
+        py::arg("gate_alpha"), py::arg("gate_beta"), py::arg("channels_last"));
+  m.def("spatial_attention", &spatial_attention, py::arg("x"), py::arg("w_spatial"), py::arg("b_spatial"), py::arg("out"), py::arg("gate"),
+        py::arg("gate_alpha"), py::arg("gate_beta"), py::arg("channels_last"));
+  m.def("cbam", &cbam, py::arg("x"), py::arg("w_reduce"), py::arg("b_reduce"), py::arg("w_expand"), py::arg("b_expand"),
+        py::arg("w_spatial"), py::arg("b_spatial"), py::arg("out"), py::arg("activation"), py::arg("gate"), py::arg("gate_alpha"),
+        py::arg("gate_beta"), py::arg("channels_last"));
 }
 
 }  // namespace regard::bindings

@@ -45,6 +45,7 @@ struct ChannelProblem {
   Array out;        // [batch, channels, height, width]: may be x itself
 
   Excitation excitation = Excitation::none;
+  bool needs_spatial = false;
   Activation activation = Activation::relu;
   Gate gate = Gate::sigmoid;
   double gate_alpha = 1.0 / 6;  // hard_sigmoid: clamp(alpha x + beta, 0, 1)
@@ -80,7 +81,7 @@ inline Refusal ChannelProblem::check() const {
     c.require(w_channel.present(), rules::kType, "w").like(w_channel, x, 1, "w");
     c.require(w_channel.shape[0] % 2 == 1, rules::kShape, "w");
   }
-  if (excitation == Excitation::none) c.require(w_spatial.present(), rules::kType, "w_spatial");
+  if (needs_spatial || excitation == Excitation::none) c.require(w_spatial.present(), rules::kType, "w_spatial");
   if (spatial()) {
     c.like(w_spatial, x, 4, "w_spatial");
     c.shape(w_spatial, "w_spatial", 1, 2, w_spatial.shape[2], w_spatial.shape[2]);

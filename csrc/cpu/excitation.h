@@ -1,8 +1,6 @@
 // From pooled channels to a weight for each channel: the small network between pooling and rescaling.
 #pragma once
 
-#include <cmath>
-
 #include "core/channel_problem.h"
 #include "cpu/lanes.h"
 #include "cpu/math.h"
@@ -24,7 +22,7 @@ template <class T> class GateFunction {
     switch (gate_) {
       case Gate::tanh: return tanh(x);
       case Gate::hard_sigmoid: return min(broadcast<V>(1), max(V{}, x * alpha_ + beta_));  // in this order NaN stays NaN
-      default: return 1 / (1 + exp(-x));
+      default: return sigmoid(x);
     }
   }
   void apply(T* x, std::int64_t n) const {
@@ -44,13 +42,11 @@ template <class T> inline void activate(Activation activation, T* x, std::int64_
     for (std::int64_t i = 0; i < n; i += kWidth<T>) store(x + i, f(load<V>(x + i)));
   };
   switch (activation) {
-    case Activation::relu: return each([](V v) { return max(V{}, v); });
-    case Activation::silu: return each([](V v) { return v / (1 + exp(-v)); });
+    case Activation::relu: return each([](V v) { return relu(v); });
+    case Activation::silu: return each([](V v) { return silu(v); });
     case Activation::hard_swish:
       return each([](V v) { return v * min(broadcast<V>(1), max(V{}, v * broadcast<V>(static_cast<T>(1.0 / 6)) + broadcast<V>(T(0.5)))); });
-    case Activation::gelu:
-      // A handful of hidden units an image: not worth a vector erf.
-      for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * T(0.5) * static_cast<T>(std::erfc(-x[i] * T(0.70710678118654752440)));
+    case Activation::gelu: return each([](V v) { return gelu(v); });
   }
 }
 
@@ -62,37 +58,56 @@ template <class S> struct Matrix {
   std::int64_t row;  // elements from one row to the next
 };
 
-// y = W x (+ y's start): x and y have room for whole vectors, x is zero beyond its columns. Each row is one dot product
-// of four chains over the columns.
-template <class S, class T> inline void multiply_rows_by_vector(const Matrix<S>& w, const T* x, T* y) {
+// y = W x: x is zero beyond its columns up to whole vectors, y has room for whole vectors. A row's products are one
+// chain over vectors of columns; a vector's width of rows at a time keeps as many chains in flight.
+template <class S, class T> class MatrixByVector {
   using V = Vec<T>;
-  constexpr int kW = kWidth<T>;
-  const V lanes = lane_numbers<T>();
-  LaneReducer<T, Add> dots(y);
-  for (std::int64_t r = 0; r < w.rows; ++r) {
-    const S* const row = w.data + r * w.row;
-    V acc[4] = {};
-    std::int64_t k = 0;
-    for (; k + 4 * kW <= w.columns; k += 4 * kW)
-#pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) acc[a] = fma(load_as(row + k + a * kW), load<V>(x + k + a * kW), acc[a]);
-    for (; k + kW <= w.columns; k += kW) acc[0] = fma(load_as(row + k), load<V>(x + k), acc[0]);
-    if (const std::int64_t rest = w.columns - k; rest > 0) {
-      V last;
-      // Beyond the row's end lie other rows: what is loaded of them is taken out again.
-      if (r + 1 < w.rows && (w.rows - 1 - r) * w.row >= kW) {
-        last = lanes < broadcast<V>(static_cast<T>(rest)) ? load_as(row + k) : V{};
-      } else {
-        alignas(64) T some[kW] = {};
-        for (std::int64_t i = 0; i < rest; ++i) some[i] = to_float(read<S>(reinterpret_cast<const char*>(row + k + i)));
-        last = load<V>(some);
-      }
-      acc[1] = fma(last, load<V>(x + k), acc[1]);
+  static constexpr int kW = kWidth<T>;
+
+ public:
+  explicit MatrixByVector(const Matrix<S>& w) : w_(w), rest_(w.columns % kW), whole_(w.columns - rest_) {}
+
+  void operator()(const T* x, T* y) const {
+    for (std::int64_t r = 0; r < w_.rows; r += kW) {
+      // Beyond a row's end lie other rows, except at the matrix's end: what is loaded of them is masked out again.
+      const bool rows_follow = r + kW < w_.rows && (w_.rows - r - kW) * w_.row >= kW;
+      const V dots = rows_follow ? group<true>(r, x) : group<false>(r, x);
+      store(y + r, dots);
     }
-    dots.push((acc[0] + acc[1]) + (acc[2] + acc[3]));
   }
-  dots.finish();
-}
+
+ private:
+  template <bool RowsFollow> V group(std::int64_t first, const T* x) const {
+    const S* rows[kW];
+    V acc[kW] = {};
+    for (int i = 0; i < kW; ++i) rows[i] = w_.data + (RowsFollow ? first + i : std::min(first + i, w_.rows - 1)) * w_.row;
+    for (std::int64_t k = 0; k < whole_; k += kW) {
+      const V v = load<V>(x + k);
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) acc[i] = fma(load_as(rows[i] + k), v, acc[i]);
+    }
+    if (rest_ > 0) {
+      const V v = load<V>(x + whole_);
+      const auto counted = lane_numbers<T>() < broadcast<V>(static_cast<T>(rest_));
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) {
+        const V w = RowsFollow ? (counted ? load_as(rows[i] + whole_) : V{}) : first_lanes(rows[i] + whole_);
+        acc[i] = fma(w, v, acc[i]);
+      }
+    }
+    return combine_lanes<Add, kW / 2>(acc);
+  }
+
+  V first_lanes(const S* row) const {
+    alignas(64) T some[kW] = {};
+    for (std::int64_t i = 0; i < rest_; ++i) some[i] = to_float(read<S>(reinterpret_cast<const char*>(row + i)));
+    return load<V>(some);
+  }
+
+  const Matrix<S>& w_;
+  std::int64_t rest_;
+  std::int64_t whole_;
+};
 
 // The parameters of one call, shared by its images, and the network itself.
 template <class S, class T> class ExcitationNetwork {
@@ -145,11 +160,11 @@ template <class S, class T> class ExcitationNetwork {
  private:
   void through_mlp(const T* x, T* hidden, T* to) const {
     const std::int64_t padded = whole_vectors(p_.reduced(), kW);
-    std::fill_n(hidden, padded, T(0));
-    multiply_rows_by_vector(reduce_, x, hidden);
+    MatrixByVector<S, T>{reduce_}(x, hidden);
     for (std::int64_t r = 0; r < padded; r += kW) store(hidden + r, load<V>(hidden + r) + load<V>(b_reduce_ + r));
     activate(p_.activation, hidden, p_.reduced());
-    multiply_rows_by_vector(expand_, hidden, to);
+    std::fill(hidden + p_.reduced(), hidden + padded, T(0));
+    MatrixByVector<S, T>{expand_}(hidden, to);
     for (std::int64_t c = 0; c < p_.channels(); c += kW) store(to + c, load<V>(to + c) + load<V>(b_expand_ + c));
   }
 

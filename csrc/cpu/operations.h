@@ -14,5 +14,8 @@ void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
 void global_pool(const PoolProblem& problem);
 void squeeze_excitation(const ChannelProblem& problem);
+void channel_attention(const ChannelProblem& problem);
+void spatial_attention(const ChannelProblem& problem);
+void cbam(const ChannelProblem& problem);
 
 }  // namespace regard::cpu

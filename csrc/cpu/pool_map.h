@@ -52,38 +52,42 @@ template <class S, class T, bool WithMax> class PoolMap {
     const std::int64_t first = to.place(piece.c0, piece.p0 / kBlock<T>);
     LaneReducer<T, Add> sums(to.sums + first);
     LaneReducer<T, Maximum> maxima(WithMax ? to.maxima + first : nullptr);
-    const V lanes = lane_numbers<T>();
     S copy[kBlock<T>];
-    for (std::int64_t c = piece.c0; c < piece.c1; ++c)
+    for (std::int64_t c = piece.c0; c < piece.c1; ++c) {
+      const S* const plane = reinterpret_cast<const S*>(m.data + c * m.channel_stride);
       for (std::int64_t p = piece.p0; p < piece.p1; p += kBlock<T>) {
         const std::int64_t n = std::min(kBlock<T>, piece.p1 - p);
-        const S* from = reinterpret_cast<const S*>(m.data + c * m.channel_stride) + p;
-        std::int64_t before = p;  // elements in memory ahead of `from`
         if (m.order == Order::strided) {
           gather(m, c, p, n, copy);
-          from = copy;
-          before = 0;
+          plane_block(copy, n, 0, sums, maxima);
+        } else {
+          plane_block(plane + p, n, p, sums, maxima);
         }
-        V sum{};
-        V high = broadcast<V>(kLowest);
-        std::int64_t i = 0;
-        for (; i + kW <= n; i += kW) {
-          const V v = load_as(from + i);
-          sum += v;
-          if constexpr (WithMax) high = max(v, high);
-        }
-        if (i < n) {
-          const auto rest = static_cast<int>(n - i);
-          const V v = n + before >= kW ? load_as(from + n - kW) : last_lanes(from, rest);
-          const auto counted = lanes >= broadcast<V>(static_cast<T>(kW - rest));
-          sum += counted ? v : V{};
-          if constexpr (WithMax) high = max(counted ? v : broadcast<V>(kLowest), high);
-        }
-        sums.push(sum);
-        if constexpr (WithMax) maxima.push(high);
       }
+    }
     sums.finish();
     if constexpr (WithMax) maxima.finish();
+  }
+
+  // `before`: how many elements of the plane lie ahead of `from` in memory.
+  static void plane_block(const S* from, std::int64_t n, std::int64_t before, LaneReducer<T, Add>& sums, LaneReducer<T, Maximum>& maxima) {
+    V sum{};
+    V high = broadcast<V>(kLowest);
+    std::int64_t i = 0;
+    for (; i + kW <= n; i += kW) {
+      const V v = load_as(from + i);
+      sum += v;
+      if constexpr (WithMax) high = max(v, high);
+    }
+    if (i < n) {
+      const auto rest = static_cast<int>(n - i);
+      const V v = n + before >= kW ? load_as(from + n - kW) : last_lanes(from, rest);
+      const auto counted = lane_numbers<T>() >= broadcast<V>(static_cast<T>(kW - rest));
+      sum += counted ? v : V{};
+      if constexpr (WithMax) high = max(counted ? v : broadcast<V>(kLowest), high);
+    }
+    sums.push(sum);
+    if constexpr (WithMax) maxima.push(high);
   }
 
   static V last_lanes(const S* from, int rest) {
@@ -174,6 +178,11 @@ template <class S, class T> inline bool holds_nan(const Map& m, std::int64_t c) 
 // Means (and maxima) of channels [c0, c1) from their partials. No positions: mean NaN, maximum -inf.
 template <class S, class T>
 inline void totals(const Map& m, const Partials<T>& from, std::int64_t c0, std::int64_t c1, T* means, T* maxima) {
+  if (from.blocks == 1 && maxima == nullptr) {
+    const T n = static_cast<T>(m.positions);
+    for (std::int64_t c = c0; c < c1; ++c) means[c] = from.sums[c] / n;
+    return;
+  }
   for (std::int64_t c = c0; c < c1; ++c) {
     double sum = 0;
     for (std::int64_t b = 0; b < from.blocks; ++b) sum += from.sums[from.place(c, b)];

@@ -16,7 +16,7 @@
 
 namespace regard::cpu {
 
-constexpr int kMostStages = 3;
+constexpr int kMostStages = 4;
 
 // Images in flight, and so sets of buffers: image i may use those of i - kInFlight, whose stages are over by then.
 constexpr std::int64_t kInFlight = kMostStages + 1;

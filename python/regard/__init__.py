@@ -7,19 +7,32 @@ import operator
 from typing import Any
 
 from regard import _backend
-from regard.channel import global_average_pool, squeeze_excitation
+from regard.channel import (
+    cbam,
+    channel_attention,
+    efficient_channel_attention,
+    global_average_pool,
+    global_max_pool,
+    spatial_attention,
+    squeeze_excitation,
+)
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 
 __all__ = [
     "attention",
+    "cbam",
+    "channel_attention",
+    "efficient_channel_attention",
     "get_num_threads",
     "global_average_pool",
+    "global_max_pool",
     "layer_norm",
     "linear",
     "rms_norm",
     "scaled_dot_product_attention",
     "set_num_threads",
+    "spatial_attention",
     "squeeze_excitation",
 ]
 __version__ = "0.1.0"
