@@ -134,8 +134,14 @@ def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[A
         return function(*args, **kwargs)
     like = next(x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__"))
 
+    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
     def view(x: Any) -> Any:
-        return numpy_view(operation, x) if hasattr(x, "__dlpack__") else x
+        if not hasattr(x, "__dlpack__"):
+            return x
+        if id(x) not in views:
+            views[id(x)] = numpy_view(operation, x)
+        return views[id(x)]
 
     result = function(*map(view, args), **{name: view(x) for name, x in kwargs.items()})
     if isinstance(like, np.ndarray):

@@ -191,6 +191,16 @@ class Module:
             packed = self._packed[dtype] = self._pack(dtype)
         return packed
 
+    def _weights_for(self, argument: str, x: Any) -> Any:
+        """The weights in the dtype of an input, which must be an array of floats."""
+        dtype = getattr(x, "dtype", None)
+        packed = self._packed.get(dtype)
+        if packed is not None:
+            return packed
+        if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
+            raise TypeError(f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}")
+        return self._weights(dtype)
+
     def _pack(self, dtype: Any) -> Any:
         """The module's own parameters (not its children's) in the kernels' order; subclasses override it."""
         return {name: parameter.as_numpy(dtype) for name, parameter in self._parameters.items()}
