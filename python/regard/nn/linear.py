@@ -27,7 +27,9 @@ class Linear(Module):
     ) -> None:
         super().__init__(device, dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.add_parameter("weight", (out_features, in_features), fan_in_uniform(in_features, out_features, in_features))
+        self.add_parameter(
+            "weight", (out_features, in_features), fan_in_uniform(in_features, out_features, in_features)
+        )
         if bias:
             self.add_parameter("bias", (out_features,), fan_in_uniform(in_features, out_features))
         else:
@@ -64,7 +66,9 @@ class Embedding(Module):
     ) -> None:
         super().__init__(device, dtype)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise ValueError(f"padding_idx: expected None or a row of num_embeddings = {num_embeddings}, got {padding_idx}")
+            raise ValueError(
+                f"padding_idx: expected None or a row of num_embeddings = {num_embeddings}, got {padding_idx}"
+            )
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
 
         def initial(rng: np.random.Generator) -> np.ndarray:
@@ -76,13 +80,16 @@ class Embedding(Module):
         self.add_parameter("weight", (num_embeddings, embedding_dim), initial)
 
     def forward(self, input: Any) -> Any:
-        """input (...) of integers from 0 to num_embeddings - 1 -> (..., embedding_dim), in the module's dtype."""
+        """input (...), integers from 0 to num_embeddings - 1
+        -> (..., embedding_dim) of the module's dtype.
+        """
         if not isinstance(input, np.ndarray) or input.dtype.kind not in "iu":
             raise TypeError(f"input: expected an array of integers, got {describe(input)}")
         table = self._weights(self.dtype)["weight"]
-        if input.size and not (0 <= input.min() and input.max() < self.num_embeddings):
+        if input.size and (input.min() < 0 or input.max() >= self.num_embeddings):
             outside = input[(input < 0) | (input >= self.num_embeddings)].flat[0]
             raise ValueError(
-                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {outside}"
+                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, "
+                f"got {outside}"
             )
         return np.take(table, input, axis=0)

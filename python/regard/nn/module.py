@@ -27,7 +27,9 @@ class IncompatibleKeys(NamedTuple):
 class Parameter:
     """One weight: what was loaded, as it came, or else initial values drawn when first asked for."""
 
-    def __init__(self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None):
+    def __init__(
+        self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None
+    ):
         self.shape = shape
         self.value: Any = None  # what was loaded
         self._initial = initial
@@ -68,7 +70,7 @@ class Module:
 
     Arrays given and returned are NumPy's, or those of any framework with DLPack on the CPU: results
     are of the first array's kind. float32, float64, float16 and bfloat16 inputs are computed with
-    the weights in the input's dtype.
+    weights of the same dtype; 16-bit ones in float32, rounded after each step.
 
     Weights stay as they were loaded (:meth:`state_dict` returns the same arrays) and are rearranged
     for the kernels once: for the module's own dtype by :meth:`load_state_dict`, for another input
@@ -91,7 +93,7 @@ class Module:
     # ---- Parameters and children: attributes, as in PyTorch ----
 
     def add_parameter(self, name: str, shape: tuple[int, ...], initial: Callable[..., np.ndarray]) -> None:
-        """A parameter that is an attribute from here on; `initial` makes its first values from a Generator."""
+        """A parameter, an attribute from here on; `initial` makes its first values from a Generator."""
         self._parameters[name] = Parameter(shape, initial, self.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -193,12 +195,14 @@ class Module:
 
     def _weights_for(self, argument: str, x: Any) -> Any:
         """The weights in the dtype of an input, which must be an array of floats."""
-        dtype = getattr(x, "dtype", None)
+        dtype: Any = getattr(x, "dtype", None)
         packed = self._packed.get(dtype)
         if packed is not None:
             return packed
         if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
-            raise TypeError(f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}")
+            raise TypeError(
+                f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}"
+            )
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:

@@ -22,7 +22,9 @@ class _Norm(Module):
 
     normalized_shape: tuple[int, ...]
 
-    def __init__(self, normalized_shape: int | Sequence[int], elementwise_affine: bool, device: Any, dtype: Any) -> None:
+    def __init__(
+        self, normalized_shape: int | Sequence[int], elementwise_affine: bool, device: Any, dtype: Any
+    ) -> None:
         super().__init__(device, dtype)
         if not isinstance(normalized_shape, Sequence):
             normalized_shape = (operator.index(normalized_shape),)
@@ -83,7 +85,9 @@ class LayerNorm(_Norm):
     def of_sum(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
-        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(x.shape)
+        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(
+            x.shape
+        )
 
 
 class RMSNorm(_Norm):

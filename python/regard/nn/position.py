@@ -1,4 +1,4 @@
-"""Positional encodings that are added to embeddings."""
+"""Positional encodings that are added to embeddings (Vaswani et al., 2017)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regard.nn.module import Module, normal
 
 
 def sinusoids(length: int, dim: int) -> np.ndarray:
-    """(length, dim) in float64: sin and cos of position / 10000^(2i / dim) in even and odd columns (Vaswani et al., 2017)."""
+    """(length, dim): sin and cos of position / 10000^(2i / dim) in even and odd columns."""
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dim, 2) / dim)
     table = np.empty((length, dim))
     table[:, 0::2] = np.sin(angles)
@@ -54,10 +54,17 @@ class PositionalEncoding(Module):
         return sinusoids(self.max_len, self.d_model).astype(dtype)
 
     def forward(self, x: Any, start: int = 0) -> Any:
-        """x (len, batch, d_model), batch first where so made, or (len, d_model) -> x + encoding of start, start + 1, ..."""
+        """x plus the vectors of positions start, start + 1, ...
+
+        x is (len, batch, d_model), batch first where so made, or (len, d_model).
+        """
         table = self._weights_for("x", x)
         axis = 1 if self.batch_first and x.ndim == 3 else 0
-        if x.ndim not in (2, 3) or x.shape[-1] != self.d_model or not 0 <= start <= self.max_len - x.shape[axis]:
+        if (
+            x.ndim not in (2, 3)
+            or x.shape[-1] != self.d_model
+            or not 0 <= start <= self.max_len - x.shape[axis]
+        ):
             raise ValueError(
                 f"x: expected d_model = {self.d_model} and positions from start = {start} "
                 f"within max_len = {self.max_len}, got {describe(x)}"

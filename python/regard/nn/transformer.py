@@ -25,13 +25,19 @@ def activation_of(activation: Any) -> str | Callable[[Any], Any]:
     `activation` is a name, or a function or module whose name or class is one (PyTorch's F.relu,
     nn.GELU() and so on), or any function of NumPy arrays.
     """
-    name = activation if isinstance(activation, str) else getattr(activation, "__name__", type(activation).__name__)
+    name = (
+        activation
+        if isinstance(activation, str)
+        else getattr(activation, "__name__", type(activation).__name__)
+    )
     if getattr(activation, "approximate", "none") != "none":
-        raise NotImplementedError(f"activation: no kernel for gelu with approximate={activation.approximate!r}")
+        raise NotImplementedError(
+            f"activation: no kernel for gelu with approximate={activation.approximate!r}"
+        )
     if name.lower() in _FUSED:
         return _FUSED[name.lower()]
     if callable(activation):
-        return activation  # type: ignore[no-any-return]
+        return activation
     expected = ", ".join(map(repr, sorted(set(_FUSED.values()))))
     raise ValueError(f"activation: expected {expected} or a function of arrays, got {activation!r}")
 
@@ -82,7 +88,7 @@ def _activated(linear: Linear, x: Any, activation: Any) -> Any:
 
 
 class _Layer(Module):
-    """What encoder and decoder layers share: how a block joins the residual stream, and the feed-forward block."""
+    """What encoder and decoder layers share: how a block joins the residual stream, and feed-forward."""
 
     norm_first: bool
     activation: Any
@@ -164,8 +170,8 @@ class TransformerEncoderLayer(_Layer):
         dtype: Any = None,
     ) -> None:
         super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype, blocks=2,
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype, blocks=2,
         )  # fmt: skip
 
     def forward(
@@ -178,7 +184,9 @@ class TransformerEncoderLayer(_Layer):
         """
 
         def attend(x: Any) -> Any:
-            return self.self_attn.forward(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal)[0]
+            return self.self_attn.forward(
+                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal
+            )[0]
 
         x = self._joined(src, self.norm1, attend)
         return self._joined(x, self.norm2, self._feed_forward)
@@ -205,8 +213,8 @@ class TransformerDecoderLayer(_Layer):
         dtype: Any = None,
     ) -> None:
         super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype, blocks=3,
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype, blocks=3,
         )  # fmt: skip
 
     def forward(
@@ -220,10 +228,12 @@ class TransformerDecoderLayer(_Layer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Any:
-        """tgt (len_q, batch, d_model) and memory (len_kv, batch, d_model) -> tgt's shape; batch first where so made."""
+        """tgt (len_q, batch, d_model), memory (len_kv, batch, d_model) -> tgt's shape; or batch first."""
 
         def attend(x: Any) -> Any:
-            return self.self_attn.forward(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal)[0]
+            return self.self_attn.forward(
+                x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal
+            )[0]
 
         def attend_memory(x: Any) -> Any:
             return self.multihead_attn.forward(
@@ -278,7 +288,7 @@ class TransformerEncoder(Module):
     def forward(
         self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
     ) -> Any:
-        """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks whether the mask is the causal one."""
+        """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
         causal = _says_causal(mask) if is_causal is None else is_causal
         x = src
         for layer in self.layers:
@@ -317,7 +327,8 @@ class TransformerDecoder(Module):
         x = tgt
         for layer in self.layers:
             x = layer.forward(
-                x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_is_causal
+                x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal,
+                memory_is_causal,
             )  # fmt: skip
         return x if self.norm is None else self.norm.forward(x)
 
@@ -355,15 +366,19 @@ class Transformer(Module):
     ) -> None:
         super().__init__(device, dtype)
         layer = (
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype,
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype,
         )  # fmt: skip
 
         def norm() -> LayerNorm:
             return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
 
-        self.encoder = custom_encoder or TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
-        self.decoder = custom_decoder or TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
+        self.encoder = custom_encoder or TransformerEncoder(
+            TransformerEncoderLayer(*layer), num_encoder_layers, norm()
+        )
+        self.decoder = custom_decoder or TransformerDecoder(
+            TransformerDecoderLayer(*layer), num_decoder_layers, norm()
+        )
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
     def forward(
@@ -380,7 +395,7 @@ class Transformer(Module):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Any:
-        """src (len_kv, batch, d_model) and tgt (len_q, batch, d_model) -> tgt's shape; batch first where so made.
+        """src (len_kv, batch, d_model), tgt (len_q, batch, d_model) -> tgt's shape; or batch first.
 
         The memory's padding is not taken from src_key_padding_mask: say it in memory_key_padding_mask.
         """
