@@ -14,9 +14,8 @@ from regard.nn.linear import Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 
-#: What linear computes in its own pass, by the names of functions and classes in lower case.
-_FUSED = {"relu": "relu", "gelu": "gelu", "silu": "silu", "tanh": "tanh", "sigmoid": "sigmoid"}
-_FUSED |= {"hard_swish": "hard_swish", "hardswish": "hard_swish"}
+#: What linear computes in its own pass: functions and classes by their names in lower case.
+_FUSED = ("relu", "gelu", "silu")
 
 
 def activation_of(activation: Any) -> str | Callable[[Any], Any]:
@@ -35,10 +34,10 @@ def activation_of(activation: Any) -> str | Callable[[Any], Any]:
             f"activation: no kernel for gelu with approximate={activation.approximate!r}"
         )
     if name.lower() in _FUSED:
-        return _FUSED[name.lower()]
+        return name.lower()
     if callable(activation):
         return activation
-    expected = ", ".join(map(repr, sorted(set(_FUSED.values()))))
+    expected = ", ".join(map(repr, _FUSED))
     raise ValueError(f"activation: expected {expected} or a function of arrays, got {activation!r}")
 
 
@@ -144,8 +143,8 @@ class TransformerEncoderLayer(_Layer):
     dropout : float
         PyTorch's word; without effect, because modules are always in evaluation mode.
     activation : str or callable
-        "relu", "gelu" (the erf one), "silu", "tanh", "sigmoid" or "hard_swish", PyTorch's functions
-        and modules of these names, or a function of NumPy arrays.
+        "relu", "gelu" (the erf one) or "silu", PyTorch's functions and modules of these names, or any
+        function of NumPy arrays.
     layer_norm_eps : float
     batch_first : bool
         Arrays are (batch, len, d_model) instead of (len, batch, d_model).
