@@ -110,4 +110,12 @@ inline py::capsule bfloat16_capsule(py::array x) {
   return py::reinterpret_steal<py::capsule>(capsule);
 }
 
+// The memory of a CPU capsule of bfloat16 as 16-bit words, for NumPy to view; the array keeps the capsule alive.
+inline py::array bfloat16_words(const py::capsule& capsule) {
+  const Array a = view_of_capsule(capsule);
+  if (a.dtype != DType::bfloat16 || a.rank > kMaxRank) throw py::type_error("expected bfloat16 on the CPU");
+  return py::array(py::dtype("uint16"), std::vector<py::ssize_t>(a.shape, a.shape + a.rank),
+                   std::vector<py::ssize_t>(a.stride, a.stride + a.rank), a.data, capsule);
+}
+
 }  // namespace regard::bindings

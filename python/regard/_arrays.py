@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from regard import _backend
 
 #: DLPack device types.
 _CPU = 1
@@ -94,3 +97,58 @@ def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             x = y.copy() if isinstance(y, np.ndarray) else x.clone()
         separate.append(x)
     return tuple(separate)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of that name; bfloat16 is ml_dtypes', an optional package."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError("dtype: bfloat16 weights and inputs of modules need the ml_dtypes package") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def numpy_view(operation: str, x: Any) -> np.ndarray:
+    """`x`, an array of any framework on the CPU, as NumPy's, without a copy; bfloat16 too."""
+    if type(x) is np.ndarray:
+        return x
+    x = native(operation, x.detach() if hasattr(x, "detach") else x)
+    if type(x).__name__ == "PyCapsule":
+        return _backend.cpu.bfloat16_words(x).view(numpy_dtype("bfloat16"))
+    return np.asarray(x)
+
+
+def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
+    convert = same_kind(like, _backend.cpu)
+    return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
+
+
+def through_numpy(
+    operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """function(*args, **kwargs) with all arrays as NumPy's; results are of the first array's kind."""
+    for x in itertools.chain(args, kwargs.values()):
+        if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
+            break
+    else:
+        return function(*args, **kwargs)
+    like = next(x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__"))
+
+    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
+    def view(x: Any) -> Any:
+        if not hasattr(x, "__dlpack__"):
+            return x
+        if id(x) not in views:
+            views[id(x)] = numpy_view(operation, x)
+        return views[id(x)]
+
+    result = function(*map(view, args), **{name: view(x) for name, x in kwargs.items()})
+    if isinstance(like, np.ndarray):
+        return result
+    convert = _framework_of(like)
+    if isinstance(result, tuple):
+        return tuple(convert(x) if isinstance(x, np.ndarray) else x for x in result)
+    return convert(result)

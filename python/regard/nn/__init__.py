@@ -1,0 +1,34 @@
+"""Modules with weights, under PyTorch's names: load a state dict and call. Always in evaluation mode."""
+
+from __future__ import annotations
+
+from regard.nn.attention import MultiheadAttention
+from regard.nn.linear import Embedding, Linear
+from regard.nn.module import Module, ModuleList
+from regard.nn.norm import LayerNorm, RMSNorm
+from regard.nn.position import PositionalEncoding
+from regard.nn.transformer import (
+    FeedForward,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+
+__all__ = [
+    "Embedding",
+    "FeedForward",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "ModuleList",
+    "MultiheadAttention",
+    "PositionalEncoding",
+    "RMSNorm",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+]

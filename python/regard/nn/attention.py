@@ -1,0 +1,367 @@
+"""Multi-head attention (Vaswani et al., 2017), under PyTorch's names and conventions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from regard import dense
+from regard._checks import describe
+from regard.dot_product import attention
+from regard.nn.linear import Linear
+from regard.nn.module import Module, constant, normal, xavier_uniform
+
+
+class MultiheadAttention(Module):
+    """``concat(head_1 .. head_n) out_proj``, each head attending with its own projections.
+
+    Parameters
+    ----------
+    embed_dim, num_heads : int
+        Each head has embed_dim / num_heads dimensions.
+    dropout : float
+        PyTorch's word; without effect, because modules are always in evaluation mode.
+    bias : bool
+        Whether projections have biases.
+    add_bias_kv : bool
+        One more key and value, learned (bias_k, bias_v), behind the others.
+    add_zero_attn : bool
+        One more key and value of zeros behind those.
+    kdim, vdim : int, optional
+        Widths of key and value (default embed_dim). Where both are embed_dim, the projections are
+        one weight, in_proj_weight (3 embed_dim, embed_dim); else q_proj_weight, k_proj_weight and
+        v_proj_weight.
+    batch_first : bool
+        Inputs and outputs are (batch, len, embed_dim) instead of (len, batch, embed_dim).
+
+    Notes
+    -----
+    Where query, key and value are one array, a single packed product projects them, and heads are
+    read in place. Weights are packed at the first call, because which products there are depends on
+    which inputs are the same.
+
+    Where PyTorch gives NaN, for a query that may attend to no key, the attention here is 0 (and
+    the output out_proj's bias), as are its weights.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(device, dtype)
+        if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim: expected a positive multiple of num_heads = {num_heads}, got {embed_dim}"
+            )
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
+        self._same_dims = self.kdim == embed_dim == self.vdim
+        for name, width in (("q", embed_dim), ("k", self.kdim), ("v", self.vdim)):
+            if self._same_dims:
+                setattr(self, f"{name}_proj_weight", None)
+            else:
+                self.add_parameter(
+                    f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width)
+                )
+        if self._same_dims:
+            self.add_parameter(
+                "in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim)
+            )
+        else:
+            self.in_proj_weight = None
+        if bias:
+            self.add_parameter("in_proj_bias", (3 * embed_dim,), constant(0.0, 3 * embed_dim))
+        else:
+            self.in_proj_bias = None
+        for name in ("bias_k", "bias_v"):
+            if add_bias_kv:
+                deviation = math.sqrt(2.0 / (embed_dim + 1))
+                self.add_parameter(name, (1, 1, embed_dim), normal(deviation, 1, 1, embed_dim))
+            else:
+                setattr(self, name, None)
+        self.out_proj = Linear(embed_dim, embed_dim, bias, device, dtype)
+
+    def forward(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any = None,
+        need_weights: bool = True,
+        attn_mask: Any = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Any, Any]:
+        """Attend from query to key and value.
+
+        Parameters
+        ----------
+        query : array, (len_q, batch, embed_dim)
+            With batch_first (batch, len_q, embed_dim); unbatched (len_q, embed_dim).
+        key : array, (len_kv, batch, kdim) and so on
+        value : array, (len_kv, batch, vdim) and so on
+        key_padding_mask : array, (batch, len_kv) or unbatched (len_kv,), optional
+            Bool: True = this key is padding, to be ignored. Floats are added to the scores.
+        need_weights : bool
+            Return the attention weights too. They take a matrix of len_q x len_kv for each head and
+            time in proportion, beside the attention itself, which never holds one; False is faster.
+        attn_mask : array, (len_q, len_kv) or (batch * num_heads, len_q, len_kv), optional
+            Bool: True = this query does not see this key. Floats are added to the scores.
+        average_attn_weights : bool
+            Weights are averaged over the heads.
+        is_causal : bool
+            Query i sees keys 0 to i. An attn_mask given beside it is taken to say the same and is
+            not read. (PyTorch asks for the mask as well; here it may be left out.)
+
+        Returns
+        -------
+        out : array, of query's shape
+        weights : None, or array (batch, len_q, len_kv), not averaged (batch, num_heads, len_q, len_kv)
+            Unbatched, both lack the batch. Biases and zeros that were added count in len_kv.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, what was expected and what came.
+        """
+        batched = self._check(query, key, value)
+        sequence_axis = 1 if self.batch_first or not batched else 0
+        q, k, v = self._project(query, key, value)
+        if not batched:
+            q, k, v = q[None], k[None], v[None]
+        elif not self.batch_first:
+            q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
+        given = k.shape[1]
+        k, v = self._extended(k, v)
+        options = self._masks(
+            q.shape[:2] + k.shape[1:2], given, key_padding_mask, attn_mask, is_causal, batched, q.dtype
+        )
+        if sequence_axis == 1:
+            out = heads = None
+        else:  # written where out_proj reads it: (len_q, batch, ...)
+            heads = np.empty((q.shape[1], q.shape[0], *q.shape[2:]), q.dtype)
+            out = heads.swapaxes(0, 1)
+        out = attention(q, k, v, layout="bshd", return_lse=need_weights, out=out, **options)
+        weights = None
+        if need_weights:
+            out, lse = out
+            weights = attention_weights(q, k, lse, average_attn_weights, **options)
+            weights = weights if batched else weights[0]
+        joined = (out if heads is None else heads).reshape(*query.shape)
+        return self.out_proj.forward(joined), weights
+
+    def _check(self, query: Any, key: Any, value: Any) -> bool:
+        """Whether inputs are batched; refuses those that do not fit."""
+        rank = getattr(query, "ndim", 0)
+        order = ("batch", "len_{}") if self.batch_first else ("len_{}", "batch")
+        for name, x, width in (
+            ("query", query, self.embed_dim),
+            ("key", key, self.kdim),
+            ("value", value, self.vdim),
+        ):
+            if x is query and name != "query" and width == self.embed_dim:
+                continue
+            length = "len_q" if name == "query" else "len_kv"
+            axes = [a.format("q" if name == "query" else "kv") for a in order]
+            expected = f"({', '.join(axes)}, {width}){f' or ({length}, {width})' if name == 'query' else ''}"
+            if not isinstance(x, np.ndarray):
+                raise TypeError(f"{name}: expected an array of shape {expected}, got {describe(x)}")
+            if rank not in (2, 3) or x.ndim != rank or x.shape[-1] != width:
+                raise ValueError(f"{name}: expected shape {expected}, got {describe(x)}")
+            if x.dtype != query.dtype:
+                raise TypeError(f"{name}: expected the dtype of query, {query.dtype}, got {describe(x)}")
+        if rank == 3 and query.shape[not self.batch_first] != key.shape[not self.batch_first]:
+            raise ValueError(
+                f"key: expected the batch of query, {query.shape[not self.batch_first]}, got {describe(key)}"
+            )
+        if key.shape[:-1] != value.shape[:-1]:
+            raise ValueError(
+                f"value: expected the batch and length of key, {key.shape[:-1]}, got {describe(value)}"
+            )
+        return rank == 3
+
+    # ---- Projections ----
+
+    def _pack(self, dtype: Any) -> Any:
+        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
+            return self._weights(np.dtype(np.float32))
+        return {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
+
+    def _packed_projection(self, packed: dict[str, Any], which: str) -> Any:
+        if which not in packed:
+            dtype = packed["dtype"]
+            first, e = "qkv".index(which[0]), self.embed_dim
+            rows = slice(first * e, (first + len(which)) * e)
+            name = "in_proj_weight" if self._same_dims else f"{which}_proj_weight"
+            weight = self._parameters[name].as_numpy(dtype)
+            bias = (
+                None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
+            )
+            packed[which] = dense.pack_linear(weight[rows] if self._same_dims else weight, bias)
+        return packed[which]
+
+    def _project(self, query: Any, key: Any, value: Any) -> list[Any]:
+        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs."""
+        packed = self._weights_for("query", query)
+        groups: tuple[tuple[str, Any], ...]
+        if self._same_dims and key is query and value is query:
+            groups = (("qkv", query),)
+        elif self._same_dims and value is key:
+            groups = (("q", query), ("kv", key))
+        else:
+            groups = (("q", query), ("k", key), ("v", value))
+        views: list[Any] = []
+        for which, x in groups:
+            y = dense.linear(x, self._packed_projection(packed, which))
+            y = y.reshape(*x.shape[:-1], len(which), self.num_heads, self.head_dim)
+            views.extend(y[..., i, :, :] for i in range(len(which)))
+        return views
+
+    def _extended(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values (batch, len_kv, num_heads, head_dim) with the learned one and zeros behind them."""
+        if self.bias_k is None and not self.add_zero_attn:
+            return k, v
+        extended = []
+        for x, name in ((k, "bias_k"), (v, "bias_v")):
+            parts = [x]
+            if self.bias_k is not None:
+                row = self._parameters[name].as_numpy(x.dtype).reshape(1, 1, *x.shape[2:])
+                parts.append(np.broadcast_to(row, (x.shape[0], 1, *x.shape[2:])))
+            if self.add_zero_attn:
+                parts.append(np.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype))
+            extended.append(np.concatenate(parts, axis=1))
+        return extended[0], extended[1]
+
+    # ---- Masks ----
+
+    def _masks(
+        self,
+        lengths: tuple[int, int, int],
+        given: int,
+        key_padding_mask: Any,
+        attn_mask: Any,
+        is_causal: bool,
+        batched: bool,
+        dtype: Any,
+    ) -> dict[str, Any]:
+        """PyTorch's masks as options of regard.attention.
+
+        `lengths` is (batch, len_q, len_kv), of whose keys `given` came with the call.
+        """
+        batch, len_q, len_kv = lengths
+        added = len_kv - given
+        options: dict[str, Any] = {}
+        if is_causal and not added:
+            options.update(causal=True, alignment="upper_left")
+            attn_mask = None
+        elif is_causal:
+            attn_mask = np.arange(given) > np.arange(len_q)[:, None]
+        if key_padding_mask is not None:
+            shape = (batch, given) if batched else (given,)
+            _check_mask("key_padding_mask", key_padding_mask, (shape,))
+            padding = key_padding_mask.reshape(batch, given)
+            if padding.dtype == np.bool_ and not added and attn_mask is None:
+                lengths_kv = given - np.count_nonzero(padding, axis=1)
+                if np.array_equal(padding, np.arange(given) >= lengths_kv[:, None]):
+                    # Padding behind each sequence, the usual case: what is never seen is never computed.
+                    options["key_lengths"] = lengths_kv.astype(np.int64)
+                    return options
+            _add_mask(options, padding[:, None, None], added, dtype)
+        if attn_mask is not None:
+            per_head = (batch * self.num_heads, len_q, given)
+            _check_mask("attn_mask", attn_mask, ((len_q, given), per_head))
+            if attn_mask.ndim == 3:
+                attn_mask = attn_mask.reshape(batch, self.num_heads, len_q, given)
+            _add_mask(options, attn_mask, added, dtype)
+        return options
+
+
+def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
+    expected = " or ".join(map(str, shapes))
+    if not isinstance(mask, np.ndarray) or (
+        mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")
+    ):
+        raise TypeError(
+            f"{name}: expected a bool (True = ignore) or float array of shape {expected}, "
+            f"got {describe(mask)}"
+        )
+    if mask.shape not in shapes:
+        raise ValueError(f"{name}: expected shape {expected}, got {describe(mask)}")
+
+
+def _add_mask(options: dict[str, Any], mask: np.ndarray, added: int, dtype: Any) -> None:
+    """Joins a mask of PyTorch's with those in `options`; keys that were added behind are always seen."""
+    if added:
+        mask = np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, added)])
+    if mask.dtype == np.bool_:
+        seen = ~mask
+        options["mask"] = seen & options["mask"] if "mask" in options else seen
+    else:
+        bias = mask.astype(np.float32 if dtype != np.float64 else dtype, copy=False)
+        options["bias"] = bias + options["bias"] if "bias" in options else bias
+
+
+def attention_weights(
+    query: np.ndarray,
+    key: np.ndarray,
+    lse: np.ndarray,
+    average: bool,
+    *,
+    mask: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    key_lengths: np.ndarray | None = None,
+    causal: bool = False,
+    alignment: str | None = None,
+) -> np.ndarray:
+    """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv).
+
+    query, key : (batch, len, heads, dim); lse : (batch, heads, len_q) of the attention with the same
+    options. One head's scores are held at a time; time and memory grow with len_q x len_kv.
+    """
+    batch, len_q, heads, dim = query.shape
+    len_kv = key.shape[1]
+    compute = np.float64 if query.dtype == np.float64 else np.float32
+    shape = (batch, heads, len_q, len_kv)
+    # All options but bias as one mask, of the smallest shape that holds them before it is broadcast.
+    seen = np.ones((1, 1, 1, 1), bool) if mask is None else _four_axes(mask)
+    if key_lengths is not None:
+        seen = seen & (np.arange(len_kv) < key_lengths[:, None])[:, None, None]
+    if causal:
+        seen = seen & (np.arange(len_kv) <= np.arange(len_q)[:, None])
+    seen = np.broadcast_to(seen, (*seen.shape[:3], len_kv))
+    bias = None if bias is None else np.broadcast_to(_four_axes(bias), shape)
+    seen = np.broadcast_to(seen, shape)
+    weights = np.zeros((batch, len_q, len_kv) if average else shape, compute)
+    for h in range(heads):
+        q, k = query[:, :, h].astype(compute), key[:, :, h].astype(compute)
+        with np.errstate(invalid="ignore", over="ignore"):  # what a mask hides may hold anything
+            s = (q * compute(1 / math.sqrt(dim))) @ k.swapaxes(1, 2)
+            if bias is not None:
+                s += bias[:, h]
+            s -= np.where(np.isneginf(lse[:, h]), 0, lse[:, h])[..., None]
+        p = np.exp(np.where(seen[:, h], s, -np.inf))
+        if average:
+            weights += p
+        else:
+            weights[:, h] = p
+    if average:
+        weights /= heads
+    return weights.astype(query.dtype, copy=False)
+
+
+def _four_axes(x: np.ndarray) -> np.ndarray:
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)

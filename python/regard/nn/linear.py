@@ -1,0 +1,95 @@
+"""Linear layers and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regard import dense
+from regard._checks import describe
+from regard.nn.module import Module, fan_in_uniform, normal
+
+
+class Linear(Module):
+    """``y = x weight^T + bias`` over the last axis, with an activation in the same pass where asked.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        weight is (out_features, in_features).
+    bias : bool
+        Whether there is a bias, (out_features,).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(device, dtype)
+        self.in_features, self.out_features = in_features, out_features
+        self.add_parameter(
+            "weight", (out_features, in_features), fan_in_uniform(in_features, out_features, in_features)
+        )
+        if bias:
+            self.add_parameter("bias", (out_features,), fan_in_uniform(in_features, out_features))
+        else:
+            self.bias = None
+
+    def _pack(self, dtype: Any) -> Any:
+        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
+            return self._weights(np.dtype(np.float32))
+        return dense.pack_linear(**super()._pack(dtype))
+
+    def forward(self, x: Any, activation: str | None = None) -> Any:
+        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu"."""
+        return dense.linear(x, self._weights_for("x", x), activation=activation)
+
+
+class Embedding(Module):
+    """A table of vectors, looked up by number.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        weight is (num_embeddings, embedding_dim).
+    padding_idx : int, optional
+        The row that starts as zeros. It is looked up like any other.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(device, dtype)
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(
+                f"padding_idx: expected None or a row of num_embeddings = {num_embeddings}, got {padding_idx}"
+            )
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+
+        def initial(rng: np.random.Generator) -> np.ndarray:
+            weight = normal(1.0, num_embeddings, embedding_dim)(rng)
+            if padding_idx is not None:
+                weight[padding_idx] = 0.0
+            return weight
+
+        self.add_parameter("weight", (num_embeddings, embedding_dim), initial)
+
+    def forward(self, input: Any) -> Any:
+        """input (...), integers from 0 to num_embeddings - 1
+        -> (..., embedding_dim) of the module's dtype.
+        """
+        if not isinstance(input, np.ndarray) or input.dtype.kind not in "iu":
+            raise TypeError(f"input: expected an array of integers, got {describe(input)}")
+        table = self._weights(self.dtype)["weight"]
+        if input.size and (input.min() < 0 or input.max() >= self.num_embeddings):
+            outside = input[(input < 0) | (input >= self.num_embeddings)].flat[0]
+            raise ValueError(
+                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, "
+                f"got {outside}"
+            )
+        return np.take(table, input, axis=0)

@@ -1,0 +1,269 @@
+"""What every module with weights is built on: parameters, state dicts, calls with any kind of array."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regard import _arrays, _checks
+
+#: The n-th parameter made in a process starts from seed n: the same program has the same initial weights.
+_seeds = itertools.count()
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict(strict=False) found amiss."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Parameter:
+    """One weight: what was loaded, as it came, or else initial values drawn when first asked for."""
+
+    def __init__(
+        self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None
+    ):
+        self.shape = shape
+        self.value: Any = None  # what was loaded
+        self._initial = initial
+        self._dtype = dtype
+        self._seed = next(_seeds)
+
+    def get(self) -> Any:
+        """The value as it was loaded: the same object."""
+        if self.value is None:
+            self.value = self._initial(np.random.default_rng(self._seed)).astype(self._dtype or np.float32)
+        return self.value
+
+    def checked(self, name: str, value: Any) -> Any:
+        """`value`, if it can be this parameter's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is no array of a floating dtype, or has another shape.
+        """
+        shape = getattr(value, "shape", None)
+        if shape is None or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
+            raise TypeError(f"{name}: expected an array of shape {self.shape}, got {_checks.describe(value)}")
+        # Frameworks write their dtypes as "torch.float32" or "dtype('float32')".
+        if str(value.dtype).rpartition(".")[2] not in _FLOATS:
+            raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)}, got {_checks.describe(value)}")
+        if tuple(shape) != self.shape:
+            raise ValueError(f"{name}: expected shape {self.shape}, got {_checks.describe(value)}")
+        return value
+
+    def as_numpy(self, dtype: Any) -> np.ndarray:
+        """The value as a contiguous NumPy array of `dtype`; a view where that needs no copy."""
+        return np.ascontiguousarray(_arrays.numpy_view(type(self).__name__, self.get()), dtype=dtype)
+
+
+class Module:
+    """A function of arrays with weights, under PyTorch's names; always in evaluation mode.
+
+    Arrays given and returned are NumPy's, or those of any framework with DLPack on the CPU: results
+    are of the first array's kind. float32, float64, float16 and bfloat16 inputs are computed with
+    weights of the same dtype; 16-bit ones in float32, rounded after each step.
+
+    Weights stay as they were loaded (:meth:`state_dict` returns the same arrays) and are rearranged
+    for the kernels once: for the module's own dtype by :meth:`load_state_dict`, for another input
+    dtype at the first call with it. Arrays changed in place afterwards must be loaded again.
+
+    A module without loaded weights has initial ones, distributed as PyTorch's are.
+    """
+
+    def __init__(self, device: Any = None, dtype: Any = None) -> None:
+        if str(device) not in ("None", "cpu"):
+            raise NotImplementedError(f"{type(self).__name__}: no kernel for device {device}")
+        name = "float32" if dtype is None else getattr(dtype, "__name__", str(dtype).rpartition(".")[2])
+        if name not in _FLOATS:
+            raise TypeError(f"dtype: expected {', '.join(_FLOATS)}, got {dtype!r}")
+        self.dtype = _arrays.numpy_dtype(name)
+        self._parameters: dict[str, Parameter] = {}
+        self._children: dict[str, Module] = {}
+        self._packed: dict[Any, Any] = {}
+
+    # ---- Parameters and children: attributes, as in PyTorch ----
+
+    def add_parameter(self, name: str, shape: tuple[int, ...], initial: Callable[..., np.ndarray]) -> None:
+        """A parameter, an attribute from here on; `initial` makes its first values from a Generator."""
+        self._parameters[name] = Parameter(shape, initial, self.dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module):
+            self._children[name] = value
+        elif name in self.__dict__.get("_parameters", ()):
+            parameter = self._parameters[name]
+            parameter.value = parameter.checked(name, value)
+            self._packed = {}
+            return
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        parameters = self.__dict__.get("_parameters", {})
+        if name in parameters:
+            return parameters[name].get()
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all within it, with their dotted names."""
+        yield prefix, self
+        for name, child in self._children.items():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _named(self) -> dict[str, tuple[Module, Parameter]]:
+        return {
+            f"{path}.{name}" if path else name: (module, parameter)
+            for path, module in self.named_modules()
+            for name, parameter in module._parameters.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights by PyTorch's names: the very arrays that were loaded."""
+        return {name: parameter.get() for name, (_, parameter) in self._named().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Take the weights of a PyTorch module's state dict, or of a file that was saved from one.
+
+        Parameters
+        ----------
+        state_dict : mapping of names to arrays
+            NumPy arrays, or anything with ``__array__`` or DLPack, such as PyTorch's tensors; kept
+            without a copy. Any of the four dtypes.
+        strict : bool
+            The names must be exactly the module's.
+
+        Returns
+        -------
+        (missing_keys, unexpected_keys)
+            Both empty where strict.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Names are missing or unexpected (only where strict), or arrays have another shape or are
+            no floats. All are listed in one message, and the module is as it was.
+        """
+        named, given = self._named(), list(state_dict.keys())
+        missing = [name for name in named if name not in set(given)]
+        unexpected = [name for name in given if name not in named]
+        wrong: list[str] = []
+        error: type[Exception] = ValueError
+        if strict and missing:
+            wrong.append(f"missing: {', '.join(missing)}")
+        if strict and unexpected:
+            wrong.append(f"unexpected: {', '.join(unexpected)}")
+        values = {}
+        for name in given:
+            if name in named:
+                try:
+                    values[name] = named[name][1].checked(name, state_dict[name])
+                except (TypeError, ValueError) as refused:
+                    wrong.append(str(refused))
+                    if not isinstance(refused, ValueError) and len(wrong) == 1:
+                        error = TypeError
+        if wrong:
+            lines = "".join(f"\n  {line}" for line in wrong)
+            raise error(f"state_dict: does not fit {type(self).__name__}:{lines}")
+        for name, value in values.items():
+            module, parameter = named[name]
+            parameter.value = value
+            module._packed = {}
+        self.pack()
+        return IncompatibleKeys(missing, unexpected)
+
+    # ---- Weights in the kernels' order ----
+
+    def pack(self, dtype: Any = None) -> None:
+        """Rearrange all weights for the kernels now, for inputs of `dtype` (default: the module's own)."""
+        for _, module in self.named_modules():
+            module._weights(self.dtype if dtype is None else np.dtype(dtype))
+
+    def _weights(self, dtype: Any) -> Any:
+        """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
+        packed = self._packed.get(dtype)
+        if packed is None:
+            packed = self._packed[dtype] = self._pack(dtype)
+        return packed
+
+    def _weights_for(self, argument: str, x: Any) -> Any:
+        """The weights in the dtype of an input, which must be an array of floats."""
+        dtype: Any = getattr(x, "dtype", None)
+        packed = self._packed.get(dtype)
+        if packed is not None:
+            return packed
+        if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
+            raise TypeError(
+                f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}"
+            )
+        return self._weights(dtype)
+
+    def _pack(self, dtype: Any) -> Any:
+        """The module's own parameters (not its children's) in the kernels' order; subclasses override it."""
+        return {name: parameter.as_numpy(dtype) for name, parameter in self._parameters.items()}
+
+    # ---- Calls ----
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, on NumPy arrays."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _arrays.through_numpy(type(self).__name__, self.forward, args, kwargs)
+
+    def eval(self) -> Module:
+        """This module: it is always in evaluation mode, and without dropout."""
+        return self
+
+
+class ModuleList(Module):
+    """Modules in a row, named by their numbers."""
+
+    def __init__(self, modules: Any = ()) -> None:
+        super().__init__()
+        for module in modules:
+            self._children[str(len(self._children))] = module
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._children.values())
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def __getitem__(self, index: int) -> Any:
+        return list(self._children.values())[index]
+
+
+# ---- Initial values, as PyTorch draws them ----
+
+
+def uniform(bound: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """Uniform over (-bound, bound)."""
+    return lambda rng: rng.uniform(-bound, bound, shape)
+
+
+def fan_in_uniform(fan_in: int, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """What PyTorch's Linear and convolutions start from: uniform within 1 / sqrt(fan_in)."""
+    return uniform(1.0 / math.sqrt(max(fan_in, 1)), *shape)
+
+
+def xavier_uniform(*shape: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """Glorot and Bengio, 2010; for weights of shape (out, in)."""
+    return uniform(math.sqrt(6.0 / max(shape[0] + shape[1], 1)), *shape)
+
+
+def normal(deviation: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """Normal around 0."""
+    return lambda rng: rng.normal(0.0, deviation, shape)
+
+
+def constant(value: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """The same number everywhere."""
+    return lambda rng: np.full(shape, value)

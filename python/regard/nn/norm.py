@@ -1,0 +1,121 @@
+"""Layer and RMS normalisation over the last axes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from regard import dense
+from regard._checks import describe
+from regard.nn.module import Module, constant
+
+#: What PyTorch takes for eps=None: the input dtype's own epsilon.
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+class _Norm(Module):
+    """What both share: the last axes, seen as one."""
+
+    normalized_shape: tuple[int, ...]
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], elementwise_affine: bool, device: Any, dtype: Any
+    ) -> None:
+        super().__init__(device, dtype)
+        if not isinstance(normalized_shape, Sequence):
+            normalized_shape = (operator.index(normalized_shape),)
+        self.normalized_shape = tuple(map(operator.index, normalized_shape))
+        self.elementwise_affine = elementwise_affine
+        if elementwise_affine:
+            self.add_parameter("weight", self.normalized_shape, constant(1.0, *self.normalized_shape))
+        else:
+            self.weight = None
+
+    def _pack(self, dtype: Any) -> Any:
+        flat = {name: x.reshape(-1) for name, x in super()._pack(dtype).items()}
+        return flat.get("weight"), flat.get("bias")
+
+    def _rows(self, x: Any) -> Any:
+        """x as (..., normalised elements)."""
+        count = len(self.normalized_shape)
+        if x.shape[x.ndim - count :] != self.normalized_shape:
+            expected = ", ".join(("...", *map(str, self.normalized_shape)))
+            raise ValueError(f"x: expected shape ({expected}), got {describe(x)}")
+        return x if count == 1 else x.reshape(*x.shape[: x.ndim - count], math.prod(self.normalized_shape))
+
+
+class LayerNorm(_Norm):
+    """Layer normalisation (Ba et al., 2016): the last axes to mean 0 and variance 1, then weight and bias.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the axes that are normalised together; weight and bias have that shape.
+    eps : float
+        Added to the variance.
+    elementwise_affine, bias : bool
+        Whether there are weight and bias, and whether there is a bias.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(normalized_shape, elementwise_affine, device, dtype)
+        self.eps = eps
+        if elementwise_affine and bias:
+            self.add_parameter("bias", self.normalized_shape, constant(0.0, *self.normalized_shape))
+        else:
+            self.bias = None
+
+    def forward(self, x: Any) -> Any:
+        """x (..., *normalized_shape) -> the same shape and dtype."""
+        weight, bias = self._weights_for("x", x)
+        return dense.layer_norm(self._rows(x), weight, bias, self.eps).reshape(x.shape)
+
+    def of_sum(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """The norm of x + residual in one pass over memory."""
+        weight, bias = self._weights_for("x", x)
+        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(
+            x.shape
+        )
+
+
+class RMSNorm(_Norm):
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019).
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the axes that are normalised together; weight has that shape.
+    eps : float, optional
+        Added to the mean square; None is the input dtype's epsilon, as in PyTorch.
+    elementwise_affine : bool
+        Whether there is a weight.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(normalized_shape, elementwise_affine, device, dtype)
+        self.eps = eps
+
+    def forward(self, x: Any) -> Any:
+        """x (..., *normalized_shape) -> the same shape and dtype."""
+        weight, _ = self._weights_for("x", x)
+        eps = _EPSILON[x.dtype.name] if self.eps is None else self.eps
+        return dense.rms_norm(self._rows(x), weight, eps).reshape(x.shape)

@@ -1,0 +1,410 @@
+"""Transformer layers and stacks (Vaswani et al., 2017), under PyTorch's names and conventions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from regard._checks import describe
+from regard.nn.attention import MultiheadAttention
+from regard.nn.linear import Linear
+from regard.nn.module import Module, ModuleList
+from regard.nn.norm import LayerNorm, RMSNorm
+
+#: What linear computes in its own pass: functions and classes by their names in lower case.
+_FUSED = ("relu", "gelu", "silu")
+
+
+def activation_of(activation: Any) -> str | Callable[[Any], Any]:
+    """The name of an activation that linear fuses, or the function itself.
+
+    `activation` is a name, or a function or module whose name or class is one (PyTorch's F.relu,
+    nn.GELU() and so on), or any function of NumPy arrays.
+    """
+    name = (
+        activation
+        if isinstance(activation, str)
+        else getattr(activation, "__name__", type(activation).__name__)
+    )
+    if getattr(activation, "approximate", "none") != "none":
+        raise NotImplementedError(
+            f"activation: no kernel for gelu with approximate={activation.approximate!r}"
+        )
+    if name.lower() in _FUSED:
+        return name.lower()
+    if callable(activation):
+        return activation
+    expected = ", ".join(map(repr, _FUSED))
+    raise ValueError(f"activation: expected {expected} or a function of arrays, got {activation!r}")
+
+
+class FeedForward(Module):
+    """``linear2(activation(linear1(x)))``, each position by itself.
+
+    Parameters
+    ----------
+    d_model, dim_feedforward : int
+        Width outside and inside.
+    activation : str or callable
+        As in TransformerEncoderLayer; or "swiglu" (Shazeer, 2020):
+        ``linear2(silu(linear1(x)) * linear3(x))``.
+    bias : bool
+        Whether the linear layers have biases.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        dim_feedforward: int = 2048,
+        activation: Any = "relu",
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(device, dtype)
+        gated = activation == "swiglu"
+        self.activation = "silu" if gated else activation_of(activation)
+        self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
+        self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
+        self.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
+
+    def forward(self, x: Any) -> Any:
+        """x (..., d_model) -> the same shape and dtype."""
+        hidden = _activated(self.linear1, x, self.activation)
+        if self.linear3 is not None:
+            hidden *= self.linear3.forward(x)
+        return self.linear2.forward(hidden)
+
+
+def _activated(linear: Linear, x: Any, activation: Any) -> Any:
+    if isinstance(activation, str):
+        return linear.forward(x, activation)
+    hidden = linear.forward(x)
+    return np.asarray(activation(hidden)).astype(hidden.dtype, copy=False)
+
+
+class _Layer(Module):
+    """What encoder and decoder layers share: how a block joins the residual stream, and feed-forward."""
+
+    norm_first: bool
+    activation: Any
+    linear1: Linear
+    linear2: Linear
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: Any,
+        layer_norm_eps: float,
+        batch_first: bool,
+        norm_first: bool,
+        bias: bool,
+        device: Any,
+        dtype: Any,
+        blocks: int,
+    ) -> None:
+        super().__init__(device, dtype)
+        for name in ("self_attn", "multihead_attn")[: blocks - 1]:
+            attention = MultiheadAttention(
+                d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
+            )
+            setattr(self, name, attention)
+        self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
+        self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
+        for i in range(blocks):
+            setattr(self, f"norm{i + 1}", LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype))
+        self.norm_first, self.activation = norm_first, activation_of(activation)
+
+    def _joined(self, x: Any, norm: LayerNorm, block: Callable[[Any], Any]) -> Any:
+        if self.norm_first:
+            y = block(norm.forward(x))
+            return np.add(x, y, out=y)
+        return norm.of_sum(block(x), x)
+
+    def _feed_forward(self, x: Any) -> Any:
+        return self.linear2.forward(_activated(self.linear1, x, self.activation))
+
+
+class TransformerEncoderLayer(_Layer):
+    """Self-attention and a feed-forward block, each with a residual and a LayerNorm.
+
+    Parameters
+    ----------
+    d_model, nhead : int
+        Width, and number of heads.
+    dim_feedforward : int
+        Width inside the feed-forward block.
+    dropout : float
+        PyTorch's word; without effect, because modules are always in evaluation mode.
+    activation : str or callable
+        "relu", "gelu" (the erf one) or "silu", PyTorch's functions and modules of these names, or any
+        function of NumPy arrays.
+    layer_norm_eps : float
+    batch_first : bool
+        Arrays are (batch, len, d_model) instead of (len, batch, d_model).
+    norm_first : bool
+        Norms before the blocks, not behind the residuals.
+    bias : bool
+        Whether linear layers and norms have biases.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype, blocks=2,
+        )  # fmt: skip
+
+    def forward(
+        self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False
+    ) -> Any:
+        """src (len, batch, d_model), with batch_first (batch, len, d_model), or (len, d_model) -> the same.
+
+        Masks and is_causal are those of MultiheadAttention: in bool ones True means ignore. At
+        padded positions the result has no meaning (PyTorch makes it 0, or not, as its path may be).
+        """
+
+        def attend(x: Any) -> Any:
+            return self.self_attn.forward(
+                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal
+            )[0]
+
+        x = self._joined(src, self.norm1, attend)
+        return self._joined(x, self.norm2, self._feed_forward)
+
+
+class TransformerDecoderLayer(_Layer):
+    """Self-attention, attention to an encoder's output, and a feed-forward block.
+
+    Parameters are those of TransformerEncoderLayer.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype, blocks=3,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        tgt: Any,
+        memory: Any,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Any:
+        """tgt (len_q, batch, d_model), memory (len_kv, batch, d_model) -> tgt's shape; or batch first."""
+
+        def attend(x: Any) -> Any:
+            return self.self_attn.forward(
+                x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal
+            )[0]
+
+        def attend_memory(x: Any) -> Any:
+            return self.multihead_attn.forward(
+                x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal
+            )[0]
+
+        x = self._joined(tgt, self.norm1, attend)
+        x = self._joined(x, self.norm2, attend_memory)
+        return self._joined(x, self.norm3, self._feed_forward)
+
+
+def _checked_norm(norm: Any) -> Any:
+    if norm is not None and not isinstance(norm, (LayerNorm, RMSNorm)):
+        raise TypeError(f"norm: expected None, regard.nn.LayerNorm or RMSNorm, got {describe(norm)}")
+    return norm
+
+
+def _says_causal(mask: Any) -> bool:
+    """Whether a (len_q, len_kv) mask hides exactly what lies right of the diagonal."""
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        return False
+    hidden = np.arange(mask.shape[1]) > np.arange(mask.shape[0])[:, None]
+    if mask.dtype == np.bool_:
+        return bool(np.array_equal(mask, hidden))
+    return bool(np.array_equal(mask, np.where(hidden, -np.inf, 0.0)))
+
+
+class TransformerEncoder(Module):
+    """A stack of encoder layers, each a copy of the one given, and a norm behind them.
+
+    Parameters
+    ----------
+    encoder_layer : TransformerEncoderLayer
+    num_layers : int
+    norm : LayerNorm or RMSNorm, optional
+    enable_nested_tensor, mask_check : bool
+        PyTorch's words; without effect.
+    """
+
+    def __init__(
+        self,
+        encoder_layer: TransformerEncoderLayer,
+        num_layers: int,
+        norm: Any = None,
+        enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+    ) -> None:
+        super().__init__(dtype=encoder_layer.dtype)
+        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
+        self.num_layers, self.norm = num_layers, _checked_norm(norm)
+
+    def forward(
+        self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
+    ) -> Any:
+        """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
+        causal = _says_causal(mask) if is_causal is None else is_causal
+        x = src
+        for layer in self.layers:
+            x = layer.forward(x, mask, src_key_padding_mask, causal)
+        return x if self.norm is None else self.norm.forward(x)
+
+
+class TransformerDecoder(Module):
+    """A stack of decoder layers, each a copy of the one given, and a norm behind them.
+
+    Parameters
+    ----------
+    decoder_layer : TransformerDecoderLayer
+    num_layers : int
+    norm : LayerNorm or RMSNorm, optional
+    """
+
+    def __init__(self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: Any = None) -> None:
+        super().__init__(dtype=decoder_layer.dtype)
+        self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(num_layers))
+        self.num_layers, self.norm = num_layers, _checked_norm(norm)
+
+    def forward(
+        self,
+        tgt: Any,
+        memory: Any,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Any:
+        """tgt, memory -> tgt's shape: see TransformerDecoderLayer. tgt_is_causal=None looks at the mask."""
+        causal = _says_causal(tgt_mask) if tgt_is_causal is None else tgt_is_causal
+        x = tgt
+        for layer in self.layers:
+            x = layer.forward(
+                x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal,
+                memory_is_causal,
+            )  # fmt: skip
+        return x if self.norm is None else self.norm.forward(x)
+
+
+class Transformer(Module):
+    """The encoder-decoder of "Attention Is All You Need".
+
+    Parameters
+    ----------
+    d_model, nhead : int
+    num_encoder_layers, num_decoder_layers : int
+    dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias
+        See TransformerEncoderLayer.
+    custom_encoder, custom_decoder : Module, optional
+        In place of the ones made here.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = "relu",
+        custom_encoder: Any = None,
+        custom_decoder: Any = None,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(device, dtype)
+        layer = (
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
+            bias, device, dtype,
+        )  # fmt: skip
+
+        def norm() -> LayerNorm:
+            return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
+
+        self.encoder = custom_encoder or TransformerEncoder(
+            TransformerEncoderLayer(*layer), num_encoder_layers, norm()
+        )
+        self.decoder = custom_decoder or TransformerDecoder(
+            TransformerDecoderLayer(*layer), num_decoder_layers, norm()
+        )
+        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
+
+    def forward(
+        self,
+        src: Any,
+        tgt: Any,
+        src_mask: Any = None,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Any:
+        """src (len_kv, batch, d_model), tgt (len_q, batch, d_model) -> tgt's shape; or batch first.
+
+        The memory's padding is not taken from src_key_padding_mask: say it in memory_key_padding_mask.
+        """
+        memory = self.encoder.forward(src, src_mask, src_key_padding_mask, src_is_causal)
+        return self.decoder.forward(
+            tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, tgt_is_causal,
+            memory_is_causal,
+        )  # fmt: skip
+
+    @staticmethod
+    def generate_square_subsequent_mask(sz: int, device: Any = None, dtype: Any = np.float32) -> np.ndarray:
+        """The causal mask as floats, (sz, sz): 0 up to the diagonal, -inf right of it."""
+        return np.triu(np.full((sz, sz), -np.inf, dtype), 1)
