@@ -7,16 +7,20 @@ import operator
 from typing import Any
 
 from regard import _backend
+from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
 from regard.channel import global_average_pool, squeeze_excitation
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 
 __all__ = [
+    "additive_attention",
     "attention",
     "get_num_threads",
     "global_average_pool",
     "layer_norm",
     "linear",
+    "location_sensitive_attention",
+    "multiplicative_attention",
     "rms_norm",
     "scaled_dot_product_attention",
     "set_num_threads",

@@ -1,0 +1,499 @@
+// Additive attention: out = softmax_j(v . tanh(q_i + k_j)) value_j without the len_q x len_kv x dim tensor.
+//
+//   for each group of sequences whose projected keys fit the cache:
+//     project the keys and the queries                              (parallel; once, not once a query block)
+//     for each item: a block of queries of one sequence             (parallel)
+//       E = e^2q
+//       for each block of keys                                      (in order: the merge is sequential)
+//         F = e^2k, transposed;  S = v . tanh from E and F;  pairs that E F cannot carry again, by tanh itself
+//         mask;  P = exp2(S - max);  out = out * alpha + P V
+//       out / sum; non-finite rows again by the plain path
+//
+// tanh(q + k) = 1 - 2 / (1 + e^2q e^2k) takes the exponentials once a row instead of once a pair. Four such fractions
+// are summed over one common denominator: 13 multiplications and one division for 4 pairs. On Zen 4 a 64-byte division
+// takes as long as 10 FMAs but runs beside them.
+//
+// Bahdanau, Cho & Bengio, "Neural Machine Translation by Jointly Learning to Align and Translate" (2014); with a
+// location term, Chorowski et al., "Attention-Based Models for Speech Recognition" (2015).
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/additive_plain.h"
+#include "cpu/math.h"
+#include "cpu/operations.h"
+#include "cpu/parallel.h"
+#include "cpu/projection.h"
+#include "cpu/strided.h"
+
+namespace regard::cpu {
+namespace {
+
+constexpr int kKeys = 96;            // keys a block: whole vectors of every width
+constexpr std::int64_t kQueries = 64;  // queries an item at most: e^2k, as dear as 5 pairs, is computed once an item
+constexpr std::int64_t kEnoughItems = 32;
+constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;    // projected keys held at a time
+constexpr std::int64_t kWeightBytes = std::int64_t{512} << 10; // scores kept by an item that returns weights
+
+constexpr double kLog2E = 1.4426950408889634074;
+
+// What e^2q e^2k carries. |q| and |k| are clamped to kClamp, where e^(2 kClamp) and its inverse are normal numbers.
+// Clamping changes nothing to rounding while the other one stays within kOther: tanh(kClamp - kOther) is 1.
+// Only pairs where both rows hold more than that go the direct way.
+// The four factors 1 + e^2x are held to kLargest, for their product's sake: 1 / kLargest is nothing beside 1.
+// Where |q| + |k| <= kSmall no factor reaches kLargest.
+template <class T> struct Range;
+template <> struct Range<float> {
+  static constexpr float kClamp = 43, kOther = 33, kSmall = 10.5f, kLargest = 0x1p31f;
+};
+template <> struct Range<double> {
+  static constexpr double kClamp = 353, kOther = 333, kSmall = 86, kLargest = 0x1p250;
+};
+
+template <class T> class Additive {
+  using V = Vec<T>;
+  static constexpr int kW = kWidth<T>;
+  static constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;  // queries that share the loads of F and v
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+ public:
+  explicit Additive(const AdditiveProblem& problem) : p_(problem), plain_(problem) {
+    dim_ = p_.dim();
+    dim4_ = round_up_to(dim_, 4);
+    dim_row_ = spread_row<T>(dim_);
+    value_row_ = spread_row<T>(p_.dim_v());
+    kept_row_ = round_up_to(p_.len_kv(), kKeys);
+    previous_row_ = round_up_to(kKeys + (p_.needs_location ? p_.width() : 0), kW) + kW;
+    if (p_.w_query.present()) w_query_ = Projection<T>(p_.w_query);
+    if (p_.w_key.present()) w_key_ = Projection<T>(p_.w_key);
+    prepare_v();
+    if (p_.bias.present()) {
+      bias_ = Shared<T>(round_up_to(dim_, kW));
+      read_row(p_.bias.dtype, p_.bias.data, p_.bias.stride[0], dim_, bias_.get());
+    }
+    if (p_.needs_location) prepare_location();
+  }
+
+  void run() {
+    const std::int64_t a_sequence = std::max<std::int64_t>(1, p_.len_kv() * dim_row_ * static_cast<std::int64_t>(sizeof(T)));
+    const std::int64_t group = w_key_ ? std::clamp<std::int64_t>(kGroupBytes / a_sequence, 1, std::max<std::int64_t>(1, p_.batch())) : std::max<std::int64_t>(1, p_.batch());
+    if (w_key_) keys_ = Shared<T>((group * p_.len_kv() + Tile<T>::kRows) * dim_row_);
+    if (w_query_) queries_ = Shared<T>((group * p_.len_q() + Tile<T>::kRows) * dim_row_);
+
+    block_ = p_.needs_location ? 1 : kQueries;
+    while (block_ > 1 && p_.weights.present() && block_ * kept_row_ * static_cast<std::int64_t>(sizeof(T)) > kWeightBytes) block_ /= 2;
+    while (block_ > 8 && group * ((p_.len_q() + block_ - 1) / block_) < kEnoughItems) block_ /= 2;
+    const std::int64_t blocks = (p_.len_q() + block_ - 1) / block_;
+
+    for (std::int64_t b0 = 0; b0 < p_.batch(); b0 += group) {
+      const std::int64_t sequences = std::min(group, p_.batch() - b0);
+      if (w_query_) project_sequences(p_.query, b0, sequences, w_query_, queries_.get(), dim_row_);
+      if (w_key_) project_sequences(p_.key, b0, sequences, w_key_, keys_.get(), dim_row_);
+      const double work = static_cast<double>(sequences * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(8 * dim_ + p_.dim_v());
+      parallel_for(sequences * blocks, work, [&](std::int64_t item) {
+        const std::int64_t i0 = item % blocks * block_;
+        run_item(b0, b0 + item / blocks, i0, static_cast<int>(std::min(block_, p_.len_q() - i0)));
+      });
+    }
+  }
+
+ private:
+  struct Buffers {
+    Scratch scratch;
+    T* queries;      // [block][dim_row], projected, with bias
+    T* exponentials; // [block][dim4]: e^2q
+    T* query_max;    // [block]: largest |q|, inf where not finite
+    T* max;          // [block]
+    T* sum;          // [block]
+    T* output;       // [block, to whole tiles][value_row]
+    T* scores;       // [block, to whole tiles][kKeys], then the weights relative to max
+    T* kept;         // [block][kept_row]: all scores, where weights are wanted
+    T* rows;         // [kKeys][dim_row]: this block's keys where they are not read from keys_
+    T* key_max;      // [kKeys]
+    T* factors;      // [kKeys / kW][dim4][kW]: e^2k
+    T* values;       // [kKeys][value_row]
+    T* previous;     // [channels][previous_row]
+    T* features;     // [filters][kKeys]
+    double* plain;
+    double* plain_out;
+  };
+
+  // One block of keys of one item.
+  struct Block {
+    std::int64_t b, i0, j0;
+    int queries, keys;
+    const T* key_rows;  // [keys][dim_row]
+  };
+
+  void prepare_v() {
+    v_ = Shared<T>(round_up_to(dim4_, kW));
+    half_ = Shared<T>(dim4_ / 4);
+    T* const v = v_.get();
+    std::fill_n(v, round_up_to(dim4_, kW), T(0));
+    read_row(p_.v.dtype, p_.v.data, p_.v.stride[0], dim_, v);
+    T largest = 0;
+    for (std::int64_t d = 0; d < dim_; ++d) largest = std::max(largest, std::abs(v[d]));
+    // A power of two out of v, so that its products with kLargest^3 stay in range.
+    int exponent = 0;
+    if (largest > 0 && largest < kInfinity) std::frexp(largest, &exponent);
+    exponent = std::clamp(exponent, -100, 100);
+    for (std::int64_t d = 0; d < dim4_; ++d) v[d] = std::ldexp(v[d], -exponent);
+    for (std::int64_t q = 0; q < dim4_ / 4; ++q) half_.get()[q] = ((v[4 * q] + v[4 * q + 1]) + (v[4 * q + 2] + v[4 * q + 3])) * T(0.5);
+    v_factor_ = std::ldexp(T(1), exponent);
+  }
+
+  void prepare_location() {
+    w_location_ = Projection<T>(p_.w_location);
+    const std::int64_t taps = p_.channels() * p_.width();
+    kernel_ = Shared<T>(p_.filters() * taps + kW);
+    location_bias_ = Shared<T>(p_.filters() + kW);
+    std::fill_n(location_bias_.get(), p_.filters(), T(0));
+    if (p_.location_bias.present()) read_row(p_.location_bias.dtype, p_.location_bias.data, p_.location_bias.stride[0], p_.filters(), location_bias_.get());
+    for (std::int64_t f = 0; f < p_.filters(); ++f)
+      for (std::int64_t c = 0; c < p_.channels(); ++c)
+        read_row(p_.location_kernel.dtype, p_.location_kernel.at(f, c), p_.location_kernel.stride[2], p_.width(), kernel_.get() + f * taps + c * p_.width());
+  }
+
+  void take_buffers(Buffers& w) const {
+    const std::int64_t tiled = round_up_to(block_, Tile<T>::kRows);
+    Scratch& s = w.scratch;
+    const auto queries = s.template reserve<T>(block_ * dim_row_);
+    const auto exponentials = s.template reserve<T>(block_ * dim4_ + kW);
+    const auto state = s.template reserve<T>(3 * block_);
+    const auto output = s.template reserve<T>(tiled * value_row_);
+    const auto scores = s.template reserve<T>(tiled * kKeys);
+    const auto kept = s.template reserve<T>(p_.weights.present() ? block_ * kept_row_ : 0);
+    const auto rows = s.template reserve<T>(kKeys * dim_row_);
+    const auto key_max = s.template reserve<T>(kKeys);
+    const auto factors = s.template reserve<T>(kKeys * dim4_);
+    const auto values = s.template reserve<T>(kKeys * value_row_);
+    const auto previous = s.template reserve<T>(p_.needs_location ? p_.channels() * previous_row_ : 0);
+    const auto features = s.template reserve<T>(p_.needs_location ? p_.filters() * kKeys : 0);
+    const auto plain = s.template reserve<double>(plain_.workspace());
+    const auto plain_out = s.template reserve<double>(p_.dim_v());
+    s.acquire();
+    w.queries = s.template at<T>(queries);
+    w.exponentials = s.template at<T>(exponentials);
+    w.query_max = s.template at<T>(state);
+    w.max = w.query_max + block_;
+    w.sum = w.max + block_;
+    w.output = s.template at<T>(output);
+    w.scores = s.template at<T>(scores);
+    w.kept = p_.weights.present() ? s.template at<T>(kept) : nullptr;
+    w.rows = s.template at<T>(rows);
+    w.key_max = s.template at<T>(key_max);
+    w.factors = s.template at<T>(factors);
+    w.values = s.template at<T>(values);
+    w.previous = s.template at<T>(previous);
+    w.features = s.template at<T>(features);
+    w.plain = s.template at<double>(plain);
+    w.plain_out = s.template at<double>(plain_out);
+  }
+
+  void run_item(std::int64_t b0, std::int64_t b, std::int64_t i0, int queries) const {
+    Buffers w;
+    take_buffers(w);
+    const T* const projected = w_key_ ? keys_.get() + (b - b0) * p_.len_kv() * dim_row_ : nullptr;
+    const T* const projected_queries = w_query_ ? queries_.get() + ((b - b0) * p_.len_q() + i0) * dim_row_ : nullptr;
+    for (int q = 0; q < queries; ++q) start_query(w, b, i0 + q, q, projected_queries != nullptr ? projected_queries + q * dim_row_ : nullptr);
+    const std::int64_t tiled = round_up_to(queries, Tile<T>::kRows);
+    std::fill_n(w.output, tiled * value_row_, T(0));
+    std::fill(w.scores + queries * kKeys, w.scores + tiled * kKeys, T(0));
+
+    const std::int64_t end = p_.keys_of(b);
+    for (std::int64_t j0 = 0; j0 < end; j0 += kKeys) {
+      if (stop_requested()) return;
+      Block t{b, i0, j0, queries, static_cast<int>(std::min<std::int64_t>(kKeys, end - j0)), nullptr};
+      t.key_rows = copy_keys(w, t, projected);
+      take_exponentials(w, t);
+      score(w, t);
+      mask(w, t);
+      score_directly(w, t);
+      for (int q = 0; q < queries; ++q) softmax(w, t, q);
+      add_values(w, t);
+    }
+    for (int q = 0; q < queries; ++q) finish(w, b, i0 + q, q, projected);
+  }
+
+  void start_query(Buffers& w, std::int64_t b, std::int64_t i, int q, const T* projected) const {
+    T* const row = w.queries + q * dim_row_;
+    if (projected != nullptr)
+      std::copy_n(projected, dim_, row);
+    else
+      read_row(p_.query.dtype, p_.query.at(b, i), p_.query.stride[2], dim_, row);
+    std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
+    if (bias_)
+      for (std::int64_t d = 0; d < dim_; ++d) row[d] += bias_.get()[d];
+    w.query_max[q] = largest_of(row);
+    // Past dim only v's zeros count, and any finite number serves. dim4 may end within a vector: the next row, or the
+    // room kept at the end, takes what is written too far.
+    for (std::int64_t d = 0; d < dim4_; d += kW) store(w.exponentials + q * dim4_ + d, exponential(load<V>(row + d)));
+    w.max[q] = -kInfinity;
+    w.sum[q] = 0;
+  }
+
+  static V exponential(V x) {
+    const V clamped = min(max(x, broadcast<V>(-Range<T>::kClamp)), broadcast<V>(Range<T>::kClamp));
+    return exp(clamped + clamped);
+  }
+
+  // max |row|, or inf where an element is not finite. Rows are whole vectors, zeros at the end.
+  T largest_of(const T* row) const {
+    V m{};
+    V finite{};
+    for (std::int64_t d = 0; d < dim_; d += kW) {
+      const V x = load<V>(row + d);
+      m = max(abs(x), m);
+      finite += x - x;
+    }
+    return sum_lanes(finite) == 0 ? max_lanes(m) : kInfinity;
+  }
+
+  // The block's keys in the space of the sum, whole vectors a row, zeros past dim.
+  const T* copy_keys(Buffers& w, const Block& t, const T* projected) const {
+    const T* rows = projected + t.j0 * dim_row_;
+    if (projected == nullptr || p_.needs_location) {
+      for (int r = 0; r < t.keys; ++r) {
+        T* const row = w.rows + r * dim_row_;
+        if (projected != nullptr)
+          std::copy_n(rows + r * dim_row_, dim_, row);
+        else
+          read_row(p_.key.dtype, p_.key.at(t.b, t.j0 + r), p_.key.stride[2], dim_, row);
+        std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
+      }
+      rows = w.rows;
+    }
+    if (p_.needs_location) add_location(w, t);
+    for (int r = 0; r < t.keys; ++r) w.key_max[r] = largest_of(rows + r * dim_row_);
+    return rows;
+  }
+
+  // rows += w_location (location_bias + location_kernel * previous weights), '*' along the keys.
+  void add_location(Buffers& w, const Block& t) const {
+    const std::int64_t first = t.j0 - (p_.width() - 1) / 2;
+    const std::int64_t from = std::max<std::int64_t>(0, first);
+    const std::int64_t to = std::clamp<std::int64_t>(first + kKeys + p_.width() - 1, from, std::max(from, p_.len_kv()));
+    for (std::int64_t c = 0; c < p_.channels(); ++c) {
+      T* const row = w.previous + c * previous_row_;
+      std::fill_n(row, previous_row_, T(0));
+      read_row(p_.previous_weights.dtype, p_.previous_weights.at(t.b, t.i0, c, from), p_.previous_weights.stride[3], to - from, row + (from - first));
+    }
+    constexpr int kAtOnce = 6;  // divides the vectors of a block at every width; 6 chains hide the FMA's latency
+    const std::int64_t taps = p_.channels() * p_.width();
+    for (std::int64_t f = 0; f < p_.filters(); ++f)
+      for (int j = 0; j < kKeys; j += kAtOnce * kW) {
+        V sum[kAtOnce];
+        for (V& s : sum) s = broadcast<V>(location_bias_.get()[f]);
+        for (std::int64_t c = 0; c < p_.channels(); ++c)
+          for (std::int64_t tap = 0; tap < p_.width(); ++tap) {
+            const V k = broadcast<V>(kernel_.get()[f * taps + c * p_.width() + tap]);
+            const T* const x = w.previous + c * previous_row_ + j + tap;
+#pragma GCC unroll 6
+            for (int n = 0; n < kAtOnce; ++n) sum[n] = fma(k, load<V>(x + n * kW), sum[n]);
+          }
+        for (int n = 0; n < kAtOnce; ++n) store(w.features + f * kKeys + j + n * kW, sum[n]);
+      }
+    w_location_.template apply<Left::rows_contiguous>(w.features, kKeys, w.rows, dim_row_, t.keys, true);
+  }
+
+  void take_exponentials(Buffers& w, const Block& t) const {
+    for (int j = 0; j < t.keys; j += kW) {
+      T* const panel = w.factors + j * dim4_;
+      transpose_padded(t.key_rows + j * dim_row_, dim_row_, std::min(kW, t.keys - j), static_cast<int>(dim_), panel, kW, kW);
+      for (std::int64_t d = 0; d < dim_; ++d) store(panel + d * kW, exponential(load<V>(panel + d * kW)));
+      std::fill(panel + dim_ * kW, panel + dim4_ * kW, T(0));
+    }
+  }
+
+  void score(Buffers& w, const Block& t) const {
+    const T queries = *std::max_element(w.query_max, w.query_max + t.queries);
+    const T keys = *std::max_element(w.key_max, w.key_max + t.keys);
+    // No bits depend on this choice: what is held to kLargest here does not reach it there.
+    const bool small = queries + keys <= Range<T>::kSmall;
+    for (int j = 0; j < t.keys; j += kW) {
+      const T* const panel = w.factors + j * dim4_;
+      int q = 0;
+      for (; q + kRows <= t.queries; q += kRows) score_rows<kRows>(w, panel, q, j, small);
+      for (; q < t.queries; ++q) score_rows<1>(w, panel, q, j, small);
+    }
+  }
+
+  template <int Rows> void score_rows(Buffers& w, const T* panel, int q, int j, bool small) const {
+    if (small)
+      score_tile<Rows, false>(w.exponentials + q * dim4_, panel, w.scores + q * kKeys + j);
+    else
+      score_tile<Rows, true>(w.exponentials + q * dim4_, panel, w.scores + q * kKeys + j);
+  }
+
+  // Sums v / (1 + E F) - v / 2 = -v tanh / 2, four dimensions over one denominator:
+  //   v0/t0 + v1/t1 + v2/t2 + v3/t3 = ((v0 t1 + v1 t0) t2 t3 + (v2 t3 + v3 t2) t0 t1) / (t0 t1 t2 t3)
+  template <int Rows, bool Held> void score_tile(const T* e, const T* f, T* s) const {
+    const V one = broadcast<V>(1);
+    const V largest = broadcast<V>(Range<T>::kLargest);
+    const T* const weights = v_.get();
+    V acc[Rows] = {};
+    for (std::int64_t d = 0; d < dim4_; d += 4) {
+      const V f0 = load<V>(f + d * kW), f1 = load<V>(f + (d + 1) * kW), f2 = load<V>(f + (d + 2) * kW), f3 = load<V>(f + (d + 3) * kW);
+      const V v0 = broadcast<V>(weights[d]), v1 = broadcast<V>(weights[d + 1]), v2 = broadcast<V>(weights[d + 2]), v3 = broadcast<V>(weights[d + 3]);
+      const V half = broadcast<V>(half_.get()[d / 4]);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const T* const row = e + r * dim4_ + d;
+        V t0 = fma(broadcast<V>(row[0]), f0, one);
+        V t1 = fma(broadcast<V>(row[1]), f1, one);
+        V t2 = fma(broadcast<V>(row[2]), f2, one);
+        V t3 = fma(broadcast<V>(row[3]), f3, one);
+        if constexpr (Held) {
+          t0 = min(t0, largest);
+          t1 = min(t1, largest);
+          t2 = min(t2, largest);
+          t3 = min(t3, largest);
+        }
+        const V d01 = t0 * t1;
+        const V d23 = t2 * t3;
+        const V n01 = fma(v1, t0, v0 * t1);
+        const V n23 = fma(v3, t2, v2 * t3);
+        acc[r] += fma(n23, d01, n01 * d23) / (d01 * d23) - half;
+      }
+    }
+    const V factor = broadcast<V>(-2 * v_factor_);
+    for (int r = 0; r < Rows; ++r) store(s + r * kKeys, acc[r] * factor);
+  }
+
+  void mask(Buffers& w, const Block& t) const {
+    for (int q = 0; q < t.queries; ++q) {
+      T* const row = w.scores + q * kKeys;
+      std::fill(row + t.keys, row + round_up_to(t.keys, kW), -kInfinity);
+      if (!p_.mask.present()) continue;
+      const char* const kept = p_.mask.at(t.b, t.i0 + q, t.j0);
+      for (int j = 0; j < t.keys; ++j) row[j] = kept[j * p_.mask.stride[2]] != 0 ? row[j] : -kInfinity;
+    }
+  }
+
+  // Pairs of two rows so large that their sum may be small: v . tanh(q + k) along the rows.
+  void score_directly(Buffers& w, const Block& t) const {
+    const T keys = *std::max_element(w.key_max, w.key_max + t.keys);
+    for (int q = 0; q < t.queries; ++q) {
+      if (std::max(w.query_max[q], keys) <= Range<T>::kClamp) continue;
+      for (int j = 0; j < t.keys; ++j) {
+        T* const s = w.scores + q * kKeys + j;
+        const auto [smaller, larger] = std::minmax(w.query_max[q], w.key_max[j]);
+        const bool carried = larger <= Range<T>::kClamp || (smaller <= Range<T>::kOther && larger < kInfinity);
+        if (carried || *s == -kInfinity) continue;
+        const T* const a = w.queries + q * dim_row_;
+        const T* const b = t.key_rows + j * dim_row_;
+        V sum{};
+        for (std::int64_t d = 0; d < dim_; d += kW) sum = fma(load<V>(v_.get() + d), tanh(load<V>(a + d) + load<V>(b + d)), sum);
+        *s = sum_lanes(sum) * v_factor_;
+      }
+    }
+  }
+
+  // One block of the online softmax along one row: scores become weights relative to the new max.
+  void softmax(Buffers& w, const Block& t, int q) const {
+    T* const row = w.scores + q * kKeys;
+    if (w.kept != nullptr) std::copy_n(row, round_up_to(t.keys, kW), w.kept + q * kept_row_ + t.j0);
+    V m = broadcast<V>(w.max[q]);
+    for (int j = 0; j < t.keys; j += kW) m = max(load<V>(row + j), m);
+    const T largest = max_lanes(m);
+    const V factor = broadcast<V>(static_cast<T>(kLog2E));
+    const V base = largest == -kInfinity ? V{} : broadcast<V>(largest) * factor;
+    V sum{};
+    for (int j = 0; j < t.keys; j += kW) {
+      const V weight = exp2_nonpositive(fma(load<V>(row + j), factor, -base));
+      sum += weight;
+      store(row + j, weight);
+    }
+    const T alpha = exp2_nonpositive(fma(broadcast<V>(w.max[q]), factor, -base))[0];
+    w.sum[q] = w.sum[q] * alpha + sum_lanes(sum);
+    w.max[q] = largest;
+    if (alpha == 1) return;
+    T* const out = w.output + q * value_row_;
+    for (std::int64_t d = 0; d < p_.dim_v(); d += kW) store(out + d, load<V>(out + d) * broadcast<V>(alpha));
+  }
+
+  // output += P V. Every element is one chain over the keys, whichever way it goes.
+  void add_values(Buffers& w, const Block& t) const {
+    const std::int64_t padded = round_up_to(p_.dim_v(), kW);
+    for (int r = 0; r < t.keys; ++r) {
+      T* const row = w.values + r * value_row_;
+      read_row(p_.value.dtype, p_.value.at(t.b, t.j0 + r), p_.value.stride[2], p_.dim_v(), row);
+      std::fill(row + p_.dim_v(), row + padded, T(0));
+    }
+    if (t.queries <= Tile<T>::kRows / 2) {
+      for (int q = 0; q < t.queries; ++q) add_values_to_row(w.scores + q * kKeys, w.values, t.keys, w.output + q * value_row_);
+      return;
+    }
+    V ones[Tile<T>::kVectors];
+    for (V& one : ones) one = broadcast<V>(1);
+    for (std::int64_t c = 0; c < padded; c += Tile<T>::kColumns) {
+      const int vectors = static_cast<int>(std::min<std::int64_t>(Tile<T>::kColumns, padded - c)) / kW;
+      multiply<T, Left::depth_contiguous>(w.scores, kKeys, w.values + c, value_row_, w.output + c, value_row_, t.queries, vectors, t.keys, ones);
+    }
+  }
+
+  void add_values_to_row(const T* weights, const T* values, int keys, T* out) const {
+    constexpr int kAtOnce = 4;
+    std::int64_t d = 0;
+    for (; d + kAtOnce * kW <= p_.dim_v(); d += kAtOnce * kW) {
+      V acc[kAtOnce];
+      for (int n = 0; n < kAtOnce; ++n) acc[n] = load<V>(out + d + n * kW);
+      for (int j = 0; j < keys; ++j)
+        for (int n = 0; n < kAtOnce; ++n) acc[n] = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + d + n * kW), acc[n]);
+      for (int n = 0; n < kAtOnce; ++n) store(out + d + n * kW, acc[n]);
+    }
+    for (; d < p_.dim_v(); d += kW) {
+      V acc = load<V>(out + d);
+      for (int j = 0; j < keys; ++j) acc = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + d), acc);
+      store(out + d, acc);
+    }
+  }
+
+  void finish(Buffers& w, std::int64_t b, std::int64_t i, int q, const T* projected) const {
+    T* const out = w.output + q * value_row_;
+    T* const kept = w.kept != nullptr ? w.kept + q * kept_row_ : nullptr;
+    const T sum = w.sum[q];
+    bool finite = sum > 0 && sum < kInfinity;
+    const T inverse = 1 / sum;
+    for (std::int64_t d = 0; d < p_.dim_v(); ++d) {
+      out[d] *= inverse;
+      finite &= out[d] - out[d] == 0;
+    }
+    if (!finite) {
+      plain_.row(b, i, projected, dim_row_, w.plain, w.plain_out, kept);
+      for (std::int64_t d = 0; d < p_.dim_v(); ++d) out[d] = static_cast<T>(w.plain_out[d]);
+    } else if (kept != nullptr) {
+      const V factor = broadcast<V>(static_cast<T>(kLog2E));
+      const V base = broadcast<V>(w.max[q]) * factor;
+      const std::int64_t end = p_.keys_of(b);
+      for (std::int64_t j = 0; j < end; j += kW)
+        store(kept + j, exp2_nonpositive(fma(load<V>(kept + j), factor, -base)) * broadcast<V>(inverse));
+      std::fill(kept + end, kept + p_.len_kv(), T(0));
+    }
+    write_row(p_.out.dtype, p_.out.at(b, i), p_.out.stride[2], p_.dim_v(), out);
+    if (kept != nullptr) write_row(p_.weights.dtype, p_.weights.at(b, i), p_.weights.stride[2], p_.len_kv(), kept);
+  }
+
+  const AdditiveProblem& p_;
+  PlainAdditive plain_;
+  Projection<T> w_query_, w_key_, w_location_;
+  Shared<T> v_;     // [dim4, to whole vectors], over v_factor, zeros at the end
+  Shared<T> half_;  // [dim4 / 4]: half the sum of four v
+  Shared<T> bias_;
+  Shared<T> kernel_;  // [filters][channels][width]
+  Shared<T> location_bias_;
+  Shared<T> queries_;  // [group][len_q][dim_row]
+  Shared<T> keys_;     // [group][len_kv][dim_row]
+  T v_factor_ = 1;
+  std::int64_t dim_, dim4_, dim_row_, value_row_, kept_row_, previous_row_;
+  std::int64_t block_ = 1;
+};
+
+}  // namespace
+
+void additive_attention(const AdditiveProblem& problem) {
+  with_compute(problem.query.dtype, [&](auto t) { Additive<decltype(t)>(problem).run(); });
+}
+
+}  // namespace regard::cpu
