@@ -31,6 +31,7 @@ namespace regard::cpu {
 namespace {
 
 constexpr int kKeys = 96;            // keys a block: whole vectors of every width
+constexpr std::int64_t kSummed = 32;   // dimensions a chain of additions: one chain over 256 costs 1.3x the error
 constexpr std::int64_t kQueries = 64;  // queries an item at most: e^2k, as dear as 5 pairs, is computed once an item
 constexpr std::int64_t kEnoughItems = 32;
 constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;    // projected keys held at a time
@@ -332,33 +333,39 @@ template <class T> class Additive {
     const V one = broadcast<V>(1);
     const V largest = broadcast<V>(Range<T>::kLargest);
     const T* const weights = v_.get();
-    V acc[Rows] = {};
-    for (std::int64_t d = 0; d < dim4_; d += 4) {
-      const V f0 = load<V>(f + d * kW), f1 = load<V>(f + (d + 1) * kW), f2 = load<V>(f + (d + 2) * kW), f3 = load<V>(f + (d + 3) * kW);
-      const V v0 = broadcast<V>(weights[d]), v1 = broadcast<V>(weights[d + 1]), v2 = broadcast<V>(weights[d + 2]), v3 = broadcast<V>(weights[d + 3]);
-      const V half = broadcast<V>(half_.get()[d / 4]);
+    for (std::int64_t start = 0; start < dim4_; start += kSummed) {
+      const std::int64_t end = std::min(dim4_, start + kSummed);
+      V acc[Rows] = {};
+      for (std::int64_t d = start; d < end; d += 4) {
+        const V f0 = load<V>(f + d * kW), f1 = load<V>(f + (d + 1) * kW), f2 = load<V>(f + (d + 2) * kW), f3 = load<V>(f + (d + 3) * kW);
+        const V v0 = broadcast<V>(weights[d]), v1 = broadcast<V>(weights[d + 1]), v2 = broadcast<V>(weights[d + 2]), v3 = broadcast<V>(weights[d + 3]);
+        const V half = broadcast<V>(half_.get()[d / 4]);
 #pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const T* const row = e + r * dim4_ + d;
-        V t0 = fma(broadcast<V>(row[0]), f0, one);
-        V t1 = fma(broadcast<V>(row[1]), f1, one);
-        V t2 = fma(broadcast<V>(row[2]), f2, one);
-        V t3 = fma(broadcast<V>(row[3]), f3, one);
-        if constexpr (Held) {
-          t0 = min(t0, largest);
-          t1 = min(t1, largest);
-          t2 = min(t2, largest);
-          t3 = min(t3, largest);
+        for (int r = 0; r < Rows; ++r) {
+          const T* const row = e + r * dim4_ + d;
+          V t0 = fma(broadcast<V>(row[0]), f0, one);
+          V t1 = fma(broadcast<V>(row[1]), f1, one);
+          V t2 = fma(broadcast<V>(row[2]), f2, one);
+          V t3 = fma(broadcast<V>(row[3]), f3, one);
+          if constexpr (Held) {
+            t0 = min(t0, largest);
+            t1 = min(t1, largest);
+            t2 = min(t2, largest);
+            t3 = min(t3, largest);
+          }
+          const V d01 = t0 * t1;
+          const V d23 = t2 * t3;
+          const V n01 = fma(v1, t0, v0 * t1);
+          const V n23 = fma(v3, t2, v2 * t3);
+          acc[r] += fma(n23, d01, n01 * d23) / (d01 * d23) - half;
         }
-        const V d01 = t0 * t1;
-        const V d23 = t2 * t3;
-        const V n01 = fma(v1, t0, v0 * t1);
-        const V n23 = fma(v3, t2, v2 * t3);
-        acc[r] += fma(n23, d01, n01 * d23) / (d01 * d23) - half;
+      }
+      const V factor = broadcast<V>(-2 * v_factor_);
+      for (int r = 0; r < Rows; ++r) {
+        const V sum = start > 0 ? load<V>(s + r * kKeys) + acc[r] : acc[r];
+        store(s + r * kKeys, end == dim4_ ? sum * factor : sum);
       }
     }
-    const V factor = broadcast<V>(-2 * v_factor_);
-    for (int r = 0; r < Rows; ++r) store(s + r * kKeys, acc[r] * factor);
   }
 
   void mask(Buffers& w, const Block& t) const {
@@ -381,6 +388,10 @@ template <class T> class Additive {
         const auto [smaller, larger] = std::minmax(w.query_max[q], w.key_max[j]);
         const bool carried = larger <= Range<T>::kClamp || (smaller <= Range<T>::kOther && larger < kInfinity);
         if (carried || *s == -kInfinity) continue;
+        if (larger == kInfinity) {  // perhaps only a projection that left the range: the plain path decides
+          *s = std::numeric_limits<T>::quiet_NaN();
+          continue;
+        }
         const T* const a = w.queries + q * dim_row_;
         const T* const b = t.key_rows + j * dim_row_;
         V sum{};
@@ -398,14 +409,14 @@ template <class T> class Additive {
     for (int j = 0; j < t.keys; j += kW) m = max(load<V>(row + j), m);
     const T largest = max_lanes(m);
     const V factor = broadcast<V>(static_cast<T>(kLog2E));
-    const V base = largest == -kInfinity ? V{} : broadcast<V>(largest) * factor;
+    const V base = largest == -kInfinity ? V{} : broadcast<V>(largest);
     V sum{};
     for (int j = 0; j < t.keys; j += kW) {
-      const V weight = exp2_nonpositive(fma(load<V>(row + j), factor, -base));
+      const V weight = exp2_nonpositive((load<V>(row + j) - base) * factor);
       sum += weight;
       store(row + j, weight);
     }
-    const T alpha = exp2_nonpositive(fma(broadcast<V>(w.max[q]), factor, -base))[0];
+    const T alpha = exp2_nonpositive((broadcast<V>(w.max[q]) - base) * factor)[0];
     w.sum[q] = w.sum[q] * alpha + sum_lanes(sum);
     w.max[q] = largest;
     if (alpha == 1) return;
@@ -433,21 +444,23 @@ template <class T> class Additive {
     }
   }
 
+  // One row of multiply(): the same chains of kChain keys, for items too small for its tiles.
   void add_values_to_row(const T* weights, const T* values, int keys, T* out) const {
     constexpr int kAtOnce = 4;
-    std::int64_t d = 0;
-    for (; d + kAtOnce * kW <= p_.dim_v(); d += kAtOnce * kW) {
-      V acc[kAtOnce];
-      for (int n = 0; n < kAtOnce; ++n) acc[n] = load<V>(out + d + n * kW);
-      for (int j = 0; j < keys; ++j)
-        for (int n = 0; n < kAtOnce; ++n) acc[n] = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + d + n * kW), acc[n]);
-      for (int n = 0; n < kAtOnce; ++n) store(out + d + n * kW, acc[n]);
+    for (int start = 0; start < keys; start += kChain) {
+      const int end = std::min(keys, start + kChain);
+      std::int64_t d = 0;
+      for (; d + kAtOnce * kW <= p_.dim_v(); d += kAtOnce * kW) add_chain<kAtOnce>(weights, values + d, start, end, out + d);
+      for (; d < p_.dim_v(); d += kW) add_chain<1>(weights, values + d, start, end, out + d);
     }
-    for (; d < p_.dim_v(); d += kW) {
-      V acc = load<V>(out + d);
-      for (int j = 0; j < keys; ++j) acc = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + d), acc);
-      store(out + d, acc);
-    }
+  }
+
+  template <int Vectors> void add_chain(const T* weights, const T* values, int start, int end, T* out) const {
+    V acc[Vectors] = {};
+    for (int j = start; j < end; ++j)
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) acc[n] = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + n * kW), acc[n]);
+    for (int n = 0; n < Vectors; ++n) store(out + n * kW, load<V>(out + n * kW) + acc[n]);
   }
 
   void finish(Buffers& w, std::int64_t b, std::int64_t i, int q, const T* projected) const {
@@ -455,20 +468,21 @@ template <class T> class Additive {
     T* const kept = w.kept != nullptr ? w.kept + q * kept_row_ : nullptr;
     const T sum = w.sum[q];
     bool finite = sum > 0 && sum < kInfinity;
-    const T inverse = 1 / sum;
-    for (std::int64_t d = 0; d < p_.dim_v(); ++d) {
-      out[d] *= inverse;
-      finite &= out[d] - out[d] == 0;
+    V difference{};  // 0 where all are finite, NaN otherwise
+    for (std::int64_t d = 0; d < p_.dim_v(); d += kW) {
+      const V o = load<V>(out + d) / broadcast<V>(sum);
+      difference += o - o;
+      store(out + d, o);
     }
+    finite = finite && sum_lanes(difference) == 0;
     if (!finite) {
       plain_.row(b, i, projected, dim_row_, w.plain, w.plain_out, kept);
       for (std::int64_t d = 0; d < p_.dim_v(); ++d) out[d] = static_cast<T>(w.plain_out[d]);
     } else if (kept != nullptr) {
       const V factor = broadcast<V>(static_cast<T>(kLog2E));
-      const V base = broadcast<V>(w.max[q]) * factor;
       const std::int64_t end = p_.keys_of(b);
       for (std::int64_t j = 0; j < end; j += kW)
-        store(kept + j, exp2_nonpositive(fma(load<V>(kept + j), factor, -base)) * broadcast<V>(inverse));
+        store(kept + j, exp2_nonpositive((load<V>(kept + j) - broadcast<V>(w.max[q])) * factor) / broadcast<V>(sum));
       std::fill(kept + end, kept + p_.len_kv(), T(0));
     }
     write_row(p_.out.dtype, p_.out.at(b, i), p_.out.stride[2], p_.dim_v(), out);

@@ -82,10 +82,10 @@ template <class T> class Weights {
     for (std::int64_t j = 0; j < end; j += kW) m = max(load<V>(s + j), m);
     const T largest = max_lanes(m);
     const V factor = broadcast<V>(static_cast<T>(kLog2E));
-    const V base = broadcast<V>(largest) * factor;
+    const V base = broadcast<V>(largest);
     V sum{};
     for (std::int64_t j = 0; j < end; j += kW) {
-      const V weight = exp2_nonpositive(fma(load<V>(s + j), factor, -base));
+      const V weight = exp2_nonpositive((load<V>(s + j) - base) * factor);
       sum += weight;
       store(s + j, weight);
     }
