@@ -40,6 +40,9 @@ template <class M, class V> inline V select(M mask, V yes, V no) { return mask ?
 template <class V> inline V max(V a, V b) { return a > b ? a : b; }
 template <class V> inline V min(V a, V b) { return a < b ? a : b; }
 
+// For normal x with a normal reciprocal.
+template <class V> inline V reciprocal(V x) { return 1 / x; }
+
 template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
 
 template <class V> inline LaneOf<V> sum_lanes(V v) {
