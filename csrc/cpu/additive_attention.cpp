@@ -33,7 +33,7 @@ namespace {
 constexpr int kKeys = 96;            // keys a block: whole vectors of every width
 constexpr std::int64_t kSummed = 16;   // dimensions a chain of additions: one chain over 256 costs twice the error
 constexpr std::int64_t kQueries = 64;  // queries an item at most: e^2k, as dear as 4 pairs, is computed once an item
-constexpr std::int64_t kEnoughItems = 32;
+constexpr std::int64_t kItemsPerThread = 2;
 constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;    // projected keys held at a time
 constexpr std::int64_t kWeightBytes = std::int64_t{512} << 10; // scores kept by an item that returns weights
 
@@ -67,7 +67,9 @@ template <class T> class Additive {
     previous_row_ = round_up_to(kKeys + (p_.needs_location ? p_.width() : 0), kW) + kW;
     if (p_.w_query.present()) w_query_ = Projection<T>(p_.w_query);
     if (p_.w_key.present()) w_key_ = Projection<T>(p_.w_key);
-    prepare_v();
+    v_ = Shared<T>(round_up_to(dim_, kW));
+    std::fill_n(v_.get(), round_up_to(dim_, kW), T(0));
+    read_row(p_.v.dtype, p_.v.data, p_.v.stride[0], dim_, v_.get());
     if (p_.bias.present()) {
       bias_ = Shared<T>(round_up_to(dim_, kW));
       read_row(p_.bias.dtype, p_.bias.data, p_.bias.stride[0], dim_, bias_.get());
@@ -83,7 +85,9 @@ template <class T> class Additive {
 
     block_ = p_.needs_location ? 1 : kQueries;
     while (block_ > 1 && p_.weights.present() && block_ * kept_row_ * static_cast<std::int64_t>(sizeof(T)) > kWeightBytes) block_ /= 2;
-    while (block_ > 8 && group * ((p_.len_q() + block_ - 1) / block_) < kEnoughItems) block_ /= 2;
+    // A row's bits do not depend on the rows it shares an item with.
+    const std::int64_t wanted = get_num_threads() > 1 ? kItemsPerThread * get_num_threads() : 1;
+    while (block_ > 8 && group * ((p_.len_q() + block_ - 1) / block_) < wanted) block_ /= 2;
     const std::int64_t blocks = (p_.len_q() + block_ - 1) / block_;
 
     for (std::int64_t b0 = 0; b0 < p_.batch(); b0 += group) {
@@ -125,12 +129,6 @@ template <class T> class Additive {
     int queries, keys;
     const T* key_rows;  // [keys][dim_row]
   };
-
-  void prepare_v() {
-    v_ = Shared<T>(round_up_to(dim_, kW));
-    std::fill_n(v_.get(), round_up_to(dim_, kW), T(0));
-    read_row(p_.v.dtype, p_.v.data, p_.v.stride[0], dim_, v_.get());
-  }
 
   void prepare_location() {
     w_location_ = Projection<T>(p_.w_location);
