@@ -127,7 +127,8 @@ template <class T> class Additive {
   struct Block {
     std::int64_t b, i0, j0;
     int queries, keys;
-    const T* key_rows;  // [keys][dim_row]
+    const T* key_rows;  // [keys][key_row]
+    std::int64_t key_row;
   };
 
   void prepare_location() {
@@ -191,8 +192,8 @@ template <class T> class Additive {
     const std::int64_t end = p_.keys_of(b);
     for (std::int64_t j0 = 0; j0 < end; j0 += kKeys) {
       if (stop_requested()) return;
-      Block t{b, i0, j0, queries, static_cast<int>(std::min<std::int64_t>(kKeys, end - j0)), nullptr};
-      t.key_rows = copy_keys(w, t, projected);
+      Block t{b, i0, j0, queries, static_cast<int>(std::min<std::int64_t>(kKeys, end - j0)), nullptr, dim_row_};
+      find_keys(w, t, projected);
       take_exponentials(w, t);
       score(w, t);
       mask(w, t);
@@ -221,38 +222,45 @@ template <class T> class Additive {
 
   static V exponential(V x) {
     const V clamped = min(max(x, broadcast<V>(-Range<T>::kClamp)), broadcast<V>(Range<T>::kClamp));
-    return exp(clamped + clamped);
+    return exp_normal(clamped + clamped);
   }
 
   // max |row|, or inf where an element is not finite. Rows are whole vectors, zeros at the end.
   T largest_of(const T* row) const {
     V m{};
-    V finite{};
+    V difference{};
     for (std::int64_t d = 0; d < dim_; d += kW) {
       const V x = load<V>(row + d);
       m = max(abs(x), m);
-      finite += x - x;
+      difference += x - x;
     }
-    return sum_lanes(finite) == 0 ? max_lanes(m) : kInfinity;
+    return sum_lanes(difference) == 0 ? max_lanes(m) : kInfinity;
+  }
+
+  // Whether rows of x may be read where they lie: compute values, contiguous, whole vectors.
+  static bool readable(const Array& x) {
+    constexpr std::int64_t item = sizeof(T);
+    return x.dtype == dtype_of<T>() && x.stride[2] == item && x.stride[1] % item == 0 && reinterpret_cast<std::uintptr_t>(x.data) % item == 0 &&
+           x.stride[0] % item == 0 && x.shape[2] % kW == 0;
   }
 
   // The block's keys in the space of the sum, whole vectors a row, zeros past dim.
-  const T* copy_keys(Buffers& w, const Block& t, const T* projected) const {
-    const T* rows = projected + t.j0 * dim_row_;
-    if (projected == nullptr || p_.needs_location) {
-      for (int r = 0; r < t.keys; ++r) {
-        T* const row = w.rows + r * dim_row_;
-        if (projected != nullptr)
-          std::copy_n(rows + r * dim_row_, dim_, row);
-        else
-          read_row(p_.key.dtype, p_.key.at(t.b, t.j0 + r), p_.key.stride[2], dim_, row);
-        std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
-      }
-      rows = w.rows;
+  void find_keys(Buffers& w, Block& t, const T* projected) const {
+    if (!p_.needs_location && (projected != nullptr || readable(p_.key))) {
+      t.key_row = projected != nullptr ? dim_row_ : p_.key.stride[1] / static_cast<std::int64_t>(sizeof(T));
+      t.key_rows = projected != nullptr ? projected + t.j0 * dim_row_ : reinterpret_cast<const T*>(p_.key.at(t.b, t.j0));
+      return;
     }
+    for (int r = 0; r < t.keys; ++r) {
+      T* const row = w.rows + r * dim_row_;
+      if (projected != nullptr)
+        std::copy_n(projected + (t.j0 + r) * dim_row_, dim_, row);
+      else
+        read_row(p_.key.dtype, p_.key.at(t.b, t.j0 + r), p_.key.stride[2], dim_, row);
+      std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
+    }
+    t.key_rows = w.rows;
     if (p_.needs_location) add_location(w, t);
-    for (int r = 0; r < t.keys; ++r) w.key_max[r] = largest_of(rows + r * dim_row_);
-    return rows;
   }
 
   // rows += w_location (location_bias + location_kernel * previous weights), '*' along the keys.
@@ -283,11 +291,22 @@ template <class T> class Additive {
     w_location_.template apply<Left::rows_contiguous>(w.features, kKeys, w.rows, dim_row_, t.keys, true);
   }
 
+  // F, and each key's largest |k|, inf where not finite: keys run along the lanes here.
   void take_exponentials(Buffers& w, const Block& t) const {
     for (int j = 0; j < t.keys; j += kW) {
       T* const panel = w.factors + j * dim_;
-      transpose_padded(t.key_rows + j * dim_row_, dim_row_, std::min(kW, t.keys - j), static_cast<int>(dim_), panel, kW, kW);
-      for (std::int64_t d = 0; d < dim_; ++d) store(panel + d * kW, exponential(load<V>(panel + d * kW)));
+      transpose_padded(t.key_rows + j * t.key_row, t.key_row, std::min(kW, t.keys - j), static_cast<int>(dim_), panel, kW, kW);
+      V highest{};
+      V lowest{};
+      V difference{};
+      for (std::int64_t d = 0; d < dim_; ++d) {
+        const V x = load<V>(panel + d * kW);
+        highest = max(x, highest);
+        lowest = min(x, lowest);
+        difference += x - x;
+        store(panel + d * kW, exponential(x));
+      }
+      store(w.key_max + j, difference == 0 ? max(highest, -lowest) : broadcast<V>(kInfinity));
     }
   }
 
@@ -360,7 +379,7 @@ template <class T> class Additive {
           continue;
         }
         const T* const a = w.queries + q * dim_row_;
-        const T* const b = t.key_rows + j * dim_row_;
+        const T* const b = t.key_rows + j * t.key_row;
         V sum{};
         for (std::int64_t d = 0; d < dim_; d += kW) sum = fma(load<V>(v_.get() + d), tanh(load<V>(a + d) + load<V>(b + d)), sum);
         *s = sum_lanes(sum);
@@ -394,39 +413,46 @@ template <class T> class Additive {
   // output += P V. Every element is one chain over the keys, whichever way it goes.
   void add_values(Buffers& w, const Block& t) const {
     const std::int64_t padded = round_up_to(p_.dim_v(), kW);
-    for (int r = 0; r < t.keys; ++r) {
-      T* const row = w.values + r * value_row_;
-      read_row(p_.value.dtype, p_.value.at(t.b, t.j0 + r), p_.value.stride[2], p_.dim_v(), row);
-      std::fill(row + p_.dim_v(), row + padded, T(0));
+    const T* values = w.values;
+    std::int64_t row = value_row_;
+    if (readable(p_.value)) {
+      values = reinterpret_cast<const T*>(p_.value.at(t.b, t.j0));
+      row = p_.value.stride[1] / static_cast<std::int64_t>(sizeof(T));
+    } else {
+      for (int r = 0; r < t.keys; ++r) {
+        T* const copied = w.values + r * row;
+        read_row(p_.value.dtype, p_.value.at(t.b, t.j0 + r), p_.value.stride[2], p_.dim_v(), copied);
+        std::fill(copied + p_.dim_v(), copied + padded, T(0));
+      }
     }
     if (t.queries <= Tile<T>::kRows / 2) {
-      for (int q = 0; q < t.queries; ++q) add_values_to_row(w.scores + q * kKeys, w.values, t.keys, w.output + q * value_row_);
+      for (int q = 0; q < t.queries; ++q) add_values_to_row(w.scores + q * kKeys, values, row, t.keys, w.output + q * value_row_);
       return;
     }
     V ones[Tile<T>::kVectors];
     for (V& one : ones) one = broadcast<V>(1);
     for (std::int64_t c = 0; c < padded; c += Tile<T>::kColumns) {
       const int vectors = static_cast<int>(std::min<std::int64_t>(Tile<T>::kColumns, padded - c)) / kW;
-      multiply<T, Left::depth_contiguous>(w.scores, kKeys, w.values + c, value_row_, w.output + c, value_row_, t.queries, vectors, t.keys, ones);
+      multiply<T, Left::depth_contiguous>(w.scores, kKeys, values + c, row, w.output + c, value_row_, t.queries, vectors, t.keys, ones);
     }
   }
 
   // One row of multiply(): the same chains of kChain keys, for items too small for its tiles.
-  void add_values_to_row(const T* weights, const T* values, int keys, T* out) const {
+  void add_values_to_row(const T* weights, const T* values, std::int64_t row, int keys, T* out) const {
     constexpr int kAtOnce = 4;
     for (int start = 0; start < keys; start += kChain) {
       const int end = std::min(keys, start + kChain);
       std::int64_t d = 0;
-      for (; d + kAtOnce * kW <= p_.dim_v(); d += kAtOnce * kW) add_chain<kAtOnce>(weights, values + d, start, end, out + d);
-      for (; d < p_.dim_v(); d += kW) add_chain<1>(weights, values + d, start, end, out + d);
+      for (; d + kAtOnce * kW <= p_.dim_v(); d += kAtOnce * kW) add_chain<kAtOnce>(weights, values + d, row, start, end, out + d);
+      for (; d < p_.dim_v(); d += kW) add_chain<1>(weights, values + d, row, start, end, out + d);
     }
   }
 
-  template <int Vectors> void add_chain(const T* weights, const T* values, int start, int end, T* out) const {
+  template <int Vectors> void add_chain(const T* weights, const T* values, std::int64_t row, int start, int end, T* out) const {
     V acc[Vectors] = {};
     for (int j = start; j < end; ++j)
 #pragma GCC unroll 4
-      for (int n = 0; n < Vectors; ++n) acc[n] = fma(broadcast<V>(weights[j]), load<V>(values + j * value_row_ + n * kW), acc[n]);
+      for (int n = 0; n < Vectors; ++n) acc[n] = fma(broadcast<V>(weights[j]), load<V>(values + j * row + n * kW), acc[n]);
     for (int n = 0; n < Vectors; ++n) store(out + n * kW, load<V>(out + n * kW) + acc[n]);
   }
 
