@@ -37,8 +37,6 @@ constexpr std::int64_t kItemsPerThread = 2;
 constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;    // projected keys held at a time
 constexpr std::int64_t kWeightBytes = std::int64_t{512} << 10; // scores kept by an item that returns weights
 
-constexpr double kLog2E = 1.4426950408889634074;
-
 // What e^2q e^2k carries. |q| and |k| are clamped to kClamp, where e^(2 kClamp) and its inverse are normal numbers.
 // Clamping changes nothing to rounding while the other one stays within kOther: tanh(kClamp - kOther) is 1.
 // Only pairs where both rows hold more than that go the direct way.
@@ -394,15 +392,14 @@ template <class T> class Additive {
     V m = broadcast<V>(w.max[q]);
     for (int j = 0; j < t.keys; j += kW) m = max(load<V>(row + j), m);
     const T largest = max_lanes(m);
-    const V factor = broadcast<V>(static_cast<T>(kLog2E));
     const V base = largest == -kInfinity ? V{} : broadcast<V>(largest);
     V sum{};
     for (int j = 0; j < t.keys; j += kW) {
-      const V weight = exp2_nonpositive((load<V>(row + j) - base) * factor);
+      const V weight = exp_nonpositive(load<V>(row + j) - base);
       sum += weight;
       store(row + j, weight);
     }
-    const T alpha = exp2_nonpositive((broadcast<V>(w.max[q]) - base) * factor)[0];
+    const T alpha = exp_nonpositive(broadcast<V>(w.max[q]) - base)[0];
     w.sum[q] = w.sum[q] * alpha + sum_lanes(sum);
     w.max[q] = largest;
     if (alpha == 1) return;
@@ -472,10 +469,9 @@ template <class T> class Additive {
       plain_.row(b, i, projected, dim_row_, w.plain, w.plain_out, kept);
       for (std::int64_t d = 0; d < p_.dim_v(); ++d) out[d] = static_cast<T>(w.plain_out[d]);
     } else if (kept != nullptr) {
-      const V factor = broadcast<V>(static_cast<T>(kLog2E));
       const std::int64_t end = p_.keys_of(b);
       for (std::int64_t j = 0; j < end; j += kW)
-        store(kept + j, exp2_nonpositive((load<V>(kept + j) - broadcast<V>(w.max[q])) * factor) / broadcast<V>(sum));
+        store(kept + j, exp_nonpositive(load<V>(kept + j) - broadcast<V>(w.max[q])) / broadcast<V>(sum));
       std::fill(kept + end, kept + p_.len_kv(), T(0));
     }
     write_row(p_.out.dtype, p_.out.at(b, i), p_.out.stride[2], p_.dim_v(), out);

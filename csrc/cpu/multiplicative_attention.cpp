@@ -21,7 +21,6 @@ namespace {
 constexpr int kKeys = 96;
 constexpr std::int64_t kQueries = 48;
 constexpr std::int64_t kScoreBytes = std::int64_t{512} << 10;  // scores an item holds at a time
-constexpr double kLog2E = 1.4426950408889634074;
 
 template <class T> class Weights {
   using V = Vec<T>;
@@ -81,11 +80,10 @@ template <class T> class Weights {
     V m = broadcast<V>(-kInfinity);
     for (std::int64_t j = 0; j < end; j += kW) m = max(load<V>(s + j), m);
     const T largest = max_lanes(m);
-    const V factor = broadcast<V>(static_cast<T>(kLog2E));
     const V base = broadcast<V>(largest);
     V sum{};
     for (std::int64_t j = 0; j < end; j += kW) {
-      const V weight = exp2_nonpositive((load<V>(s + j) - base) * factor);
+      const V weight = exp_nonpositive(load<V>(s + j) - base);
       sum += weight;
       store(s + j, weight);
     }

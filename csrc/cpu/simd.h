@@ -101,6 +101,15 @@ template <class V> inline V exp2_scaled(V x, V high, V low) {
   return exp2_split(t, n, fma(x, low, product_minus(x, high, n)));
 }
 
+// e^x for x <= 0, by exp2_scaled.
+template <class V> inline V exp_nonpositive(V x) {
+  using T = LaneOf<V>;
+  constexpr double log2_e = 1.4426950408889634;
+  constexpr T high = static_cast<T>(log2_e);
+  constexpr T low = sizeof(T) == 4 ? static_cast<T>(log2_e - static_cast<double>(high)) : T(2.0355273740931033e-17);
+  return exp2_scaled(x, broadcast<V>(high), broadcast<V>(low));
+}
+
 // x = n ln2 + f ln2 with whole n, |f| <= 1/2. ln2 is in two parts: n times the high one is exact, so large |x| lose
 // nothing, fused or not.
 template <class V> inline V exp_parts(V x, V& f) {
