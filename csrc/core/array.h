@@ -47,6 +47,13 @@ struct Array {
     for (int a = from; a != to; a += step) swap_axes(a, a + step);
   }
 
+  // A new axis of length 1 at place `at`.
+  void insert_axis(int at) {
+    shape[rank] = 1;
+    stride[rank] = 0;
+    move_axis(rank++, at);
+  }
+
   // Repeats axes of length 1, and new leading ones, by stride 0 (NumPy's rule). False when it does not fit.
   bool broadcast_to(const std::int64_t* wanted, int wanted_rank) {
     if (rank > wanted_rank || wanted_rank > kMaxRank) return false;

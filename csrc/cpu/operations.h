@@ -1,6 +1,7 @@
 // The operations of one instruction set's build, each for a problem whose check() has passed.
 #pragma once
 
+#include "core/additive_problem.h"
 #include "core/attention_problem.h"
 #include "core/linear_problem.h"
 #include "core/norm_problem.h"
@@ -8,8 +9,10 @@
 
 namespace regard::cpu {
 
+void additive_attention(const AdditiveProblem& problem);
 void attention_forward(const AttentionProblem& problem);
 void linear(const LinearProblem& problem);
+void multiplicative_attention(const MultiplicativeProblem& problem);
 void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
 void global_pool(const PoolProblem& problem);

@@ -40,6 +40,9 @@ template <class M, class V> inline V select(M mask, V yes, V no) { return mask ?
 template <class V> inline V max(V a, V b) { return a > b ? a : b; }
 template <class V> inline V min(V a, V b) { return a < b ? a : b; }
 
+// For normal x with a normal reciprocal.
+template <class V> inline V reciprocal(V x) { return 1 / x; }
+
 template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
 
 template <class V> inline LaneOf<V> sum_lanes(V v) {
@@ -98,20 +101,44 @@ template <class V> inline V exp2_scaled(V x, V high, V low) {
   return exp2_split(t, n, fma(x, low, product_minus(x, high, n)));
 }
 
-// e^x over the whole range: 0 below, inf above, NaN for NaN.
-template <class V> inline V exp(V x) {
+// e^x for x <= 0, by exp2_scaled.
+template <class V> inline V exp_nonpositive(V x) {
   using T = LaneOf<V>;
-  // x = n ln2 + r, with ln2 in two parts: n times the high one is exact, so large |x| lose nothing, fused or not.
+  constexpr double log2_e = 1.4426950408889634;
+  constexpr T high = static_cast<T>(log2_e);
+  constexpr T low = sizeof(T) == 4 ? static_cast<T>(log2_e - static_cast<double>(high)) : T(2.0355273740931033e-17);
+  return exp2_scaled(x, broadcast<V>(high), broadcast<V>(low));
+}
+
+// x = n ln2 + f ln2 with whole n, |f| <= 1/2. ln2 is in two parts: n times the high one is exact, so large |x| lose
+// nothing, fused or not.
+template <class V> inline V exp_parts(V x, V& f) {
+  using T = LaneOf<V>;
   constexpr T log2_e = T(1.4426950408889634);
   constexpr T ln2_high = sizeof(T) == 4 ? T(0.693359375) : T(0.693145751953125);
   constexpr T ln2_low = sizeof(T) == 4 ? T(-2.12194440054690583e-4) : T(1.42860682030941723e-6);
+  const V n = round_to_nearest(x * broadcast<V>(log2_e));
+  f = fma(n, broadcast<V>(-ln2_low), fma(n, broadcast<V>(-ln2_high), x)) * broadcast<V>(log2_e);
+  return n;
+}
+
+// e^x where it is a normal number below 2^127: |x| <= 87 (float), 708 (double).
+template <class V> inline V exp_normal(V x) {
+  V f;
+  const V n = exp_parts(x, f);
+  return scale_by_power_of_two(exp2_polynomial(f), n);
+}
+
+// e^x over the whole range: 0 below, inf above, NaN for NaN.
+template <class V> inline V exp(V x) {
+  using T = LaneOf<V>;
   constexpr T top = sizeof(T) == 4 ? T(88.722839) : T(709.78271289338397);
   constexpr T bottom = sizeof(T) == 4 ? T(-87.33654) : T(-708.3964185322641);
-  const V n = round_to_nearest(x * broadcast<V>(log2_e));
-  const V r = fma(n, broadcast<V>(-ln2_low), fma(n, broadcast<V>(-ln2_high), x));
+  V f;
+  const V n = exp_parts(x, f);
   // 2^128 has no exponent field of its own, nor has 2^-127: large powers are scaled in two steps, small ones in one.
   const V step = n > 0 ? broadcast<V>(1) : V{};
-  const V y = scale_by_power_of_two(exp2_polynomial(r * broadcast<V>(log2_e)), n - step) * (step + 1);
+  const V y = scale_by_power_of_two(exp2_polynomial(f), n - step) * (step + 1);
   return x > top ? broadcast<V>(std::numeric_limits<T>::infinity()) : x < bottom ? V{} : y;
 }
 

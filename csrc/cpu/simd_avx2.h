@@ -20,6 +20,8 @@ inline __m256 product_minus(__m256 a, __m256 b, __m256 n) { return fma(a, b, -n)
 inline __m256d product_minus(__m256d a, __m256d b, __m256d n) { return fma(a, b, -n); }
 inline __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 inline __m256d max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+inline __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+inline __m256d min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 
 inline __m256 round_to_nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline __m256d round_to_nearest(__m256d x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

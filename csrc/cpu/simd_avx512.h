@@ -20,6 +20,15 @@ inline __m512 product_minus(__m512 a, __m512 b, __m512 n) { return fma(a, b, -n)
 inline __m512d product_minus(__m512d a, __m512d b, __m512d n) { return fma(a, b, -n); }
 inline __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 inline __m512d max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+inline __m512 min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+inline __m512d min(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
+
+// Within 1 ulp, for normal x with a normal reciprocal. A division takes 6 cycles on Zen 4 and 16 on Sapphire Rapids;
+// this, of 14 bits and a Newton step, 3 to 4.
+inline __m512 reciprocal(__m512 x) {
+  const __m512 r = _mm512_rcp14_ps(x);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1)), r, r);
+}
 
 inline __m512 round_to_nearest(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline __m512d round_to_nearest(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -16,10 +16,13 @@ from regard.channel import (
     spatial_attention,
     squeeze_excitation,
 )
+from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
+from regard.channel import global_average_pool, squeeze_excitation
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 
 __all__ = [
+    "additive_attention",
     "attention",
     "cbam",
     "channel_attention",
@@ -29,6 +32,8 @@ __all__ = [
     "global_max_pool",
     "layer_norm",
     "linear",
+    "location_sensitive_attention",
+    "multiplicative_attention",
     "rms_norm",
     "scaled_dot_product_attention",
     "set_num_threads",

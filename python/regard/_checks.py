@@ -51,6 +51,39 @@ SHAPES: dict[str, dict[str, str]] = {
     "spatial_attention": _MAP | _SPATIAL | _MAP_OUT,
     "cbam": _MAP | _MLP | _SPATIAL | _MAP_OUT,
     "efficient_channel_attention": _MAP | {"w": "kernel"} | _MAP_OUT,
+    "additive_attention": {
+        "query": "batch len_q dim_q",
+        "key": "batch len_kv dim_k",
+        "value": "batch len_kv dim_v",
+        "v": "dim",
+        "w_query": "dim dim_q",
+        "w_key": "dim dim_k",
+        "bias": "dim",
+        "mask": "batch len_q len_kv",
+        "key_lengths": "batch",
+    },
+    "multiplicative_attention": {
+        "query": "batch len_q dim_q",
+        "key": "batch len_kv dim_k",
+        "value": "batch len_kv dim_v",
+        "w": "dim_q dim_k",
+        "mask": "batch len_q len_kv",
+        "key_lengths": "batch",
+    },
+    "location_sensitive_attention": {
+        "query": "batch len_q dim_q",
+        "key": "batch len_kv dim_k",
+        "value": "batch len_kv dim_v",
+        "v": "dim",
+        "w_query": "dim dim_q",
+        "w_key": "dim dim_k",
+        "location_kernel": "filters channels width",
+        "w_location": "dim filters",
+        "location_bias": "filters",
+        "previous_weights": "batch len_q channels len_kv",
+        "bias": "dim",
+        "mask": "batch len_q len_kv",
+    },
 }
 
 #: What else must hold, said after the expected shape.
@@ -68,6 +101,16 @@ HINTS: dict[tuple[str, str], str] = {
     ("efficient_channel_attention", "w"): "kernel must be odd",
     ("spatial_attention", "w_spatial"): "kernel must be odd",
     ("cbam", "w_spatial"): "kernel must be odd",
+    ("additive_attention", "query"): "dim_q must be dim, the length of v, unless w_query is given",
+    ("additive_attention", "key"): "dim_k must be dim, the length of v, unless w_key is given",
+    ("additive_attention", "v"): "dim must be at least 1",
+    ("multiplicative_attention", "query"): "dim_q must be at least 1",
+    ("multiplicative_attention", "key"): "dim_k must be dim_q unless w is given, and at least 1",
+    ("location_sensitive_attention", "query"): "dim_q must be dim, the length of v, unless w_query is given",
+    ("location_sensitive_attention", "key"): "dim_k must be dim, the length of v, unless w_key is given",
+    ("location_sensitive_attention", "v"): "dim must be at least 1",
+    ("location_sensitive_attention", "location_kernel"): "channels may be left out if it is 1",
+    ("location_sensitive_attention", "previous_weights"): "len_q, and channels if it is 1, may be left out",
 }
 
 #: Arguments that may have other dtypes than the floats.
