@@ -1,8 +1,8 @@
 """Fair timing of several callables side by side, and the Markdown table and PNG plot that come of it.
 
-A machine's clock, neighbours and memory drift by tens of per cent within minutes, so callables are never timed one
-after the other: every round times each of them once, in an order that turns round from round to round, and two of
-them are compared by the median of the ratios of times taken in the same round.
+A machine's clock, neighbours and memory drift by tens of per cent within minutes, so callables are never
+timed one after the other: every round times each of them once, in an order that turns from round to round,
+and two of them are compared by the median of the ratios of times taken in the same round.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ RESULTS = Path(__file__).parent / "results"
 
 #: A sample shorter than this is repeated within one reading of the clock.
 _SHORTEST_SAMPLE = 1e-3
-#: Thread pools of other libraries spin for about this long after a call, on the cores that the next one needs.
+#: Thread pools of other libraries spin for about this long after a call, on cores that the next one needs.
 _SPIN = 2e-3
-#: Calls longer than this are not run an untimed time before each sample: their own start is a small part of them.
+#: Shorter calls run once untimed before each sample; of longer ones a cold start is a small part.
 _LONG = 20e-3
 
 
@@ -82,7 +82,7 @@ def compare(
 
 
 def _warm_up(call: Callable[[], Any]) -> int:
-    """Call until caches, pages and pools are warm; answers how many calls make a sample long enough to time."""
+    """Call until caches, pages and pools are warm; answers how many calls make a sample."""
     fastest = float("inf")
     end = time.perf_counter() + 0.1
     for calls in range(1000):
@@ -97,13 +97,10 @@ def _warm_up(call: Callable[[], Any]) -> int:
 def _sample(call: Callable[[], Any], repeats: int) -> float:
     time.sleep(_SPIN)
     start = time.perf_counter()
-    if repeats > 1:
-        call()
-    else:
-        call()
-        once = time.perf_counter() - start
-        if once > _LONG:
-            return once
+    call()
+    once = time.perf_counter() - start
+    if once > _LONG:
+        return once
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -174,8 +171,9 @@ def processor() -> str:
 
 
 def hardware() -> dict[str, str]:
-    """What a reader needs to judge a figure: hardware, system and versions, and no names of hosts or users."""
+    """What a reader needs to judge a figure: hardware, system, versions; no names of hosts or users."""
     import numpy as np
+
     from regard import _backend
 
     found = {"date": datetime.date.today().isoformat(), "processor": processor()}
@@ -238,7 +236,7 @@ def write_results(
     threads: int,
     plot: str | None = None,
 ) -> Path:
-    """Write bench/results/<name>.md: what it is, what it ran on, the table, and the plot where one was drawn."""
+    """Write bench/results/<name>.md: what it is, what it ran on, the table, and the plot if drawn."""
     RESULTS.mkdir(exist_ok=True)
     ran_on = "\n".join(f"- {key}: {value}" for key, value in {**hardware(), "threads": str(threads)}.items())
     parts = [f"# {title}", about, ran_on, markdown_table(header, rows)]

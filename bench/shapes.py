@@ -28,7 +28,7 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Two products of two operations a multiply-add; half of them where causal hides half of the scores."""
+        """Two products, two operations a multiply-add; half of them where causal hides half of the scores."""
         full = 2.0 * self.batch * self.heads * self.len_q * self.len_kv * (self.dim_qk + self.dim_v)
         return full / 2 if self.causal else full
 
