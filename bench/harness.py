@@ -1,123 +1,42 @@
 """Fair timing of several callables side by side, and the Markdown table and PNG plot that come of it.
 
-A machine's clock, neighbours and memory drift by tens of per cent within minutes, so callables are never
-timed one after the other: every round times each of them once, in an order that turns from round to round,
-and two of them are compared by the median of the ratios of times taken in the same round.
+    harness.set_threads(2)
+    times = harness.compare({"regard": ours, "torch": theirs}, seconds=2)
+    times["regard"].minimum, times["regard"].speedup_over(times["torch"])
+
+How it is timed: python/regard/_cli/timing.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.metadata
-import os
 import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from regard import _backend
+from regard._cli.info import processor
+from regard._cli.timing import Timing, compare, set_threads
+
+__all__ = [
+    "Timing",
+    "bar_plot",
+    "compare",
+    "hardware",
+    "installed",
+    "markdown_table",
+    "onnxruntime_session",
+    "openvino_compile",
+    "set_threads",
+    "write_results",
+]
+
 RESULTS = Path(__file__).parent / "results"
 
-#: A sample shorter than this is repeated within one reading of the clock.
-_SHORTEST_SAMPLE = 1e-3
-#: Thread pools of other libraries spin for about this long after a call, on cores that the next one needs.
-_SPIN = 2e-3
-#: Shorter calls run once untimed before each sample; of longer ones a cold start is a small part.
-_LONG = 20e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds a call of one callable, a sample a round."""
-
-    name: str
-    samples: tuple[float, ...]
-
-    @property
-    def minimum(self) -> float:
-        return min(self.samples)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    def speedup_over(self, other: Timing) -> float:
-        """How many times faster than `other`: the median over rounds of the ratio within a round."""
-        return statistics.median(b / a for a, b in zip(self.samples, other.samples, strict=True))
-
-
-def compare(
-    calls: Mapping[str, Callable[[], Any]], *, seconds: float = 2.0, rounds: int | None = None
-) -> dict[str, Timing]:
-    """Time callables interleaved.
-
-    Parameters
-    ----------
-    calls : {name: callable}
-        Without arguments; results are dropped. All should do the same work.
-    seconds : float
-        About how long to measure in all, warm-up apart; at least 5 rounds are run.
-    rounds : int, optional
-        Run exactly so many rounds instead.
-
-    Returns
-    -------
-    {name: Timing}, in the order given.
-    """
-    repeats = {name: _warm_up(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    end = time.perf_counter() + seconds
-    done = 0
-    while done < (rounds or 5) or (rounds is None and time.perf_counter() < end):
-        for name in order if done % 2 == 0 else reversed(order):
-            samples[name].append(_sample(calls[name], repeats[name]))
-        if done % 2:
-            order.append(order.pop(0))  # so that nobody always follows the same neighbour
-        done += 1
-    return {name: Timing(name, tuple(s)) for name, s in samples.items()}
-
-
-def _warm_up(call: Callable[[], Any]) -> int:
-    """Call until caches, pages and pools are warm; answers how many calls make a sample."""
-    fastest = float("inf")
-    end = time.perf_counter() + 0.1
-    for calls in range(1000):
-        start = time.perf_counter()
-        call()
-        fastest = min(fastest, time.perf_counter() - start)
-        if calls >= 1 and time.perf_counter() > end:
-            break
-    return max(1, round(_SHORTEST_SAMPLE / max(fastest, 1e-7)))
-
-
-def _sample(call: Callable[[], Any], repeats: int) -> float:
-    time.sleep(_SPIN)
-    start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    if once > _LONG:
-        return once
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
 # Threads and versions of the peers.
-
-
-def set_threads(threads: int) -> None:
-    """Set regard's threads, and torch's if it is imported already."""
-    import regard
-
-    regard.set_num_threads(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
 
 
 def onnxruntime_session(model: bytes, threads: int) -> Any:
@@ -159,27 +78,10 @@ def installed(*names: str) -> dict[str, str]:
 # What it ran on.
 
 
-def processor() -> str:
-    """The processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model Name")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def hardware() -> dict[str, str]:
     """What a reader needs to judge a figure: hardware, system, versions; no names of hosts or users."""
-    import numpy as np
-
-    from regard import _backend
-
     found = {"date": datetime.date.today().isoformat(), "processor": processor()}
-    found["cores available"] = str(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    found["cores available"] = str(cores())
     caches = _caches()
     if caches:
         found["caches"] = caches

@@ -12,6 +12,7 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"));
   m.def("get_num_threads", &cpu::get_num_threads);
   m.def("bfloat16_capsule", &bfloat16_capsule, py::arg("words"));
+  bind_ceilings(m);
   bind_attention(m);
   bind_dense(m);
   bind_channel(m);
