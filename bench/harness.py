@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from regard import _backend
-from regard._cli.info import processor
+from regard._cli.info import cores, processor
 from regard._cli.timing import Timing, compare, set_threads
 
 __all__ = [
