@@ -149,8 +149,13 @@ def write_results(
     return path
 
 
-def bar_plot(name: str, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Draw bench/results/<name>.png: bars of `groups` {case: {contender: value}}. None without matplotlib."""
+def bar_plot(
+    name: str, title: str, unit: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> str | None:
+    """Draw bench/results/<name>.png; answers the file's name, or None without matplotlib.
+
+    `panels` is {heading: {case: {contender: value}}}: one panel of bars a heading, side by side.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -158,28 +163,37 @@ def bar_plot(name: str, title: str, unit: str, groups: Mapping[str, Mapping[str,
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    contenders = list(dict.fromkeys(c for bars in groups.values() for c in bars))
-    height = 0.8 / len(contenders)
-    figure, axes = pyplot.subplots(
-        figsize=(9, 1.2 + 0.22 * len(groups) * (len(contenders) + 1)), layout="constrained"
+    cases = list(dict.fromkeys(case for groups in panels.values() for case in groups))
+    contenders = list(
+        dict.fromkeys(c for groups in panels.values() for bars in groups.values() for c in bars)
     )
-    for k, contender in enumerate(contenders):
-        bars = [(i, bars[contender]) for i, bars in enumerate(groups.values()) if contender in bars]
-        drawn = axes.barh(
-            [i + k * height for i, _ in bars],
-            [v for _, v in bars],
-            height * 0.92,
-            label=contender,
-            color=f"C{k}",
-        )
-        axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=7)
-    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(groups))], list(groups), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
-    axes.set_title(title, fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, loc="lower right")
+    height = 0.8 / len(contenders)
+    figure, all_axes = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(2.5 + 3.5 * len(panels), 1.5 + 0.16 * len(cases) * (len(contenders) + 1)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, (heading, groups) in zip(all_axes[0], panels.items(), strict=True):
+        for k, contender in enumerate(contenders):
+            bars = [(i, groups[c][contender]) for i, c in enumerate(cases) if contender in groups.get(c, {})]
+            places, values = [i + k * height for i, _ in bars], [v for _, v in bars]
+            drawn = axes.barh(places, values, height * 0.92, label=contender, color=f"C{k}")
+            axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=6)
+        axes.set_title(heading, fontsize=10)
+        axes.set_xlabel(unit)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    first = all_axes[0][0]
+    first.set_yticks([i + 0.4 - height / 2 for i in range(len(cases))], cases, fontsize=8)
+    first.invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    figure.legend(
+        *first.get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders), fontsize=8
+    )
     RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
     pyplot.close(figure)
     return f"{name}.png"

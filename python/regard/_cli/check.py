@@ -108,7 +108,7 @@ def compared(result: Any, expected: Any, terms: int) -> tuple[float, float]:
 def tolerance(dtype: np.dtype, terms: int) -> float:
     """How far a right result may be from the reference, relative to the largest value.
 
-    A sum of n rounded terms is off by up to about sqrt(n) epsilon; twice that leaves room for the exponentials
+    A sum of n rounded terms is off by about sqrt(n) epsilon at most; twice that leaves room for exponentials
     and quotients around it (right kernels stay below a quarter of it). 16-bit results are computed in float32
     and rounded once: half an epsilon, and as much again for what float32 lost.
     """
