@@ -51,7 +51,7 @@ def main() -> None:
     about = (
         "Times of `regard.attention`, and how many times faster it is than each peer (above 1: regard is "
         "faster; -: not installed, or no kernel for this case). Shapes are batch x heads(/heads_kv) x "
-        "len(_q/_kv) x dim(_qk/_v). GFLOP/s counts 2 len_q len_kv (dim_qk + dim_v) a head, half where causal; "
+        "len(_q/_kv) x dim(_qk/_v). GFLOP/s counts 2 len_q len_kv (dim_qk + dim_v) a head, half if causal; "
         "GB/s counts each input and output once. `ms` is the fastest round; a ratio is the median of the "
         "ratios within rounds of one interleaved run. Written by `python bench/bench_attention.py`."
     )

@@ -14,7 +14,7 @@ from regard import _backend
 from regard._cli import operations, table
 from regard._cli.operations import Case, Operation
 
-_HEADER = ("operation", "dtype", "instruction set", "max error", "tolerance", "", "")
+_HEADER = ("operation", "dtype", "instruction set", "max error", "tolerance", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outcome:
     @property
     def row(self) -> tuple[str, ...]:
         figures = ("-", "-") if math.isnan(self.error) else (f"{self.error:.1e}", f"{self.tolerance:.1e}")
-        return (self.operation, self.dtype, self.isa, *figures, "ok" if self.ok else "WRONG", self.note)
+        return (self.operation, self.dtype, self.isa, *figures, "ok" if self.ok else "WRONG")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +47,13 @@ def run(options: argparse.Namespace) -> int:
     count = len(chosen) * len(operations.dtypes()) * len(_backend.possible())
     with table.progress(count, options.plain) as step:
         outcomes = list(check(chosen, step))
-    rows = [o.row for o in outcomes]
-    header: Sequence[str] = _HEADER
-    if not any(o.note for o in outcomes):
-        rows, header = [r[:-1] for r in rows], _HEADER[:-1]
     title = "Largest error against regard.reference in float64, relative to the largest value"
-    table.show(title, header, rows, left=3, plain=options.plain, bad=lambda row: row[5] != "ok")
-    wrong = sum(not o.ok for o in outcomes)
-    print(f"\n{len(outcomes)} checks, {wrong} wrong" if wrong else f"\n{len(outcomes)} checks, all right")
+    rows = [o.row for o in outcomes]
+    table.show(title, _HEADER, rows, left=3, plain=options.plain, bad=lambda row: row[5] != "ok")
+    wrong = [o for o in outcomes if not o.ok]
+    print(f"\n{len(outcomes)} checks, " + (f"{len(wrong)} wrong:" if wrong else "all right"))
+    for o in wrong:
+        print(f"  {o.operation} {o.dtype} {o.isa}: {o.note}")
     return 1 if wrong else 0
 
 
