@@ -33,7 +33,7 @@ void linear(benchmark::State& state, const Shape& s, DType dtype, bool packed_be
   LinearProblem p;
   p.x = x.view();
   p.out = out.view();
-  p.activation = Activation::relu;
+  p.activation = LinearProblem::Activation::relu;
   if (packed_before) {
     PackProblem pack{weight.view(), bias.view(), {}};
     if (pack.check()) return state.SkipWithError("refused");

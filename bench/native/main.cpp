@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("multiply-add GFLOP/s", giga(regard::cpu::measure_fma(0.2)));
   benchmark::AddCustomContext("memory read GB/s", giga(regard::cpu::measure_read(std::int64_t{256} << 20, 0.2)));
   regard::bench::register_attention();
+  regard::bench::register_excitation();
   regard::bench::register_linear();
   regard::bench::register_tile_engine();
   regard::bench::register_vector_math();

@@ -5,6 +5,7 @@
 namespace regard::bench {
 
 void register_attention();
+void register_excitation();
 void register_linear();
 void register_tile_engine();
 void register_vector_math();
