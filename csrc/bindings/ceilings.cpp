@@ -30,7 +30,7 @@ double measure_read(std::int64_t bytes, double seconds) {
 }  // namespace
 
 void bind_ceilings(py::module_& m) {
-  m.attr("openmp") = _OPENMP;  // the date of the OpenMP specification that the compiler follows
+  m.attr("openmp") = cpu::openmp_date();
   m.def("measure_fma", &measure_fma, py::arg("seconds"));
   m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("seconds"));
 }

@@ -85,6 +85,8 @@ template <class F> double rate(double seconds, F&& work) {
 
 }  // namespace
 
+int openmp_date() { return _OPENMP; }
+
 double measure_fma(double seconds) {
   // Unknown to the compiler; x -> x (1 - 2^-20) + 2^-20 stays near 1, far from subnormals and overflow.
   const volatile float factor = 1 - 0x1p-20f;

@@ -12,4 +12,7 @@ double measure_fma(double seconds);
 // fit a cache measure that cache. Throws std::bad_alloc.
 double measure_read(std::int64_t bytes, double seconds);
 
+// The date, yyyymm, of the OpenMP specification that the threads behind all this follow.
+int openmp_date();
+
 }  // namespace regard::cpu
