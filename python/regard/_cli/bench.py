@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Ceilings:
-    """What this machine reaches at most, on the instruction set and threads in use: measured once, when asked."""
+    """What this machine reaches at most, on the instruction set and threads in use."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace, torch: bool) -> None:
     cases = [
         (operation, case)
         for operation in chosen_operations(options.operation)
-        for case in (_smallest(operation, dtype) if options.quick else operation.bench)
+        for case in (_smallest(operation) if options.quick else operation.bench)
     ]
     ceilings = Ceilings(0.02 if options.quick else 0.1)
     rows = []
@@ -88,13 +88,14 @@ def _run(options: argparse.Namespace, torch: bool) -> None:
     )
     table.show(title, header, rows, left=2, plain=options.plain)
     print(
-        "\nms: fastest round. faster: median over interleaved rounds of the peer's time over regard's. of ceiling:"
-        "\nthe least time that multiply-adds (F), or reading inputs and outputs from where they fit (B), would take."
+        "\nms: fastest round. faster: median over interleaved rounds of the peer's time over regard's."
+        "\nof ceiling: the least time that multiply-adds (F), or reading all inputs and outputs from the"
+        "\ncache or memory that holds them (B), would take, over the fastest round."
     )
 
 
-def _smallest(operation: Operation, dtype: Any) -> tuple[Case, ...]:
-    return (min(operation.bench, key=lambda c: operation.flops(c.arguments(dtype))),)
+def _smallest(operation: Operation) -> tuple[Case, ...]:
+    return (min(operation.bench, key=lambda c: sum(math.prod(s) for s in c.shapes.values())),)
 
 
 def measured(
