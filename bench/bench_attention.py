@@ -35,14 +35,17 @@ def main() -> None:
     found = [s for s in shapes.ATTENTION if not options.only or any(o in s.name for o in options.only)]
     rows: list[list[str]] = []
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    for dtype in options.dtype:
-        for shape in found:
-            times = _timed(shape, dtype, options.threads, options.seconds)
-            rows.append(_row(shape, dtype, times))
-            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-            if shape.len_q > 8:
-                speeds = {name: shape.flops / t.minimum / 1e9 for name, t in times.items()}
-                panels.setdefault(dtype, {})[f"{shape.name}\n{shape.label}"] = speeds
+    try:
+        for dtype in options.dtype:
+            for shape in found:
+                times = _timed(shape, dtype, options.threads, options.seconds)
+                rows.append(_row(shape, dtype, times))
+                print(" ".join(rows[-1]), file=sys.stderr, flush=True)
+                if shape.len_q > 8:
+                    speeds = {name: shape.flops / t.minimum / 1e9 for name, t in times.items()}
+                    panels.setdefault(dtype, {})[f"{shape.name}\n{shape.label}"] = speeds
+    except KeyboardInterrupt:
+        print("interrupted: the rows so far are written", file=sys.stderr)
 
     header = ["model", "shape", "dtype", "ms", "GFLOP/s", "GB/s", *(f"vs {p}" for p in PEERS)]
     if options.dry:
@@ -80,7 +83,7 @@ def _timed(shape: shapes.Attention, dtype: str, threads: int, seconds: float) ->
             _must_agree(name, as_numpy(call()), ours(), dtype)
             calls[name] = call
     harness.set_threads(threads)
-    return harness.compare(calls, seconds=seconds)
+    return harness.compare(calls, seconds=seconds, least_rounds=3)
 
 
 def _must_agree(peer: str, theirs: np.ndarray, ours: np.ndarray, dtype: str) -> None:

@@ -68,7 +68,7 @@ template <int N> void keep(const V (&values)[N]) {
 }
 
 // Runs work(item) -> amount on every thread, each until `deadline`, and answers amounts a nanosecond (so giga a second).
-// An item that starts late, on a thread that has finished its own, finds the deadline passed and adds nothing.
+// Every item does one chunk at least, so that the rate is never 0, however late its thread came to run.
 template <class F> double rate(double seconds, F&& work) {
   constexpr double kAlwaysParallel = 1e18;
   std::atomic<double> total{0};
@@ -97,10 +97,10 @@ double measure_fma(double seconds) {
     const V f = broadcast<V>(factor);
     const V t = broadcast<V>(term);
     double done = 0;
-    while (Clock::now() < deadline && !stop_requested()) {
+    do {
       multiply_add_chunk(chains, f, t);
       done += 2.0 * kChains * kSteps * kWidth<float>;
-    }
+    } while (Clock::now() < deadline && !stop_requested());
     keep(chains);
     return done;
   });
@@ -122,7 +122,7 @@ double measure_read(std::int64_t bytes, double seconds) {
     V sums[kReadVectors] = {};
     double done = 0;
     std::int64_t at = 0;
-    while (Clock::now() < deadline && !stop_requested()) {
+    do {
       // Small shares are read several times between looks at the clock.
       for (std::int64_t left = kReadChunk; left > 0;) {
         const std::int64_t now = std::min(left, share - at);
@@ -131,7 +131,7 @@ double measure_read(std::int64_t bytes, double seconds) {
         left -= now;
         at = at + now == share ? 0 : at + now;
       }
-    }
+    } while (Clock::now() < deadline && !stop_requested());
     keep(sums);
     return done;
   });
