@@ -19,6 +19,9 @@ import numpy as np
 import regard
 import shapes
 
+#: Ratios, not GFLOP/s: the fastest rounds of two contenders may have had different neighbours.
+UNIT = "times faster than the peer"
+
 #: How far results may lie apart, for values up to about 4: peers may round in between.
 _APART = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
 
@@ -41,9 +44,9 @@ def main() -> None:
                 times = _timed(shape, dtype, options.threads, options.seconds)
                 rows.append(_row(shape, dtype, times))
                 print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-                if shape.len_q > 8:
-                    speeds = {name: shape.flops / t.minimum / 1e9 for name, t in times.items()}
-                    panels.setdefault(dtype, {})[f"{shape.name}\n{shape.label}"] = speeds
+                if shape.name != "tiny":
+                    ratios = {p: times["regard"].speedup_over(times[p]) for p in PEERS if p in times}
+                    panels.setdefault(dtype, {})[f"{shape.name}\n{shape.label}"] = ratios
     except KeyboardInterrupt:
         print("interrupted: the rows so far are written", file=sys.stderr)
 
@@ -59,7 +62,7 @@ def main() -> None:
         "ratios within rounds of one interleaved run. Written by `python bench/bench_attention.py`."
     )
     title = "Attention on a CPU"
-    plot = harness.bar_plot("attention-cpu", title, "GFLOP/s", panels) if panels else None
+    plot = harness.bar_plot("attention-cpu", title, UNIT, panels, mark=1) if panels else None
     path = harness.write_results(
         "attention-cpu", title, about, header, rows, threads=options.threads, plot=plot
     )

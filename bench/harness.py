@@ -150,11 +150,16 @@ def write_results(
 
 
 def bar_plot(
-    name: str, title: str, unit: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]]
+    name: str,
+    title: str,
+    unit: str,
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    mark: float | None = None,
 ) -> str | None:
     """Draw bench/results/<name>.png; answers the file's name, or None without matplotlib.
 
     `panels` is {heading: {case: {contender: value}}}: one panel of bars a heading, side by side.
+    `mark` draws a line across at a value, such as the 1 of a ratio.
     """
     try:
         import matplotlib
@@ -182,6 +187,8 @@ def bar_plot(
             places, values = [i + k * height for i, _ in bars], [v for _, v in bars]
             drawn = axes.barh(places, values, height * 0.92, label=contender, color=f"C{k}")
             axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=6)
+        if mark is not None:
+            axes.axvline(mark, color="0.4", linewidth=0.8)
         axes.set_title(heading, fontsize=10)
         axes.set_xlabel(unit)
         axes.margins(x=0.12)
