@@ -38,6 +38,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "set_num_threads",
     "spatial_attention",
+    "show_config",
     "squeeze_excitation",
 ]
 __version__ = "0.1.0"
@@ -63,3 +64,10 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """How many threads a call may use."""
     return int(_backend.cpu.get_num_threads())
+
+
+def show_config() -> None:
+    """Print what this installation is and what it uses on this machine, as `python -m regard info` does."""
+    from regard._cli import info
+
+    info.show()

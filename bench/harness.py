@@ -1,0 +1,206 @@
+"""Fair timing of several callables side by side, and the Markdown table and PNG plot that come of it.
+
+    harness.set_threads(2)
+    times = harness.compare({"regard": ours, "torch": theirs}, seconds=2)
+    times["regard"].minimum, times["regard"].speedup_over(times["torch"])
+
+How it is timed: python/regard/_cli/timing.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from regard import _backend
+from regard._cli.info import cores, processor
+from regard._cli.timing import Timing, compare, set_threads
+
+__all__ = [
+    "Timing",
+    "bar_plot",
+    "compare",
+    "hardware",
+    "installed",
+    "markdown_table",
+    "onnxruntime_session",
+    "openvino_compile",
+    "set_threads",
+    "write_results",
+]
+
+RESULTS = Path(__file__).parent / "results"
+
+# Threads and versions of the peers.
+
+
+def onnxruntime_session(model: bytes, threads: int) -> Any:
+    """An ONNX Runtime session on `threads` threads that do not spin between calls."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def openvino_compile(model: Any, threads: int, precision: str) -> Any:
+    """An OpenVINO request on `threads` threads; `precision` is "f32", "bf16" or "f16"."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def installed(*names: str) -> dict[str, str]:
+    """Versions of those of the distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# What it ran on.
+
+
+def hardware() -> dict[str, str]:
+    """What a reader needs to judge a figure: hardware, system, versions; no names of hosts or users."""
+    found = {"date": datetime.date.today().isoformat(), "processor": processor()}
+    found["cores available"] = str(cores())
+    caches = _caches()
+    if caches:
+        found["caches"] = caches
+    found["system"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    found["instruction set"] = f"{_backend.isa} (of {', '.join(_backend.possible())})"
+    found["numpy"] = np.__version__
+    found.update(installed("torch", "onnxruntime", "openvino"))
+    return found
+
+
+def _caches() -> str:
+    parts = []
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            parts.append(f"L{level} {size.replace('K', ' KiB').replace('M', ' MiB')}")
+    return ", ".join(parts)
+
+
+# Tables and plots.
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An aligned Markdown table: the first column to the left, numbers to the right."""
+    lines = [list(header), *[list(r) for r in rows]]
+    widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        return (
+            "| "
+            + " | ".join(
+                x.ljust(w) if c == 0 else x.rjust(w)
+                for c, (x, w) in enumerate(zip(cells, widths, strict=True))
+            )
+            + " |"
+        )
+
+    rule = (
+        "|" + "|".join("-" * (w + 2) if c == 0 else "-" * (w + 1) + ":" for c, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([row(lines[0]), rule, *map(row, lines[1:])])
+
+
+def write_results(
+    name: str,
+    title: str,
+    about: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    threads: int,
+    plot: str | None = None,
+) -> Path:
+    """Write bench/results/<name>.md: what it is, what it ran on, the table, and the plot if drawn."""
+    RESULTS.mkdir(exist_ok=True)
+    ran_on = "\n".join(f"- {key}: {value}" for key, value in {**hardware(), "threads": str(threads)}.items())
+    parts = [f"# {title}", about, ran_on, markdown_table(header, rows)]
+    if plot is not None:
+        parts.append(f"![{title}]({plot})")
+    path = RESULTS / f"{name}.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return path
+
+
+def bar_plot(
+    name: str,
+    title: str,
+    unit: str,
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    mark: float | None = None,
+) -> str | None:
+    """Draw bench/results/<name>.png; answers the file's name, or None without matplotlib.
+
+    `panels` is {heading: {case: {contender: value}}}: one panel of bars a heading, side by side.
+    `mark` draws a line across at a value, such as the 1 of a ratio.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = list(dict.fromkeys(case for groups in panels.values() for case in groups))
+    contenders = list(
+        dict.fromkeys(c for groups in panels.values() for bars in groups.values() for c in bars)
+    )
+    height = 0.8 / len(contenders)
+    figure, all_axes = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(2.5 + 3.5 * len(panels), 1.5 + 0.16 * len(cases) * (len(contenders) + 1)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, (heading, groups) in zip(all_axes[0], panels.items(), strict=True):
+        for k, contender in enumerate(contenders):
+            bars = [(i, groups[c][contender]) for i, c in enumerate(cases) if contender in groups.get(c, {})]
+            places, values = [i + k * height for i, _ in bars], [v for _, v in bars]
+            drawn = axes.barh(places, values, height * 0.92, label=contender, color=f"C{k}")
+            axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=6)
+        if mark is not None:
+            axes.axvline(mark, color="0.4", linewidth=0.8)
+        axes.set_title(heading, fontsize=10)
+        axes.set_xlabel(unit)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    first = all_axes[0][0]
+    first.set_yticks([i + 0.4 - height / 2 for i in range(len(cases))], cases, fontsize=8)
+    first.invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    figure.legend(
+        *first.get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders), fontsize=8
+    )
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    pyplot.close(figure)
+    return f"{name}.png"
