@@ -80,7 +80,9 @@ def main() -> None:
         "k[:, None]) @ v) @ values`, queries and keys projected beforehand. Shapes are batch x len_q x len_kv x dim. "
         "`ms` is the fastest round; a ratio is the median of the ratios within rounds of one interleaved run."
     )
-    print(f"wrote {harness.write_results('additive-cpu', 'Additive attention on a CPU', about, header, rows, threads=options.threads)}")
+    print(
+        f"wrote {harness.write_results('additive-cpu', 'Additive attention on a CPU', about, header, rows, threads=options.threads)}"
+    )
 
 
 if __name__ == "__main__":

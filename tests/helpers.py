@@ -75,9 +75,7 @@ def compute_epsilon(dtype: str) -> float:
     return EPSILON["float64" if dtype == "float64" else "float32"]
 
 
-def output_tolerance(
-    query: Array, key: Array, value: Array, options: dict[str, Any], dtype: str
-) -> float:
+def output_tolerance(query: Array, key: Array, value: Array, options: dict[str, Any], dtype: str) -> float:
     """How far an output may lie from float64's.
 
     Relative errors of the weights are errors of the scores; an average moves by at most that times
@@ -95,9 +93,7 @@ def output_tolerance(
     return float(relative * magnitude)
 
 
-def lse_tolerance(
-    query: Array, key: Array, lse: Array, options: dict[str, Any], dtype: str
-) -> float:
+def lse_tolerance(query: Array, key: Array, lse: Array, options: dict[str, Any], dtype: str) -> float:
     """The score's error, sqrt(n) epsilon for the sum of n terms, and float32's own rounding."""
     finite = np.abs(lse[np.isfinite(lse)]).max(initial=0.0)
     keys = key.shape[1 if options.get("layout") == "bshd" else 2]
@@ -127,9 +123,7 @@ def normal(seed: int, *shape: int, dtype: str = "float32") -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(DTYPES[dtype])
 
 
-def run_python(
-    code: str, isa: str | None = None, timeout: float = 120
-) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, isa: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter, for what could crash, fork or measure this one."""
     environment = dict(os.environ)
     if isa is not None:

@@ -72,9 +72,7 @@ def test_weights(backend, name):
     except NotImplementedError as error:
         pytest.skip(f"not implemented yet: {error}")
     x = [a.astype(np.float64) for a in (query, key, value)]
-    want, want_lse, want_weights = reference.attention(
-        *x, return_lse=True, return_weights=True, **options
-    )
+    want, want_lse, want_weights = reference.attention(*x, return_lse=True, return_weights=True, **options)
     tolerance = output_tolerance(query, key, value, options, "float32")
     assert_near(out, want, tolerance)
     assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, "float32"))

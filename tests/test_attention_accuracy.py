@@ -68,8 +68,7 @@ def float32_gate(gate_name: str) -> float:
     dim = query.shape[-1]
     orders = [np.arange(dim), *(rng.permutation(dim) for _ in range(15))]
     return max(
-        max_error(reference.attention(query[..., o], key[..., o], value, **options), want)
-        for o in orders
+        max_error(reference.attention(query[..., o], key[..., o], value, **options), want) for o in orders
     )
 
 

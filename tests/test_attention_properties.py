@@ -99,9 +99,7 @@ def test_masking_keys_is_leaving_them_out(backend, problem, dtype, seed):
     axis = 1 if options.get("layout") == "bshd" else 2
     kept = np.random.default_rng(seed).random(key.shape[axis]) < 0.6
     masked = regard.attention(query, key, value, mask=kept, **options)
-    sliced = regard.attention(
-        query, key.compress(kept, axis), value.compress(kept, axis), **options
-    )
+    sliced = regard.attention(query, key.compress(kept, axis), value.compress(kept, axis), **options)
     tolerance = 2 * output_tolerance(query, key, value, options, dtype)
     assert_near(masked, as_float64(sliced)[0], tolerance)
 
@@ -112,9 +110,7 @@ def test_grouped_heads_are_repeated_heads(backend, problem, dtype):
     axis = 2 if options.get("layout") == "bshd" else 1
     group = query.shape[axis] // key.shape[axis]
     grouped = regard.attention(query, key, value, **options)
-    repeated = regard.attention(
-        query, key.repeat(group, axis), value.repeat(group, axis), **options
-    )
+    repeated = regard.attention(query, key.repeat(group, axis), value.repeat(group, axis), **options)
     tolerance = 2 * output_tolerance(query, key, value, options, dtype)
     assert_near(repeated, as_float64(grouped)[0], tolerance)
 
@@ -159,9 +155,7 @@ def test_values_of_one_give_one(backend, problem, dtype):
 def test_whole_is_halves_merged_by_lse(backend, problem, dtype, share):
     query, key, value, options = build(problem, dtype)
     # A half of the keys moves the diagonal, so causal goes into the mask.
-    shape = reference.attention(*as_float64(query, key, value), return_weights=True, **options)[
-        1
-    ].shape
+    shape = reference.attention(*as_float64(query, key, value), return_weights=True, **options)[1].shape
     mask = np.broadcast_to(options.pop("mask", np.True_), shape)
     bias = np.broadcast_to(options.pop("bias", np.float32(0)), shape)
     if options.pop("causal", False):

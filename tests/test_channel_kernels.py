@@ -283,27 +283,47 @@ READ_ONLY.flags.writeable = False
 ERRORS = {
     "max_rank": (lambda: regard.global_max_pool(IMAGE[0]), ValueError, r"^x: .*batch"),
     "max_type": (lambda: regard.global_max_pool([1.0]), TypeError, r"^x: "),
-    "max_layout": (lambda: regard.global_max_pool(IMAGE, "chwn"), ValueError, r"^layout: .*'nchw', 'nhwc'.*'chwn'"),
+    "max_layout": (
+        lambda: regard.global_max_pool(IMAGE, "chwn"),
+        ValueError,
+        r"^layout: .*'nchw', 'nhwc'.*'chwn'",
+    ),
     "dtype": (
         lambda: regard.channel_attention(IMAGE, SE[0].astype(np.float64), *SE[1:]),
         TypeError,
         r"^w_reduce: expected the dtype of x, float32",
     ),
-    "integers": (lambda: regard.spatial_attention(IMAGE.astype(np.int32), KERNEL), TypeError, r"^x: .*float32"),
+    "integers": (
+        lambda: regard.spatial_attention(IMAGE.astype(np.int32), KERNEL),
+        TypeError,
+        r"^x: .*float32",
+    ),
     "reduce": (
         lambda: regard.channel_attention(IMAGE, SE[0][:, :7], *SE[1:]),
         ValueError,
         r"^w_reduce: .*reduced = 2, channels = 8.*\(2, 7\)",
     ),
-    "no_reduce": (lambda: regard.cbam(IMAGE, **{**CBAM, "w_reduce": None}, w_spatial=KERNEL), TypeError, r"^w_reduce: "),
+    "no_reduce": (
+        lambda: regard.cbam(IMAGE, **{**CBAM, "w_reduce": None}, w_spatial=KERNEL),
+        TypeError,
+        r"^w_reduce: ",
+    ),
     "no_spatial": (lambda: regard.cbam(IMAGE, **CBAM, w_spatial=None), TypeError, r"^w_spatial: "),
     "even_kernel": (
         lambda: regard.spatial_attention(IMAGE, KERNEL[:, :, :2, :2]),
         ValueError,
         r"^w_spatial: .*kernel must be odd",
     ),
-    "oblong_kernel": (lambda: regard.cbam(IMAGE, **CBAM, w_spatial=KERNEL[..., :1]), ValueError, r"^w_spatial: "),
-    "planes": (lambda: regard.spatial_attention(IMAGE, KERNEL[:, :1]), ValueError, r"^w_spatial: .*1, 2, kernel"),
+    "oblong_kernel": (
+        lambda: regard.cbam(IMAGE, **CBAM, w_spatial=KERNEL[..., :1]),
+        ValueError,
+        r"^w_spatial: ",
+    ),
+    "planes": (
+        lambda: regard.spatial_attention(IMAGE, KERNEL[:, :1]),
+        ValueError,
+        r"^w_spatial: .*1, 2, kernel",
+    ),
     "spatial_bias": (
         lambda: regard.spatial_attention(IMAGE, KERNEL, np.zeros(2, np.float32)),
         ValueError,
@@ -319,7 +339,11 @@ ERRORS = {
         ValueError,
         r"^activation: .*'relu'.*'elu'",
     ),
-    "gate": (lambda: regard.cbam(IMAGE, **CBAM, w_spatial=KERNEL, gate="softmax"), ValueError, r"^gate: .*'softmax'"),
+    "gate": (
+        lambda: regard.cbam(IMAGE, **CBAM, w_spatial=KERNEL, gate="softmax"),
+        ValueError,
+        r"^gate: .*'softmax'",
+    ),
     "gate_slope": (
         lambda: regard.channel_attention(IMAGE, *SE, gate=("hard_sigmoid", np.nan, 0.5)),
         ValueError,
@@ -335,8 +359,16 @@ ERRORS = {
         ValueError,
         r"^out: ",
     ),
-    "out_dtype": (lambda: regard.channel_attention(IMAGE, *SE, out=IMAGE.astype(np.float64)), TypeError, r"^out: "),
-    "out_read_only": (lambda: regard.channel_attention(IMAGE, *SE, out=READ_ONLY), ValueError, r"^out: .*writable"),
+    "out_dtype": (
+        lambda: regard.channel_attention(IMAGE, *SE, out=IMAGE.astype(np.float64)),
+        TypeError,
+        r"^out: ",
+    ),
+    "out_read_only": (
+        lambda: regard.channel_attention(IMAGE, *SE, out=READ_ONLY),
+        ValueError,
+        r"^out: .*writable",
+    ),
 }
 
 

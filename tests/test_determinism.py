@@ -28,9 +28,7 @@ def _threads_restored() -> Iterator[None]:
 
 def dtypes_for(names):
     """Every case in float32; the first three in the other dtypes too."""
-    return [(n, "float32") for n in names] + [
-        (n, d) for n in names[:3] for d in DTYPES if d != "float32"
-    ]
+    return [(n, "float32") for n in names] + [(n, d) for n in names[:3] for d in DTYPES if d != "float32"]
 
 
 @pytest.mark.parametrize(("name", "dtype"), dtypes_for(NAMES))
@@ -100,9 +98,7 @@ def test_a_mask_that_hides_nothing_and_its_strides(backend):
     mask = np.random.default_rng(3).random((2, 2, 50, 50)) > 0.3
     want = regard.attention(query, key, value, mask=mask)
     for name in ("reversed", "every_other", "last_axis_slow"):
-        out = regard.attention(
-            query, key, value, mask=STRIDES[name](mask.view(np.uint8)).view(bool)
-        )
+        out = regard.attention(query, key, value, mask=STRIDES[name](mask.view(np.uint8)).view(bool))
         assert_same_bits(out, want, name)
 
 

@@ -65,9 +65,7 @@ def test_activations(backend, dtype, activation, with_bias):
     x, weight, bias = layers((33, 24, 40), dtype)
     given = bias if with_bias else None
     out = regard.linear(x, weight, given, activation)
-    want = reference.linear(
-        *as_float64(x, weight), as_float64(bias)[0] if with_bias else None, activation
-    )
+    want = reference.linear(*as_float64(x, weight), as_float64(bias)[0] if with_bias else None, activation)
     assert_near(out, want, tolerance(x, weight, bias, dtype))
 
 
@@ -188,9 +186,7 @@ def test_eps(backend, eps):
 def test_strides_of_norms(backend, arrange):
     x, weight, bias = normal(0, 9, 50), normal(1, 50), normal(2, 50)
     a = arrange(x), arrange(weight), arrange(bias)
-    assert_same_bits(
-        np.ascontiguousarray(regard.layer_norm(*a)), regard.layer_norm(x, weight, bias)
-    )
+    assert_same_bits(np.ascontiguousarray(regard.layer_norm(*a)), regard.layer_norm(x, weight, bias))
     assert_same_bits(np.ascontiguousarray(regard.rms_norm(*a[:2])), regard.rms_norm(x, weight))
 
 

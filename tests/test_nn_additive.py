@@ -14,7 +14,9 @@ def module_and_inputs(dtype: str, bias: bool = True):
     module = nn.AdditiveAttention(12, 20, 33, bias=bias)
     shapes = {name: x.shape for name, x in module.state_dict().items()}
     assert shapes == {"w_query": (33, 12), "w_key": (33, 20), "v": (33,)} | ({"bias": (33,)} if bias else {})
-    module.load_state_dict({n: normal(i, *s, dtype=dtype) / DTYPES[dtype](4) for i, (n, s) in enumerate(shapes.items())})
+    module.load_state_dict(
+        {n: normal(i, *s, dtype=dtype) / DTYPES[dtype](4) for i, (n, s) in enumerate(shapes.items())}
+    )
     return module, normal(7, 3, 5, 12, dtype=dtype), normal(8, 3, 40, 20, dtype=dtype)
 
 
@@ -23,7 +25,9 @@ def module_and_inputs(dtype: str, bias: bool = True):
 def test_module_is_the_function(backend, dtype, bias):
     module, query, key = module_and_inputs(dtype, bias)
     lengths = np.array([40, 7, 0])
-    want = regard.additive_attention(query, key, key, **module.state_dict(), key_lengths=lengths, return_weights=True)
+    want = regard.additive_attention(
+        query, key, key, **module.state_dict(), key_lengths=lengths, return_weights=True
+    )
     out = module(query, key, key_lengths=lengths, return_weights=True)
     for x, y in zip(out, want, strict=True):
         assert_same_bits(x, y)
@@ -37,13 +41,17 @@ def test_precomputed_keys_serve_every_step(backend, dtype):
     want, want_weights = module(query, key, key_lengths=lengths, return_weights=True)
     projected = module.precompute(key)
     # The projection's bias joins at another place, and both round to the dtype once.
-    near = 40 * EPSILON["float64" if dtype == "float64" else "float32"] + (EPSILON[dtype] * 4 if len(dtype) > 7 or dtype == "float16" else 0)
+    near = 40 * EPSILON["float64" if dtype == "float64" else "float32"] + (
+        EPSILON[dtype] * 4 if len(dtype) > 7 or dtype == "float16" else 0
+    )
     for i in range(5):
         out, weights = module(query[:, i : i + 1], projected, key_lengths=lengths, return_weights=True)
         assert out.dtype == query.dtype
         assert_near(out, want[:, i : i + 1].astype(float), near)
         assert_near(weights, want_weights[:, i : i + 1].astype(float), near)
-    assert_near(module(query, projected, key[..., :2], key_lengths=lengths), want[..., :2].astype(float), near)
+    assert_near(
+        module(query, projected, key[..., :2], key_lengths=lengths), want[..., :2].astype(float), near
+    )
 
 
 def test_torch_arrays():

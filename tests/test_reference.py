@@ -62,9 +62,7 @@ def test_attention_against_torch():
     want = torch_attention(q, k, v, is_causal=True, scale=-0.3, enable_gqa=True).numpy()
     got = reference.attention(Q, K, V, causal=True, alignment="upper_left", scale=-0.3)
     assert_near(got, want, NEAR)
-    got = reference.scaled_dot_product_attention(
-        Q, K, V, is_causal=True, scale=-0.3, enable_gqa=True
-    )
+    got = reference.scaled_dot_product_attention(Q, K, V, is_causal=True, scale=-0.3, enable_gqa=True)
     assert_near(got, want, NEAR)
 
 

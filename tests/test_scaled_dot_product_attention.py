@@ -111,9 +111,7 @@ def test_grouped_heads(backend):
 def test_mask_and_causal_exclude_each_other(backend):
     query, key, value = arrays((2, 3))
     with pytest.raises(ValueError, match="attn_mask"):
-        regard.scaled_dot_product_attention(
-            query, key, value, np.ones((21, 34), bool), is_causal=True
-        )
+        regard.scaled_dot_product_attention(query, key, value, np.ones((21, 34), bool), is_causal=True)
 
 
 def test_strides(backend):

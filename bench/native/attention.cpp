@@ -18,9 +18,8 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"bert", 8, 12, 12, 128, 128, 64, false},        {"vit", 8, 12, 12, 197, 197, 64, false},
-    {"gpt", 1, 16, 16, 1024, 1024, 64, false},       {"long", 1, 4, 4, 4096, 4096, 64, false},
-    {"llama_causal", 1, 8, 8, 2048, 2048, 128, true}, {"decode", 1, 32, 8, 1, 8192, 128, false},
+    {"bert", 8, 12, 12, 128, 128, 64, false}, {"vit", 8, 12, 12, 197, 197, 64, false},          {"gpt", 1, 16, 16, 1024, 1024, 64, false},
+    {"long", 1, 4, 4, 4096, 4096, 64, false}, {"llama_causal", 1, 8, 8, 2048, 2048, 128, true}, {"decode", 1, 32, 8, 1, 8192, 128, false},
     {"tiny", 1, 1, 1, 8, 8, 64, false},
 };
 

@@ -83,8 +83,12 @@ void register_linear() {
                                      linear, s, dtype, packed)
             ->UseRealTime()
             ->Unit(benchmark::kMicrosecond);
-  benchmark::RegisterBenchmark("norm/layer/1024x768", norm, NormProblem::Kind::layer, 1024, 768)->UseRealTime()->Unit(benchmark::kMicrosecond);
-  benchmark::RegisterBenchmark("norm/rms/2048x4096", norm, NormProblem::Kind::rms, 2048, 4096)->UseRealTime()->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("norm/layer/1024x768", norm, NormProblem::Kind::layer, 1024, 768)
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("norm/rms/2048x4096", norm, NormProblem::Kind::rms, 2048, 4096)
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
 }
 
 }  // namespace regard::bench

@@ -17,8 +17,7 @@ template <class T, class F> void apply(benchmark::State& state, F function, floa
   const Tensor x(dtype_of<T>(), {kElements}, scale);
   const Tensor y(dtype_of<T>(), {kElements});
   for (auto _ : state) {
-    for (std::int64_t i = 0; i < kElements; i += cpu::kWidth<T>)
-      cpu::store(y.data<T>() + i, function(cpu::load<V>(x.data<T>() + i)));
+    for (std::int64_t i = 0; i < kElements; i += cpu::kWidth<T>) cpu::store(y.data<T>() + i, function(cpu::load<V>(x.data<T>() + i)));
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * kElements);

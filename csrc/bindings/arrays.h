@@ -48,9 +48,7 @@ inline Array view_of(const py::array& x) {
 }
 
 // The NumPy dtype object for storage type `t`, where `like` is an array that has it.
-inline py::array allocate(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
-  return py::array(dtype, shape);
-}
+inline py::array allocate(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) { return py::array(dtype, shape); }
 
 }  // namespace regard::bindings
 

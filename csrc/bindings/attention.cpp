@@ -56,9 +56,9 @@ py::object attention(const py::object& query, const Array& key, const Array& val
 
 void bind_attention(py::module_& m) {
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
-        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"),
-        py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"),
-        py::arg("sequence_first"), py::arg("return_lse"));
+        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("window_left"),
+        py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("sequence_first"),
+        py::arg("return_lse"));
 }
 
 }  // namespace regard::bindings

@@ -9,7 +9,8 @@ namespace regard::bindings {
 namespace {
 
 void check_seconds(double seconds) {
-  if (!(seconds > 0 && seconds <= 60)) throw py::value_error("seconds: expected a number above 0, at most 60, got " + std::to_string(seconds));
+  if (!(seconds > 0 && seconds <= 60))
+    throw py::value_error("seconds: expected a number above 0, at most 60, got " + std::to_string(seconds));
 }
 
 double measure_fma(double seconds) {

@@ -33,7 +33,8 @@ py::object global_pool(const py::object& x, bool channels_last, bool maximum) {
   return outputs;
 }
 
-py::object rescaled(ChannelProblem& p, const py::object& x, const py::object& out, bool channels_last, void (*kernel)(const ChannelProblem&)) {
+py::object rescaled(ChannelProblem& p, const py::object& x, const py::object& out, bool channels_last,
+                    void (*kernel)(const ChannelProblem&)) {
   p.x = py::cast<Array>(x);
   p.out = py::cast<Array>(out);
   if (channels_last) p.channels_second();
@@ -71,15 +72,17 @@ void set_mlp(ChannelProblem& p, const Array& w_reduce, const Array& b_reduce, co
   p.b_expand = b_expand;
 }
 
-py::object squeeze_excitation(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
-                              const py::object& out, int activation, int gate, double gate_alpha, double gate_beta, bool channels_last) {
+py::object squeeze_excitation(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand,
+                              const Array& b_expand, const py::object& out, int activation, int gate, double gate_alpha, double gate_beta,
+                              bool channels_last) {
   ChannelProblem p = problem_of(Excitation::average, activation, gate, gate_alpha, gate_beta);
   set_mlp(p, w_reduce, b_reduce, w_expand, b_expand);
   return rescaled(p, x, out, channels_last, cpu::squeeze_excitation);
 }
 
-py::object channel_attention(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand,
-                             const py::object& out, int activation, int gate, double gate_alpha, double gate_beta, bool channels_last) {
+py::object channel_attention(const py::object& x, const Array& w_reduce, const Array& b_reduce, const Array& w_expand,
+                             const Array& b_expand, const py::object& out, int activation, int gate, double gate_alpha, double gate_beta,
+                             bool channels_last) {
   ChannelProblem p = problem_of(Excitation::average_and_maximum, activation, gate, gate_alpha, gate_beta);
   set_mlp(p, w_reduce, b_reduce, w_expand, b_expand);
   return rescaled(p, x, out, channels_last, cpu::channel_attention);

@@ -85,7 +85,8 @@ void bind_dense(py::module_& m) {
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("packed_out_features"),
         py::arg("activation"));
   m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("bias"));
-  m.def("norm", &norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"), py::arg("rms"));
+  m.def("norm", &norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"),
+        py::arg("rms"));
 }
 
 }  // namespace regard::bindings

@@ -92,8 +92,12 @@ inline py::capsule bfloat16_capsule(py::array x) {
     owner->shape.push_back(owner->array.shape(i));
     owner->strides.push_back(owner->array.strides(i) / 2);
   }
-  owner->managed.tensor = {const_cast<void*>(owner->array.data()), {1, 0},           static_cast<std::int32_t>(owner->shape.size()),
-                           {4, 16, 1},                             owner->shape.data(), owner->strides.data(),
+  owner->managed.tensor = {const_cast<void*>(owner->array.data()),
+                           {1, 0},
+                           static_cast<std::int32_t>(owner->shape.size()),
+                           {4, 16, 1},
+                           owner->shape.data(),
+                           owner->strides.data(),
                            0};
   owner->managed.context = owner.get();
   owner->managed.deleter = [](DLManagedTensor* m) {

@@ -132,7 +132,8 @@ inline Refusal AdditiveProblem::check_location() {
   if (previous.rank == 2) previous.insert_axis(1);
   if (previous.rank == 3) previous.insert_axis(channels() == 1 ? 2 : 1);
   // Only the queries repeat by broadcasting: one channel for two, or one key for all, is a mistake.
-  c.require(previous.shape[0] == batch() && previous.shape[2] == channels() && previous.shape[3] == len_kv(), rules::kShape, "previous_weights");
+  c.require(previous.shape[0] == batch() && previous.shape[2] == channels() && previous.shape[3] == len_kv(), rules::kShape,
+            "previous_weights");
   const std::int64_t full[] = {batch(), len_q(), channels(), len_kv()};
   c.require(previous.broadcast_to(full, 4), rules::kShape, "previous_weights");
   return c.result();

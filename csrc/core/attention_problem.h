@@ -106,7 +106,8 @@ inline Refusal AttentionProblem::check() {
   c.require(window_left >= kUnlimited && window_right >= kUnlimited, rules::kValue, "window");
   c.require(std::isfinite(scale), rules::kValue, "scale");
   c.require(std::isfinite(softcap) && softcap >= 0, rules::kValue, "softcap");
-  c.require(len_q() == len_kv() || alignment != Alignment::unspecified || !(banded() || alibi_slopes.present()), rules::kAlignment, "alignment");
+  c.require(len_q() == len_kv() || alignment != Alignment::unspecified || !(banded() || alibi_slopes.present()), rules::kAlignment,
+            "alignment");
   return c.result();
 }
 
@@ -151,7 +152,8 @@ inline SequenceMask AttentionProblem::sequence(std::int64_t b) const {
   const std::int64_t queries = query_ends.empty() ? len_q() : query_ends[static_cast<std::size_t>(b)];
   const std::int64_t keys = key_ends.empty() ? len_kv() : key_ends[static_cast<std::size_t>(b)];
   constexpr std::int64_t beyond = std::int64_t{1} << 60;  // wider than any array, with room to add a position
-  return {queries, keys, alignment == Alignment::lower_right ? keys - queries : 0, std::min(window_left, beyond), std::min(window_right, beyond)};
+  return {queries, keys, alignment == Alignment::lower_right ? keys - queries : 0, std::min(window_left, beyond),
+          std::min(window_right, beyond)};
 }
 
 }  // namespace regard

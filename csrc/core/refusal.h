@@ -17,17 +17,17 @@ struct Refusal {
 };
 
 namespace rules {
-constexpr const char* kType = "type";            // not an array
-constexpr const char* kDType = "dtype";          // not one of the dtypes this argument may have
-constexpr const char* kSameDType = "same_dtype"; // must have the dtype of the first array
-constexpr const char* kRank = "rank";            // wrong number of axes
-constexpr const char* kShape = "shape";          // an axis disagrees with the other arguments
-constexpr const char* kBroadcast = "broadcast";  // cannot be broadcast to the named shape
-constexpr const char* kWritable = "writable";    // an output that is read-only or has repeated elements
-constexpr const char* kValue = "value";          // a number outside its range
-constexpr const char* kAlignment = "alignment";  // needed, but not given
-constexpr const char* kEntry = "entry";          // an index array holds a number outside its range
-constexpr const char* kPacked = "packed";        // already inside the packed weight
+constexpr const char* kType = "type";             // not an array
+constexpr const char* kDType = "dtype";           // not one of the dtypes this argument may have
+constexpr const char* kSameDType = "same_dtype";  // must have the dtype of the first array
+constexpr const char* kRank = "rank";             // wrong number of axes
+constexpr const char* kShape = "shape";           // an axis disagrees with the other arguments
+constexpr const char* kBroadcast = "broadcast";   // cannot be broadcast to the named shape
+constexpr const char* kWritable = "writable";     // an output that is read-only or has repeated elements
+constexpr const char* kValue = "value";           // a number outside its range
+constexpr const char* kAlignment = "alignment";   // needed, but not given
+constexpr const char* kEntry = "entry";           // an index array holds a number outside its range
+constexpr const char* kPacked = "packed";         // already inside the packed weight
 }  // namespace rules
 
 // A check, one condition a line: each call after the first failure is ignored.

@@ -30,12 +30,12 @@
 namespace regard::cpu {
 namespace {
 
-constexpr int kKeys = 96;            // keys a block: whole vectors of every width
+constexpr int kKeys = 96;              // keys a block: whole vectors of every width
 constexpr std::int64_t kSummed = 16;   // dimensions a chain of additions: one chain over 256 costs twice the error
 constexpr std::int64_t kQueries = 64;  // queries an item at most: e^2k, as dear as 4 pairs, is computed once an item
 constexpr std::int64_t kItemsPerThread = 2;
-constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;    // projected keys held at a time
-constexpr std::int64_t kWeightBytes = std::int64_t{512} << 10; // scores kept by an item that returns weights
+constexpr std::int64_t kGroupBytes = std::int64_t{4} << 20;     // projected keys held at a time
+constexpr std::int64_t kWeightBytes = std::int64_t{512} << 10;  // scores kept by an item that returns weights
 
 // What e^2q e^2k carries. |q| and |k| are clamped to kClamp, where e^(2 kClamp) and its inverse are normal numbers.
 // Clamping changes nothing to rounding while the other one stays within kOther: tanh(kClamp - kOther) is 1.
@@ -77,7 +77,8 @@ template <class T> class Additive {
 
   void run() {
     const std::int64_t a_sequence = std::max<std::int64_t>(1, p_.len_kv() * dim_row_ * static_cast<std::int64_t>(sizeof(T)));
-    const std::int64_t group = w_key_ ? std::clamp<std::int64_t>(kGroupBytes / a_sequence, 1, std::max<std::int64_t>(1, p_.batch())) : std::max<std::int64_t>(1, p_.batch());
+    const std::int64_t group = w_key_ ? std::clamp<std::int64_t>(kGroupBytes / a_sequence, 1, std::max<std::int64_t>(1, p_.batch()))
+                                      : std::max<std::int64_t>(1, p_.batch());
     if (w_key_) keys_ = Shared<T>((group * p_.len_kv() + Tile<T>::kRows) * dim_row_);
     if (w_query_) queries_ = Shared<T>((group * p_.len_q() + Tile<T>::kRows) * dim_row_);
 
@@ -92,7 +93,8 @@ template <class T> class Additive {
       const std::int64_t sequences = std::min(group, p_.batch() - b0);
       if (w_query_) project_sequences(p_.query, b0, sequences, w_query_, queries_.get(), dim_row_);
       if (w_key_) project_sequences(p_.key, b0, sequences, w_key_, keys_.get(), dim_row_);
-      const double work = static_cast<double>(sequences * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(8 * dim_ + p_.dim_v());
+      const double work =
+          static_cast<double>(sequences * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(8 * dim_ + p_.dim_v());
       parallel_for(sequences * blocks, work, [&](std::int64_t item) {
         const std::int64_t i0 = item % blocks * block_;
         run_item(b0, b0 + item / blocks, i0, static_cast<int>(std::min(block_, p_.len_q() - i0)));
@@ -103,20 +105,20 @@ template <class T> class Additive {
  private:
   struct Buffers {
     Scratch scratch;
-    T* queries;      // [block][dim_row], projected, with bias
-    T* exponentials; // [block][dim]: e^2q
-    T* query_max;    // [block]: largest |q|, inf where not finite
-    T* max;          // [block]
-    T* sum;          // [block]
-    T* output;       // [block, to whole tiles][value_row]
-    T* scores;       // [block, to whole tiles][kKeys], then the weights relative to max
-    T* kept;         // [block][kept_row]: all scores, where weights are wanted
-    T* rows;         // [kKeys][dim_row]: this block's keys where they are not read from keys_
-    T* key_max;      // [kKeys]
-    T* factors;      // [kKeys / kW][dim][kW]: e^2k
-    T* values;       // [kKeys][value_row]
-    T* previous;     // [channels][previous_row]
-    T* features;     // [filters][kKeys]
+    T* queries;       // [block][dim_row], projected, with bias
+    T* exponentials;  // [block][dim]: e^2q
+    T* query_max;     // [block]: largest |q|, inf where not finite
+    T* max;           // [block]
+    T* sum;           // [block]
+    T* output;        // [block, to whole tiles][value_row]
+    T* scores;        // [block, to whole tiles][kKeys], then the weights relative to max
+    T* kept;          // [block][kept_row]: all scores, where weights are wanted
+    T* rows;          // [kKeys][dim_row]: this block's keys where they are not read from keys_
+    T* key_max;       // [kKeys]
+    T* factors;       // [kKeys / kW][dim][kW]: e^2k
+    T* values;        // [kKeys][value_row]
+    T* previous;      // [channels][previous_row]
+    T* features;      // [filters][kKeys]
     double* plain;
     double* plain_out;
   };
@@ -135,10 +137,12 @@ template <class T> class Additive {
     kernel_ = Shared<T>(p_.filters() * taps + kW);
     location_bias_ = Shared<T>(p_.filters() + kW);
     std::fill_n(location_bias_.get(), p_.filters(), T(0));
-    if (p_.location_bias.present()) read_row(p_.location_bias.dtype, p_.location_bias.data, p_.location_bias.stride[0], p_.filters(), location_bias_.get());
+    if (p_.location_bias.present())
+      read_row(p_.location_bias.dtype, p_.location_bias.data, p_.location_bias.stride[0], p_.filters(), location_bias_.get());
     for (std::int64_t f = 0; f < p_.filters(); ++f)
       for (std::int64_t c = 0; c < p_.channels(); ++c)
-        read_row(p_.location_kernel.dtype, p_.location_kernel.at(f, c), p_.location_kernel.stride[2], p_.width(), kernel_.get() + f * taps + c * p_.width());
+        read_row(p_.location_kernel.dtype, p_.location_kernel.at(f, c), p_.location_kernel.stride[2], p_.width(),
+                 kernel_.get() + f * taps + c * p_.width());
   }
 
   void take_buffers(Buffers& w) const {
@@ -182,7 +186,8 @@ template <class T> class Additive {
     take_buffers(w);
     const T* const projected = w_key_ ? keys_.get() + (b - b0) * p_.len_kv() * dim_row_ : nullptr;
     const T* const projected_queries = w_query_ ? queries_.get() + ((b - b0) * p_.len_q() + i0) * dim_row_ : nullptr;
-    for (int q = 0; q < queries; ++q) start_query(w, b, i0 + q, q, projected_queries != nullptr ? projected_queries + q * dim_row_ : nullptr);
+    for (int q = 0; q < queries; ++q)
+      start_query(w, b, i0 + q, q, projected_queries != nullptr ? projected_queries + q * dim_row_ : nullptr);
     const std::int64_t tiled = round_up_to(queries, Tile<T>::kRows);
     std::fill_n(w.output, tiled * value_row_, T(0));
     std::fill(w.scores + queries * kKeys, w.scores + tiled * kKeys, T(0));
@@ -238,8 +243,8 @@ template <class T> class Additive {
   // Whether rows of x may be read where they lie: compute values, contiguous, whole vectors.
   static bool readable(const Array& x) {
     constexpr std::int64_t item = sizeof(T);
-    return x.dtype == dtype_of<T>() && x.stride[2] == item && x.stride[1] % item == 0 && reinterpret_cast<std::uintptr_t>(x.data) % item == 0 &&
-           x.stride[0] % item == 0 && x.shape[2] % kW == 0;
+    return x.dtype == dtype_of<T>() && x.stride[2] == item && x.stride[1] % item == 0 &&
+           reinterpret_cast<std::uintptr_t>(x.data) % item == 0 && x.stride[0] % item == 0 && x.shape[2] % kW == 0;
   }
 
   // The block's keys in the space of the sum, whole vectors a row, zeros past dim.
@@ -269,7 +274,8 @@ template <class T> class Additive {
     for (std::int64_t c = 0; c < p_.channels(); ++c) {
       T* const row = w.previous + c * previous_row_;
       std::fill_n(row, previous_row_, T(0));
-      read_row(p_.previous_weights.dtype, p_.previous_weights.at(t.b, t.i0, c, from), p_.previous_weights.stride[3], to - from, row + (from - first));
+      read_row(p_.previous_weights.dtype, p_.previous_weights.at(t.b, t.i0, c, from), p_.previous_weights.stride[3], to - from,
+               row + (from - first));
     }
     constexpr int kAtOnce = 6;  // divides the vectors of a block at every width; 6 chains hide the FMA's latency
     const std::int64_t taps = p_.channels() * p_.width();

@@ -51,7 +51,8 @@ class PlainAdditive {
       for (std::int64_t d = 0; d < p_.dim_v(); ++d) out[d] /= l;
     if (weights != nullptr)
       for (std::int64_t j = 0; j < p_.len_kv(); ++j)
-        weights[j] = m == none || weights[j] == static_cast<T>(none) ? T(0) : static_cast<T>(std::exp(static_cast<double>(weights[j]) - m) / l);
+        weights[j] =
+            m == none || weights[j] == static_cast<T>(none) ? T(0) : static_cast<T>(std::exp(static_cast<double>(weights[j]) - m) / l);
   }
 
  private:
@@ -87,7 +88,8 @@ class PlainAdditive {
         for (std::int64_t t = 0; t < p_.width(); ++t) {
           const std::int64_t at = j + t - left;
           if (at < 0 || at >= p_.len_kv()) continue;
-          sum += element(p_.location_kernel.dtype, p_.location_kernel.at(f, c, t)) * element(p_.previous_weights.dtype, p_.previous_weights.at(b, i, c, at));
+          sum += element(p_.location_kernel.dtype, p_.location_kernel.at(f, c, t)) *
+                 element(p_.previous_weights.dtype, p_.previous_weights.at(b, i, c, at));
         }
       features[f] = sum;
     }

@@ -192,8 +192,8 @@ template <class T> class Forward {
   }
 
   void run_tile(Buffers& w, const SequenceMask& sequence, const TileOf& t, std::int64_t index) const {
-    multiply<T, Left::depth_contiguous>(w.keys, key_row_, w.queries + index * p_.dim_qk() * kColumns, kColumns, w.scores, kColumns,
-                                        t.keys, t.vectors, static_cast<int>(p_.dim_qk()), nullptr);
+    multiply<T, Left::depth_contiguous>(w.keys, key_row_, w.queries + index * p_.dim_qk() * kColumns, kColumns, w.scores, kColumns, t.keys,
+                                        t.vectors, static_cast<int>(p_.dim_qk()), nullptr);
     if (transforms_) transform(w, sequence, t);
     if (p_.mask.present()) apply_mask(w, t);
     const KeyRange all = sequence.seen_by_all(t.i0, t.i0 + t.queries);

@@ -55,7 +55,8 @@ class PlainAttention {
  private:
   // Calls f(j, score) for each key that is neither masked nor of score -inf: those weigh exactly nothing.
   template <class F>
-  void for_each_key(std::int64_t b, std::int64_t h, std::int64_t group, std::int64_t i, KeyRange keys, const SequenceMask& sequence, F&& f) const {
+  void for_each_key(std::int64_t b, std::int64_t h, std::int64_t group, std::int64_t i, KeyRange keys, const SequenceMask& sequence,
+                    F&& f) const {
     for (std::int64_t j = keys.first; j < keys.last; ++j) {
       if (p_.mask.present() && *p_.mask.at(b, h, i, j) == 0) continue;
       if ((j & 255) == 0 && stop_requested()) return;

@@ -114,9 +114,8 @@ double measure_read(std::int64_t bytes, double seconds) {
   scratch.acquire();
   char* const memory = scratch.at<char>(offset);
   // Written by all threads, so that pages are real and lie near whoever reads them. Zeros add up exactly.
-  parallel_for(threads, static_cast<double>(bytes), [&](std::int64_t item) {
-    std::memset(memory + item * share, 0, static_cast<std::size_t>(share));
-  });
+  parallel_for(threads, static_cast<double>(bytes),
+               [&](std::int64_t item) { std::memset(memory + item * share, 0, static_cast<std::size_t>(share)); });
   return rate(seconds, [&](std::int64_t item, Clock::time_point deadline) {
     const char* const mine = memory + item * share;
     V sums[kReadVectors] = {};

@@ -178,8 +178,8 @@ template <class S, class T> class ExcitationNetwork {
   }
 
   static bool rows_contiguous(const Array& w) {
-    return (w.shape[1] <= 1 || w.stride[1] == static_cast<std::int64_t>(sizeof(S))) && w.stride[0] >= w.shape[1] * static_cast<std::int64_t>(sizeof(S)) &&
-           w.stride[0] % static_cast<std::int64_t>(sizeof(S)) == 0;
+    return (w.shape[1] <= 1 || w.stride[1] == static_cast<std::int64_t>(sizeof(S))) &&
+           w.stride[0] >= w.shape[1] * static_cast<std::int64_t>(sizeof(S)) && w.stride[0] % static_cast<std::int64_t>(sizeof(S)) == 0;
   }
   static std::int64_t copied_size(const Array& w) { return rows_contiguous(w) ? 0 : w.size(); }
   static Matrix<S> matrix(const Array& w, S* copy) {

@@ -25,7 +25,8 @@ template <class S, class T, bool WithMax> void pool(const PoolProblem& p) {
     return m;
   };
   const auto partials_of = [&](std::int64_t i) {
-    return Partials<T>(first, scratch.template at<T>(sums) + i * partials, WithMax ? scratch.template at<T>(maxima) + i * partials : nullptr);
+    return Partials<T>(first, scratch.template at<T>(sums) + i * partials,
+                       WithMax ? scratch.template at<T>(maxima) + i * partials : nullptr);
   };
   const double work = static_cast<double>(images) * static_cast<double>(first.positions) * static_cast<double>(channels);
   if (first.positions > 0)

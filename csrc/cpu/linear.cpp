@@ -61,8 +61,7 @@ template <class T> constexpr int kPanel = static_cast<int>(kPanelBytes / sizeof(
 
 // to[k][j] = weight[n0 + j][k0 + k] for j < columns <= kPanel, k < depth; zeros up to kPanel.
 // `staging` has room for [kPanel][row_length(depth)].
-template <class T>
-void pack_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, T* to, T* staging) {
+template <class T> void pack_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, T* to, T* staging) {
   const std::int64_t item = size_of(weight.dtype);
   if (weight.stride[0] == item && weight.stride[1] != item) {  // a transposed view: its rows are ours already
     for (int k = 0; k < depth; ++k) {
@@ -126,7 +125,8 @@ template <class T> class Linear {
   }
 
   void run() {
-    const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8);
+    const double work =
+        static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8);
     parallel_for(row_blocks_ * groups_, work, [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
   }
 
@@ -203,17 +203,19 @@ template <class T> class Linear {
     for (V& one : ones) one = broadcast<V>(1);
     const V* const scale = carry ? ones : nullptr;
     const int whole = rows / kRows * kRows;
-    multiply<T, Left::depth_contiguous, kLinearChain>(w.x, w.x_row, right, kPanel<T>, sums, w.sums_row, whole, (columns + kW - 1) / kW, depth, scale);
+    multiply<T, Left::depth_contiguous, kLinearChain>(w.x, w.x_row, right, kPanel<T>, sums, w.sums_row, whole, (columns + kW - 1) / kW,
+                                                      depth, scale);
     if (whole < rows)
-      multiply_few<T, Left::depth_contiguous, kLinearChain>(w.x + whole * w.x_row, w.x_row, right, kPanel<T>, sums + whole * w.sums_row, w.sums_row,
-                                              rows - whole, depth, scale);
+      multiply_few<T, Left::depth_contiguous, kLinearChain>(w.x + whole * w.x_row, w.x_row, right, kPanel<T>, sums + whole * w.sums_row,
+                                                            w.sums_row, rows - whole, depth, scale);
   }
 
   void finish(Buffers& w, std::int64_t i0, int rows, std::int64_t n0, std::int64_t n1) const {
     const std::int64_t columns = n1 - n0;
     const std::int64_t padded = round_up(columns, kW);
     if (p_.packed)
-      for (std::int64_t n = n0; n < n1; n += kPanel<T>) std::copy_n(packed_panel(n / kPanel<T>, p_.in_features()), kPanel<T>, w.bias + n - n0);
+      for (std::int64_t n = n0; n < n1; n += kPanel<T>)
+        std::copy_n(packed_panel(n / kPanel<T>, p_.in_features()), kPanel<T>, w.bias + n - n0);
     else
       read_bias(p_.bias, n0, columns, w.bias, padded);
     with_activation(p_.activation, [&](auto activation) {
@@ -253,7 +255,8 @@ template <class T> void pack(const PackProblem& p) {
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel<T>, out_features - n0));
     T* const to = reinterpret_cast<T*>(p.packed.data) + panel * (in_features + 1) * kPanel<T>;
     for (std::int64_t k0 = 0; k0 < in_features; k0 += kDepth)
-      pack_panel(p.weight, n0, columns, k0, static_cast<int>(std::min(kDepth, in_features - k0)), to + k0 * kPanel<T>, scratch.at<T>(staging));
+      pack_panel(p.weight, n0, columns, k0, static_cast<int>(std::min(kDepth, in_features - k0)), to + k0 * kPanel<T>,
+                 scratch.at<T>(staging));
     read_bias(p.bias, n0, columns, to + in_features * kPanel<T>, kPanel<T>);
   });
 }

@@ -29,9 +29,7 @@ struct Map {
   std::int64_t position_stride;                            // of planes and pixels
   Order order;
 
-  char* at(std::int64_t c, std::int64_t p) const {
-    return data + c * channel_stride + p / width * row_stride + p % width * column_stride;
-  }
+  char* at(std::int64_t c, std::int64_t p) const { return data + c * channel_stride + p / width * row_stride + p % width * column_stride; }
 };
 
 // The first image of x: [batch, channels, height, width].

@@ -75,10 +75,10 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
 
   // One image's values.
   struct Values {
-    T *sums, *maxima;    // partials
-    T *mean, *maximum;   // [channels], margins of zeros around them
-    T *room, *weights;   // weights: [channels]
-    T *planes, *gates;   // [2][padded plane], [positions]
+    T *sums, *maxima;   // partials
+    T *mean, *maximum;  // [channels], margins of zeros around them
+    T *room, *weights;  // weights: [channels]
+    T *planes, *gates;  // [2][padded plane], [positions]
   };
   struct Buffers {
     Scratch scratch;
@@ -172,8 +172,8 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
   Cut cut_;
   ExcitationNetwork<S, T> network_;
   PlaneConvolution<S, T> convolution_;
-  std::int64_t chunks_, chunk_;      // of positions, for describe
-  std::int64_t rows_, row_pieces_;   // for convolve
+  std::int64_t chunks_, chunk_;     // of positions, for describe
+  std::int64_t rows_, row_pieces_;  // for convolve
   Stage stages_[kMostStages];
   int count_ = 0;
 };

@@ -31,7 +31,8 @@ template <class T> class Weights {
   Weights(const MultiplicativeProblem& problem, const Array& query) : p_(problem), query_(query) {
     score_row_ = round_up_to(p_.len_kv(), kKeys);
     dim_row_ = spread_row<T>(p_.dim_k());
-    block_ = std::clamp<std::int64_t>(kScoreBytes / (std::max<std::int64_t>(score_row_, 1) * static_cast<std::int64_t>(sizeof(T))), 1, kQueries);
+    block_ =
+        std::clamp<std::int64_t>(kScoreBytes / (std::max<std::int64_t>(score_row_, 1) * static_cast<std::int64_t>(sizeof(T))), 1, kQueries);
   }
 
   void run() const {
@@ -67,8 +68,8 @@ template <class T> class Weights {
       const int padded = static_cast<int>(round_up_to(n, kW));
       transpose_padded(rows, dim_row_, n, static_cast<int>(p_.dim_k()), keys, kKeys, padded);
       for (int c = 0; c < padded; c += Tile<T>::kColumns)
-        multiply<T, Left::depth_contiguous>(q, dim_row_, keys + c, kKeys, s + j0 + c, score_row_, queries, std::min(Tile<T>::kColumns, padded - c) / kW,
-                                            static_cast<int>(p_.dim_k()), nullptr);
+        multiply<T, Left::depth_contiguous>(q, dim_row_, keys + c, kKeys, s + j0 + c, score_row_, queries,
+                                            std::min(Tile<T>::kColumns, padded - c) / kW, static_cast<int>(p_.dim_k()), nullptr);
     }
     for (int r = 0; r < queries; ++r) softmax(b, i0 + r, end, s + r * score_row_);
   }
@@ -104,7 +105,8 @@ template <class T> class Weights {
       for (std::int64_t j = 0; j < end; ++j) {
         if (p_.mask.present() && *p_.mask.at(b, i, j) == 0) continue;
         double score = 0;
-        for (std::int64_t d = 0; d < p_.dim_k(); ++d) score += element(query_.dtype, query_.at(b, i, d)) * element(p_.key.dtype, p_.key.at(b, j, d));
+        for (std::int64_t d = 0; d < p_.dim_k(); ++d)
+          score += element(query_.dtype, query_.at(b, i, d)) * element(p_.key.dtype, p_.key.at(b, j, d));
         if (score != -std::numeric_limits<double>::infinity()) f(j, score);
       }
     };

@@ -29,16 +29,16 @@ template <class T> class Norm {
   static constexpr int kChains = 4;  // sums in flight: the latency of an addition
 
  public:
-  explicit Norm(const NormProblem& problem) : p_(problem), x_(problem.x), residual_(problem.residual.present() ? problem.residual : problem.x), out_(problem.out) {
+  explicit Norm(const NormProblem& problem)
+      : p_(problem), x_(problem.x), residual_(problem.residual.present() ? problem.residual : problem.x), out_(problem.out) {
     rows_per_item_ = std::max<std::int64_t>(1, kElementsPerItem / std::max<std::int64_t>(1, p_.features()));
   }
 
   void run() {
     if (p_.features() == 0) return;
     const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.features()) * 2;
-    parallel_for((x_.count() + rows_per_item_ - 1) / rows_per_item_, work, [this](std::int64_t item) {
-      run_item(item * rows_per_item_, std::min((item + 1) * rows_per_item_, x_.count()));
-    });
+    parallel_for((x_.count() + rows_per_item_ - 1) / rows_per_item_, work,
+                 [this](std::int64_t item) { run_item(item * rows_per_item_, std::min((item + 1) * rows_per_item_, x_.count())); });
   }
 
  private:
@@ -124,7 +124,8 @@ template <class T> class Norm {
     const auto each = [&](auto&& affine) {
       for (std::int64_t k = 0; k < padded(); k += kW) store(to + k, affine(fma(load<V>(from + k) - centre, scale, offset), k));
     };
-    if (w.weight != nullptr && w.bias != nullptr) return each([&](V y, std::int64_t k) { return fma(y, load<V>(w.weight + k), load<V>(w.bias + k)); });
+    if (w.weight != nullptr && w.bias != nullptr)
+      return each([&](V y, std::int64_t k) { return fma(y, load<V>(w.weight + k), load<V>(w.bias + k)); });
     if (w.weight != nullptr) return each([&](V y, std::int64_t k) { return y * load<V>(w.weight + k); });
     if (w.bias != nullptr) return each([&](V y, std::int64_t k) { return y + load<V>(w.bias + k); });
     each([](V y, std::int64_t) { return y; });

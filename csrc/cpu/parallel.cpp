@@ -125,8 +125,7 @@ void parallel_for(std::int64_t items, double work, Body body, void* context) {
 std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
   const std::size_t offset = bytes_;
   std::size_t more = 0;
-  if (n < 0 || __builtin_mul_overflow(static_cast<std::size_t>(n), size, &more) || more > (std::size_t{1} << 46))
-    throw std::bad_alloc();
+  if (n < 0 || __builtin_mul_overflow(static_cast<std::size_t>(n), size, &more) || more > (std::size_t{1} << 46)) throw std::bad_alloc();
   bytes_ += (more + 63) / 64 * 64;
   return offset;
 }

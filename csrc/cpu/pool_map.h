@@ -118,9 +118,11 @@ template <class S, class T, bool WithMax> class PoolMap {
     const std::int64_t step = kW * stride;
     std::int64_t p = 0;
     for (; p + 4 * kW <= n; p += 4 * kW)
-      for (int lane = 0; lane < kW; ++lane) pixel_rows<4>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
+      for (int lane = 0; lane < kW; ++lane)
+        pixel_rows<4>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
     for (; p + kW <= n; p += kW)
-      for (int lane = 0; lane < kW; ++lane) pixel_rows<1>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
+      for (int lane = 0; lane < kW; ++lane)
+        pixel_rows<1>(from + (p + lane) * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));
     for (const std::int64_t rest = n - p; p < n; ++p) {
       const std::int64_t lane = kW - rest + p % kW;
       pixel_rows<1>(from + p * stride, step, channels, sums + lane * kChannels, maxima + (WithMax ? lane * kChannels : 0));

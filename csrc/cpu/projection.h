@@ -58,7 +58,8 @@ template <class T> class Projection {
       T* const rows = scratch.template at<T>(staging);
       const int n = static_cast<int>(std::min<std::int64_t>(kColumns, out_ - panel * kColumns));
       for (int r = 0; r < n; ++r) read_row(w.dtype, w.at(panel * kColumns + r), w.stride[1], in_, rows + r * row);
-      transpose_padded(rows, row, n, static_cast<int>(in_), packed_.get() + panel * in_ * kColumns, kColumns, static_cast<int>(round_up_to(n, kW)));
+      transpose_padded(rows, row, n, static_cast<int>(in_), packed_.get() + panel * in_ * kColumns, kColumns,
+                       static_cast<int>(round_up_to(n, kW)));
     });
   }
 

@@ -14,11 +14,13 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   static void piece(const Map& x, const Map& out, const Piece& piece, const T* by_channel, const T* by_position) {
     if (x.order == out.order && x.order == Order::planes) {
       for (std::int64_t c = piece.c0; c < piece.c1; ++c)
-        plane(row(x, c) + piece.p0, row(out, c) + piece.p0, piece.p1 - piece.p0, by_channel[c], ByPosition ? by_position + piece.p0 : nullptr);
+        plane(row(x, c) + piece.p0, row(out, c) + piece.p0, piece.p1 - piece.p0, by_channel[c],
+              ByPosition ? by_position + piece.p0 : nullptr);
     } else if (x.order == out.order && x.order == Order::pixels) {
       for (std::int64_t p = piece.p0; p < piece.p1; ++p)
-        pixel(reinterpret_cast<const S*>(x.data + p * x.position_stride) + piece.c0, reinterpret_cast<S*>(out.data + p * out.position_stride) + piece.c0,
-              piece.c1 - piece.c0, by_channel + piece.c0, ByPosition ? by_position[p] : T(1));
+        pixel(reinterpret_cast<const S*>(x.data + p * x.position_stride) + piece.c0,
+              reinterpret_cast<S*>(out.data + p * out.position_stride) + piece.c0, piece.c1 - piece.c0, by_channel + piece.c0,
+              ByPosition ? by_position[p] : T(1));
     } else {
       S copy[kBlock<T>];
       for (std::int64_t c = piece.c0; c < piece.c1; ++c)

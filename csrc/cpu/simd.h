@@ -143,8 +143,7 @@ template <class V> inline V exp(V x) {
 }
 
 // Transposes a kWidth x kWidth square held in rows: log2(width) rounds of interleaving.
-template <int Step, class V, std::size_t... I>
-inline void interleave(V& a, V& b, std::index_sequence<I...>) {
+template <int Step, class V, std::size_t... I> inline void interleave(V& a, V& b, std::index_sequence<I...>) {
   constexpr int n = sizeof...(I);
   const V low = __builtin_shufflevector(a, b, ((I / Step) % 2 ? n + static_cast<int>(I) - Step : static_cast<int>(I))...);
   const V high = __builtin_shufflevector(a, b, ((I / Step) % 2 ? n + static_cast<int>(I) : static_cast<int>(I) + Step)...);

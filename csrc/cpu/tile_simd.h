@@ -37,7 +37,8 @@ enum class Left { depth_contiguous, rows_contiguous };
 namespace detail {
 
 template <class T, int Rows, int Vectors, Left Order, int Chain>
-inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int depth, const Vec<T>* scale) {
+inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int depth,
+                          const Vec<T>* scale) {
   using V = Vec<T>;
   constexpr int rows = Rows;
   constexpr int w = kWidth<T>;
@@ -67,9 +68,11 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
 }
 
 template <class T, int Vectors, Left Order, int Chain>
-void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
+void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth,
+                   const Vec<T>* scale) {
   for (int r = 0; r < rows; r += Tile<T>::kRows)
-    multiply_tile<T, Tile<T>::kRows, Vectors, Order, Chain>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc, depth, scale);
+    multiply_tile<T, Tile<T>::kRows, Vectors, Order, Chain>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc,
+                                                            ldc, depth, scale);
 }
 
 }  // namespace detail
@@ -78,7 +81,8 @@ void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T
 // vectors of columns. `scale` holds one factor a column. A depth cut in several calls, at multiples of Chain, with the
 // sums carried by a scale of 1, gives the same bits as one call.
 template <class T, Left Order, int Chain = kChain>
-inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth, const Vec<T>* scale) {
+inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth,
+                     const Vec<T>* scale) {
   switch (vectors) {
     case 1: return detail::multiply_rows<T, 1, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
     case 2: return detail::multiply_rows<T, 2, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
@@ -90,7 +94,8 @@ inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
 // The same for fewer than kRows rows, rounded up to 1, 2, 4 or kRows of them: what is left of a block, or all of a small
 // one. Reading B then costs more than the arithmetic, so the rows that are not there are worth leaving out.
 template <class T, Left Order, int Chain = kChain>
-inline void multiply_few(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth, const Vec<T>* scale) {
+inline void multiply_few(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int depth,
+                         const Vec<T>* scale) {
   constexpr int vectors = Tile<T>::kVectors;
   if (rows == 1) return detail::multiply_tile<T, 1, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);
   if (rows == 2) return detail::multiply_tile<T, 2, vectors, Order, Chain>(a, lda, b, ldb, c, ldc, depth, scale);

@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 from regard import _backend
+from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
 from regard.channel import (
     cbam,
     channel_attention,
@@ -16,8 +17,6 @@ from regard.channel import (
     spatial_attention,
     squeeze_excitation,
 )
-from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
-from regard.channel import global_average_pool, squeeze_excitation
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 
@@ -37,8 +36,8 @@ __all__ = [
     "rms_norm",
     "scaled_dot_product_attention",
     "set_num_threads",
-    "spatial_attention",
     "show_config",
+    "spatial_attention",
     "squeeze_excitation",
 ]
 __version__ = "0.1.0"

@@ -38,7 +38,9 @@ def native(operation: str, x: Any) -> Any:
         return x
     device = int(x.__dlpack_device__()[0])
     if device != _CPU:
-        raise NotImplementedError(f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}")
+        raise NotImplementedError(
+            f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}"
+        )
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError):
@@ -61,7 +63,13 @@ def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
     return convert
 
 
-def call(operation: str, kernel: Callable[..., Any], backend: Any, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+def call(
+    operation: str,
+    kernel: Callable[..., Any],
+    backend: Any,
+    arrays: tuple[Any, ...],
+    options: tuple[Any, ...],
+) -> Any:
     """kernel(*arrays, *options) for arrays that are not all NumPy's; outputs of the first array's kind."""
     natives = [native(operation, x) for x in arrays]
     result = kernel(*natives, *options)

@@ -45,9 +45,7 @@ def select(name: str) -> None:
     names = possible()
     if name not in names:
         reason = INSTRUCTION_SETS.get(name, "no such instruction set") or "not built"
-        raise ValueError(
-            f"REGARD_ISA: expected one of {', '.join(names)}, got {name!r} ({reason})"
-        )
+        raise ValueError(f"REGARD_ISA: expected one of {', '.join(names)}, got {name!r} ({reason})")
     threads = cpu.get_num_threads() if "cpu" in globals() else None
     cpu, isa = _load(name), name
     if threads is not None:

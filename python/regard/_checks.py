@@ -43,7 +43,12 @@ SHAPES: dict[str, dict[str, str]] = {
         "bias": "features",
         "out": "... features",
     },
-    "rms_norm": {"x": "... features", "residual": "... features", "weight": "features", "out": "... features"},
+    "rms_norm": {
+        "x": "... features",
+        "residual": "... features",
+        "weight": "features",
+        "out": "... features",
+    },
     "global_average_pool": _MAP,
     "global_max_pool": _MAP,
     "squeeze_excitation": _MAP | _MLP | _MAP_OUT,

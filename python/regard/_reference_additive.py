@@ -46,8 +46,17 @@ def _attend(scores: np.ndarray, seen: np.ndarray, value: np.ndarray) -> tuple[np
 
 
 def additive_attention(
-    query: Any, key: Any, value: Any, *, v: Any, w_query: Any = None, w_key: Any = None, bias: Any = None,
-    mask: Any = None, key_lengths: Any = None, return_weights: bool = False,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    v: Any,
+    w_query: Any = None,
+    w_key: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    key_lengths: Any = None,
+    return_weights: bool = False,
 ) -> Any:
     """Bahdanau, Cho, Bengio, "Neural Machine Translation by Jointly Learning to Align and Translate" (2014), A.1.2.
 
@@ -66,7 +75,13 @@ def additive_attention(
 
 
 def multiplicative_attention(
-    query: Any, key: Any, value: Any, *, w: Any = None, mask: Any = None, key_lengths: Any = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    w: Any = None,
+    mask: Any = None,
+    key_lengths: Any = None,
     return_weights: bool = False,
 ) -> Any:
     """Luong, Pham, Manning, "Effective Approaches to Attention-based Neural Machine Translation" (2015), eq. 8.
@@ -83,8 +98,19 @@ def multiplicative_attention(
 
 
 def location_sensitive_attention(
-    query: Any, key: Any, value: Any, previous_weights: Any, *, v: Any, w_query: Any = None, w_key: Any = None,
-    w_location: Any, location_kernel: Any, location_bias: Any = None, bias: Any = None, mask: Any = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    previous_weights: Any,
+    *,
+    v: Any,
+    w_query: Any = None,
+    w_key: Any = None,
+    w_location: Any,
+    location_kernel: Any,
+    location_bias: Any = None,
+    bias: Any = None,
+    mask: Any = None,
 ) -> tuple[Any, Any]:
     """Chorowski et al., "Attention-Based Models for Speech Recognition" (2015), eq. 8 and 9.
 

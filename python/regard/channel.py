@@ -43,7 +43,14 @@ def _gate(gate: Any) -> tuple[int, float, float]:
         raise ValueError(f"gate: expected {_checks.VALUES['gate']}, got {gate!r}") from None
 
 
-def _call(operation: str, names: tuple[str, ...], arrays: tuple[Any, ...], options: tuple[Any, ...], layout: str, gate: Any = None) -> Any:
+def _call(
+    operation: str,
+    names: tuple[str, ...],
+    arrays: tuple[Any, ...],
+    options: tuple[Any, ...],
+    layout: str,
+    gate: Any = None,
+) -> Any:
     """Run a kernel on arrays in the order of names, and word its refusal. The last array is out where names has it."""
     if names[-1] == "out" and arrays[-1] is not None:
         # Elements are read before they are written: x itself may be out. Other overlaps are copied first.
@@ -157,7 +164,11 @@ def squeeze_excitation(
     ----------
     Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
     """
-    options = (_choice("activation", activation, _ACTIVATIONS), *_gate(gate), _choice("layout", layout, _LAYOUTS))
+    options = (
+        _choice("activation", activation, _ACTIVATIONS),
+        *_gate(gate),
+        _choice("layout", layout, _LAYOUTS),
+    )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, out)
     return _call("squeeze_excitation", ("x", *_MLP, "out"), arrays, options, layout, gate)
 
@@ -211,7 +222,11 @@ def channel_attention(
     ----------
     Woo, Park, Lee & Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018.
     """
-    options = (_choice("activation", activation, _ACTIVATIONS), *_gate(gate), _choice("layout", layout, _LAYOUTS))
+    options = (
+        _choice("activation", activation, _ACTIVATIONS),
+        *_gate(gate),
+        _choice("layout", layout, _LAYOUTS),
+    )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, out)
     return _call("channel_attention", ("x", *_MLP, "out"), arrays, options, layout, gate)
 
@@ -317,7 +332,11 @@ def cbam(
     ----------
     Woo, Park, Lee & Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018.
     """
-    options = (_choice("activation", activation, _ACTIVATIONS), *_gate(gate), _choice("layout", layout, _LAYOUTS))
+    options = (
+        _choice("activation", activation, _ACTIVATIONS),
+        *_gate(gate),
+        _choice("layout", layout, _LAYOUTS),
+    )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, w_spatial, b_spatial, out)
     return _call("cbam", ("x", *_MLP, *_SPATIAL, "out"), arrays, options, layout, gate)
 

@@ -150,8 +150,24 @@ def attention(
         _checks.number("softcap", softcap)
         raise
     if type(result) is tuple:
-        names = ("query", "key", "value", "mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "out")
-        raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap}, layout)
+        names = (
+            "query",
+            "key",
+            "value",
+            "mask",
+            "bias",
+            "alibi_slopes",
+            "sinks",
+            "query_lengths",
+            "key_lengths",
+            "out",
+        )
+        raise _checks.error(
+            "attention",
+            result,
+            dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap},
+            layout,
+        )
     return tuple(result) if return_lse else result[0]
 
 
@@ -249,7 +265,10 @@ def _four_axes(x: Any) -> Any:
 
 
 def _same_but_heads(query: Any, key: Any, value: Any) -> bool:
-    return tuple(query.shape[:-3]) == tuple(key.shape[:-3]) == tuple(value.shape[:-3]) and key.shape[-3] == value.shape[-3]
+    return (
+        tuple(query.shape[:-3]) == tuple(key.shape[:-3]) == tuple(value.shape[:-3])
+        and key.shape[-3] == value.shape[-3]
+    )
 
 
 def _broadcast_leading(*arrays: Any) -> tuple[Any, ...]:

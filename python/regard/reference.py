@@ -109,9 +109,7 @@ def attention(
     distance = distance_to_diagonal(
         len_q,
         len_kv,
-        checked_alignment(
-            alignment, causal or window is not None or alibi_slopes is not None, len_q, len_kv
-        ),
+        checked_alignment(alignment, causal or window is not None or alibi_slopes is not None, len_q, len_kv),
         query_lengths,
         key_lengths,
     )
@@ -370,9 +368,7 @@ def image_axes(x: Array, layout: str) -> tuple[int, int]:
 
 
 @unwarned
-def linear(
-    x: Array, weight: Array, bias: Array | None = None, activation: str | None = None
-) -> Array:
+def linear(x: Array, weight: Array, bias: Array | None = None, activation: str | None = None) -> Array:
     """activation(x weight^T + bias): x (..., in), weight (out, in), bias (out,)."""
     dtype, compute = dtypes_of(x, weight)
     y = affine(np.asarray(x).astype(compute), weight, bias)
@@ -382,9 +378,7 @@ def linear(
 
 
 @unwarned
-def layer_norm(
-    x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
-) -> Array:
+def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; variance is biased."""
     dtype, compute = dtypes_of(x)
     x = np.asarray(x).astype(compute)

@@ -87,7 +87,8 @@ void naive_row(const AttentionProblem& p, std::int64_t b, std::int64_t h, std::i
     if (p.window_right == 0 && j > i + diagonal) continue;
     if (p.mask.present() && *p.mask.at(b, h, i, j) == 0) continue;
     double s = 0;
-    for (std::int64_t d = 0; d < p.dim_qk(); ++d) s += element(p.query.dtype, p.query.at(b, h, i, d)) * element(p.key.dtype, p.key.at(b, group, j, d));
+    for (std::int64_t d = 0; d < p.dim_qk(); ++d)
+      s += element(p.query.dtype, p.query.at(b, h, i, d)) * element(p.key.dtype, p.key.at(b, group, j, d));
     s *= p.scale;
     if (p.bias.present()) s += element(p.bias.dtype, p.bias.at(b, h, i, j));
     scores.push_back(s);

@@ -92,8 +92,7 @@ template <class T> void test_tanh() {
 template <class T> void test_rounding_and_scaling() {
   const auto round = [](Vec<T> x) { return round_to_nearest(x); };
   for (const double x : {0.0, 0.25, 0.5, 0.75, 1.5, 2.5, 1e6 + 0.5, 3e6 + 0.5, 4194303.5, 8388607.0, 8388609.0, 1e15, 1e30})
-    for (const double sign : {1.0, -1.0})
-      CHECK(one<T>(round, static_cast<T>(sign * x)) == std::nearbyint(static_cast<T>(sign * x)));
+    for (const double sign : {1.0, -1.0}) CHECK(one<T>(round, static_cast<T>(sign * x)) == std::nearbyint(static_cast<T>(sign * x)));
   CHECK(one<T>(round, kInf<T>) == kInf<T> && one<T>(round, -kInf<T>) == -kInf<T> && std::isnan(one<T>(round, kNaN<T>)));
   constexpr int lowest = std::numeric_limits<T>::min_exponent - 1;
   for (int n = lowest; n <= -lowest + 1; ++n)

@@ -72,7 +72,9 @@ class AdditiveAttention(Module):
     def _pack(self, dtype: Any) -> Any:
         arrays = super()._pack(dtype)
         return _Packed(
-            arrays, dense.pack_linear(arrays["w_query"], arrays.get("bias")), dense.pack_linear(arrays["w_key"])
+            arrays,
+            dense.pack_linear(arrays["w_query"], arrays.get("bias")),
+            dense.pack_linear(arrays["w_key"]),
         )
 
     def _check(self, argument: str, x: Any, width: int) -> None:
@@ -125,9 +127,13 @@ class AdditiveAttention(Module):
         self._check("query", query, self.dim_query)
         seen = {"mask": mask, "key_lengths": key_lengths, "return_weights": return_weights}
         if not isinstance(key, ProjectedKeys):
-            return additive.additive_attention(query, key, key if value is None else value, **weights.arrays, **seen)
+            return additive.additive_attention(
+                query, key, key if value is None else value, **weights.arrays, **seen
+            )
         if key.dtype != query.dtype:
-            raise TypeError(f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}")
+            raise TypeError(
+                f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}"
+            )
         compute = key.projected.dtype
         if compute != query.dtype:
             weights = self._weights(compute)
