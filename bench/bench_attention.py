@@ -63,9 +63,7 @@ def main() -> None:
     )
     title = "Attention on a CPU"
     plot = harness.bar_plot("attention-cpu", title, UNIT, panels, mark=1) if panels else None
-    path = harness.write_results(
-        "attention-cpu", title, about, header, rows, threads=options.threads, plot=plot
-    )
+    path = harness.write_results("attention-cpu", title, about, header, rows, threads=options.threads, plot=plot)
     print(f"wrote {path}")
 
 
@@ -167,9 +165,7 @@ def _onnxruntime(shape: shapes.Attention, dtype: str, q: Any, k: Any, v: Any, th
             num_heads=shape.heads,
             unidirectional=int(shape.causal),
         )
-        packed = (
-            np.ascontiguousarray(x.swapaxes(1, 2)).reshape(shape.batch, x.shape[2], -1) for x in (q, k, v)
-        )
+        packed = (np.ascontiguousarray(x.swapaxes(1, 2)).reshape(shape.batch, x.shape[2], -1) for x in (q, k, v))
         feeds = dict(zip(names, packed, strict=True))
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, x.shape) for n, x in feeds.items()]
     outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)]
@@ -201,9 +197,7 @@ def _openvino(shape: shapes.Attention, dtype: str, q: Any, k: Any, v: Any, threa
     request = harness.openvino_compile(model, threads, short)
     for i, x in enumerate((q, k, v)):
         words = x if dtype != "bfloat16" else x.view(np.uint16)
-        tensor = (
-            ov.Tensor(words, shared_memory=True) if dtype != "bfloat16" else ov.Tensor(words, x.shape, kind)
-        )
+        tensor = ov.Tensor(words, shared_memory=True) if dtype != "bfloat16" else ov.Tensor(words, x.shape, kind)
         request.set_input_tensor(i, tensor)
 
     def to_numpy(_: Any) -> np.ndarray:

@@ -116,15 +116,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return (
             "| "
             + " | ".join(
-                x.ljust(w) if c == 0 else x.rjust(w)
-                for c, (x, w) in enumerate(zip(cells, widths, strict=True))
+                x.ljust(w) if c == 0 else x.rjust(w) for c, (x, w) in enumerate(zip(cells, widths, strict=True))
             )
             + " |"
         )
 
-    rule = (
-        "|" + "|".join("-" * (w + 2) if c == 0 else "-" * (w + 1) + ":" for c, w in enumerate(widths)) + "|"
-    )
+    rule = "|" + "|".join("-" * (w + 2) if c == 0 else "-" * (w + 1) + ":" for c, w in enumerate(widths)) + "|"
     return "\n".join([row(lines[0]), rule, *map(row, lines[1:])])
 
 
@@ -169,9 +166,7 @@ def bar_plot(
     from matplotlib import pyplot
 
     cases = list(dict.fromkeys(case for groups in panels.values() for case in groups))
-    contenders = list(
-        dict.fromkeys(c for groups in panels.values() for bars in groups.values() for c in bars)
-    )
+    contenders = list(dict.fromkeys(c for groups in panels.values() for bars in groups.values() for c in bars))
     height = 0.8 / len(contenders)
     figure, all_axes = pyplot.subplots(
         1,
@@ -197,9 +192,7 @@ def bar_plot(
     first.set_yticks([i + 0.4 - height / 2 for i in range(len(cases))], cases, fontsize=8)
     first.invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.legend(
-        *first.get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders), fontsize=8
-    )
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders), fontsize=8)
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / f"{name}.png", dpi=110)
     pyplot.close(figure)

@@ -125,9 +125,7 @@ def encode_by_reference(
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return reference.layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], eps)
 
-    word, place, kind = (
-        w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
-    )
+    word, place, kind = (w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
     x = norm(word[ids] + place[: ids.shape[1]] + kind[0], "embeddings.LayerNorm")
     for i in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{i}"

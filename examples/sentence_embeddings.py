@@ -68,9 +68,7 @@ def progress(steps: Sequence[Any], label: str) -> Iterator[Any]:
         yield from track(steps, label, console=Console(stderr=True))
 
 
-def batches(
-    tokenizer: Any, sentences: Sequence[str], size: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(tokenizer: Any, sentences: Sequence[str], size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(which sentences, token numbers, mask) of batches of like length, so that little is padding."""
     tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(sentences))]
     order = np.argsort([len(t) for t in tokens], kind="stable")
@@ -139,9 +137,7 @@ def check(model: Any, config: Any, weights: Any, tokenizer: Any, sentences: Sequ
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="*", type=Path, help="text files, one sentence a line (default: a built-in set)")
     add("--top", type=int, default=8, metavar="N", help="how many pairs to print (default 8)")

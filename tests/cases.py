@@ -31,9 +31,7 @@ EDGE_LENGTHS = (1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65)
 LONG_EDGE_LENGTHS = (95, 96, 97, 127, 128, 129, 191, 192, 193, 257)
 
 # Options that a backend may not have yet: it then says so with NotImplementedError.
-LATER_OPTIONS = frozenset(
-    {"window", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "return_weights"}
-)
+LATER_OPTIONS = frozenset({"window", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "return_weights"})
 
 
 @dataclass(frozen=True)

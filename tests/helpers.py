@@ -106,9 +106,7 @@ def lse_tolerance(query: Array, key: Array, lse: Array, options: dict[str, Any],
 
 def assert_near(actual: Array, wanted: Array, tolerance: float, what: str = "") -> None:
     """NaN and infinities must be the same; all else within an absolute tolerance."""
-    np.testing.assert_allclose(
-        np.asarray(actual).astype(np.float64), wanted, rtol=0, atol=tolerance, err_msg=what
-    )
+    np.testing.assert_allclose(np.asarray(actual).astype(np.float64), wanted, rtol=0, atol=tolerance, err_msg=what)
 
 
 def assert_same_bits(actual: Array, wanted: Array, what: str = "") -> None:

@@ -28,9 +28,7 @@ SIZES = [  # batch, len_q, len_kv, dim_q, dim_k, dim_v, dim
 ]
 
 
-def arguments(
-    sizes: tuple[int, ...], dtype: str = "float32", seed: int = 0, large: float = 1.0
-) -> dict[str, Array]:
+def arguments(sizes: tuple[int, ...], dtype: str = "float32", seed: int = 0, large: float = 1.0) -> dict[str, Array]:
     """Everything that additive_attention takes, by name."""
     batch, len_q, len_kv, dim_q, dim_k, dim_v, dim = sizes
     rng = np.random.default_rng(seed)
@@ -50,9 +48,7 @@ def arguments(
 
 
 def split(a: dict[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-    return [a[n] for n in ("query", "key", "value")], {
-        n: x for n, x in a.items() if n not in ("query", "key", "value")
-    }
+    return [a[n] for n in ("query", "key", "value")], {n: x for n, x in a.items() if n not in ("query", "key", "value")}
 
 
 def tolerance(v: Array, len_kv: int, dtype: str, projected: float = 1.0) -> tuple[float, float]:
@@ -104,22 +100,15 @@ def test_multiplicative(backend, sizes, dtype, general):
     batch, len_q, len_kv, dim_q, dim_k, dim_v, _ = sizes
     dim_k = dim_k if general else dim_q
     query, key, value = (
-        normal(i, batch, *s, dtype=dtype)
-        for i, s in enumerate(((len_q, dim_q), (len_kv, dim_k), (len_kv, dim_v)))
+        normal(i, batch, *s, dtype=dtype) for i, s in enumerate(((len_q, dim_q), (len_kv, dim_k), (len_kv, dim_v)))
     )
-    w = (
-        (normal(4, dim_q, dim_k).astype(float) / (dim_q * dim_k) ** 0.5).astype(DTYPES[dtype])
-        if general
-        else None
-    )
+    w = (normal(4, dim_q, dim_k).astype(float) / (dim_q * dim_k) ** 0.5).astype(DTYPES[dtype]) if general else None
     options = visible(np.random.default_rng(1), sizes) | {"w": w}
     out, weights = regard.multiplicative_attention(query, key, value, **options, return_weights=True)
     want, want_weights = reference.multiplicative_attention(
         *[x.astype(float) for x in (query, key, value)], **as_float(options), return_weights=True
     )
-    projected = (
-        np.abs(query.astype(float)) if w is None else np.abs(query.astype(float)) @ np.abs(w.astype(float))
-    )
+    projected = np.abs(query.astype(float)) if w is None else np.abs(query.astype(float)) @ np.abs(w.astype(float))
     magnitude = (projected @ np.abs(key.astype(float)).swapaxes(1, 2)).max(initial=0.0)
     eps = compute_epsilon(dtype)
     relative = (
@@ -172,9 +161,7 @@ def test_shapes_of_previous_weights(backend):
     previous = a.pop("previous_weights")
     inputs, options = split(a)
     want = regard.location_sensitive_attention(*inputs, previous, **options)
-    for x, y in zip(
-        want, regard.location_sensitive_attention(*inputs, previous[:, :, 0], **options), strict=True
-    ):
+    for x, y in zip(want, regard.location_sensitive_attention(*inputs, previous[:, :, 0], **options), strict=True):
         assert_same_bits(y, x)
     flat = options | {"location_kernel": options["location_kernel"][:, 0]}
     assert_same_bits(regard.location_sensitive_attention(*inputs, previous, **flat)[0], want[0])
@@ -222,9 +209,9 @@ def pair_weights(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     inputs = (q[:, None], keys, keys[..., :1])
     with np.errstate(over="ignore"):
         weights = regard.additive_attention(*inputs, v=v, return_weights=True)[1]
-        want = reference.additive_attention(
-            *[x.astype(float) for x in inputs], v=v.astype(float), return_weights=True
-        )[1]
+        want = reference.additive_attention(*[x.astype(float) for x in inputs], v=v.astype(float), return_weights=True)[
+            1
+        ]
     return weights[:, 0, 0], want[:, 0, 0]
 
 
@@ -263,9 +250,9 @@ def test_error_where_the_ways_meet(backend, dtype):
     signs = rng.choice([-1, 1], (2000, 1))
     large = signs * rng.choice(limits, (2000, 1)) * rng.uniform(0.95, 1.05, (2000, 1))
     q = np.concatenate([large, rng.standard_normal((2000, 6)) * 3], axis=1).astype(dtype)
-    k = np.concatenate(
-        [-large + rng.uniform(-2, 2, (2000, 1)), rng.standard_normal((2000, 6)) * 3], axis=1
-    ).astype(dtype)
+    k = np.concatenate([-large + rng.uniform(-2, 2, (2000, 1)), rng.standard_normal((2000, 6)) * 3], axis=1).astype(
+        dtype
+    )
     order = rng.permutation(7)
     v = rng.uniform(-1, 1, 7).astype(dtype)
     weights, want = pair_weights(q[:, order], k[:, order], v)
@@ -290,9 +277,7 @@ def test_fully_masked_rows_and_no_keys_give_zero(backend):
     mask = np.ones((2, 5, 20), bool)
     mask[0, 2] = False
     for function, words in ((regard.additive_attention, options), (regard.multiplicative_attention, {})):
-        out, weights = function(
-            *inputs, **words, mask=mask, key_lengths=np.array([20, 0]), return_weights=True
-        )
+        out, weights = function(*inputs, **words, mask=mask, key_lengths=np.array([20, 0]), return_weights=True)
         assert not out[0, 2].any() and not out[1].any() and not weights[0, 2].any() and not weights[1].any()
         assert out[0, 3].any() and np.isfinite(out).all()
         none = function(inputs[0], inputs[1][:, :0], inputs[2][:, :0], **words)
@@ -314,15 +299,11 @@ def test_nothing_behind_a_mask_or_a_length_leaks(backend, bad, projected):
         x[:, [3, 50, 99]] = bad
         x[1, 101:] = bad
     location_options = options | {
-        k: x
-        for k, x in location((2, 6, 130, 8, 8, 9, 8), 2, 1, 3, "float32").items()
-        if k != "previous_weights"
+        k: x for k, x in location((2, 6, 130, 8, 8, 9, 8), 2, 1, 3, "float32").items() if k != "previous_weights"
     }
     previous = normal(5, 2, 130)
     calls = [
-        lambda *x: regard.additive_attention(
-            *x, **options, mask=mask, key_lengths=lengths, return_weights=True
-        ),
+        lambda *x: regard.additive_attention(*x, **options, mask=mask, key_lengths=lengths, return_weights=True),
         lambda *x: regard.multiplicative_attention(*x, mask=mask, key_lengths=lengths, return_weights=True),
         lambda *x: regard.location_sensitive_attention(
             *x, previous, **location_options, mask=mask & (np.arange(130) < lengths[:, None, None])
@@ -413,9 +394,7 @@ def test_strides_of_weights_and_masks(backend):
     want = regard.location_sensitive_attention(*inputs, previous, **options)
     for name in ("reversed", "every_other", "last_axis_slow"):
         arrange = STRIDES[name]
-        moved = {
-            n: arrange(x.view(np.uint8)).view(bool) if n == "mask" else arrange(x) for n, x in options.items()
-        }
+        moved = {n: arrange(x.view(np.uint8)).view(bool) if n == "mask" else arrange(x) for n, x in options.items()}
         for x, y in zip(regard.location_sensitive_attention(*inputs, previous, **moved), want, strict=True):
             assert_same_bits(x, y, name)
 

@@ -66,9 +66,7 @@ def test_rows_without_keys_are_zero_and_minus_infinity(backend, name):
 def test_weights(backend, name):
     query, key, value, options = problem(name, "float32")
     try:
-        out, lse, weights = regard.attention(
-            query, key, value, return_lse=True, return_weights=True, **options
-        )
+        out, lse, weights = regard.attention(query, key, value, return_lse=True, return_weights=True, **options)
     except NotImplementedError as error:
         pytest.skip(f"not implemented yet: {error}")
     x = [a.astype(np.float64) for a in (query, key, value)]

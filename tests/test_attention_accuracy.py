@@ -67,9 +67,7 @@ def float32_gate(gate_name: str) -> float:
     rng = np.random.default_rng(0)
     dim = query.shape[-1]
     orders = [np.arange(dim), *(rng.permutation(dim) for _ in range(15))]
-    return max(
-        max_error(reference.attention(query[..., o], key[..., o], value, **options), want) for o in orders
-    )
+    return max(max_error(reference.attention(query[..., o], key[..., o], value, **options), want) for o in orders)
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda c: c.name)

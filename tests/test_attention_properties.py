@@ -181,9 +181,7 @@ def test_whole_is_halves_merged_by_lse(backend, problem, dtype, share):
     (a, lse_a), (b, lse_b) = part(slice(0, cut)), part(slice(cut, None))
     merged_lse = np.logaddexp(lse_a, lse_b)
     with np.errstate(invalid="ignore"):  # -inf - -inf, where neither half sees a key
-        weight_a, weight_b = (
-            np.nan_to_num(np.exp(x - merged_lse), nan=0.0)[..., None] for x in (lse_a, lse_b)
-        )
+        weight_a, weight_b = (np.nan_to_num(np.exp(x - merged_lse), nan=0.0)[..., None] for x in (lse_a, lse_b))
     if options.get("layout") == "bshd":
         weight_a, weight_b = (x.swapaxes(1, 2) for x in (weight_a, weight_b))
     all_options = dict(options, bias=bias)

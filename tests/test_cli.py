@@ -98,9 +98,7 @@ def test_check_passes_on_this_machine(capsys: pytest.CaptureFixture[str]) -> Non
     assert "all right" in text
 
 
-def test_check_fails_on_a_wrong_operation(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_fails_on_a_wrong_operation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(**arguments: Any) -> Any:
         return regard.scaled_dot_product_attention(**arguments) * arguments["query"].dtype.type(1.02)
 

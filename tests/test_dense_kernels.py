@@ -76,9 +76,7 @@ def values_of(activation, t, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_activations_are_accurate_relative_to_their_size(backend, activation, dtype):
-    t = np.concatenate(
-        [np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 200), -np.geomspace(1e-20, 1, 200)]
-    )
+    t = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 200), -np.geomspace(1e-20, 1, 200)])
     t = t.astype(dtype).astype(np.float64)
     want = np.array([scalar_activation(activation, x) for x in t])
     error = np.abs(values_of(activation, t, dtype) - want)
@@ -110,17 +108,13 @@ def test_special_values_of_activations(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(1, 768, 97), (9, 129, 48), (50, 33, 130), (3, 5, 0), (3, 0, 5), (0, 5, 3)], ids=str
-)
+@pytest.mark.parametrize("shape", [(1, 768, 97), (9, 129, 48), (50, 33, 130), (3, 5, 0), (3, 0, 5), (0, 5, 3)], ids=str)
 def test_packed_weights_give_the_same_bits(backend, shape, dtype):
     x, weight, bias = layer(*shape, dtype)
     for b in (bias, None):
         packed = dense.pack_linear(weight, b)
         for activation in (None, "gelu"):
-            assert_same_bits(
-                regard.linear(x, packed, activation=activation), regard.linear(x, weight, b, activation)
-            )
+            assert_same_bits(regard.linear(x, packed, activation=activation), regard.linear(x, weight, b, activation))
     assert packed.shape == weight.shape
     assert packed.dtype == weight.dtype
 
@@ -177,9 +171,7 @@ def test_strides(backend, dtype):
     cube = np.zeros((4, 3, 6, 80), x.dtype)[:, :2, ::2, ::2]
     cube[...] = x.reshape(4, 2, 3, 40)
     assert_same_bits(regard.linear(cube, weight, bias), want.reshape(4, 2, 3, 70))
-    assert_same_bits(
-        regard.layer_norm(cube, x[0], x[1]), regard.layer_norm(x, x[0], x[1]).reshape(cube.shape)
-    )
+    assert_same_bits(regard.layer_norm(cube, x[0], x[1]), regard.layer_norm(x, x[0], x[1]).reshape(cube.shape))
     repeated = np.broadcast_to(x[:1], (5, 40))
     assert_same_bits(regard.linear(repeated, weight, bias), np.repeat(want[:1], 5, 0))
     # A strided output, and one that is also the input.
@@ -243,9 +235,7 @@ def test_norms(backend, features, dtype):
         (dense.add_rms_norm(x, residual, weight), rms * w),
     ):
         assert out.dtype == x.dtype
-        allowed = (
-            8 * amplified * (np.abs(w) + np.abs(b)) * (1 + np.abs(want)) + own * np.abs(want) + own * 1e-3
-        )
+        allowed = 8 * amplified * (np.abs(w) + np.abs(b)) * (1 + np.abs(want)) + own * np.abs(want) + own * 1e-3
         assert (np.abs(as_float64(out)[0] - want) <= allowed).all()
     zero = np.zeros_like(x)
     assert_same_bits(dense.add_layer_norm(x, zero, weight, bias), regard.layer_norm(x, weight, bias))

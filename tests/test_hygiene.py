@@ -42,9 +42,7 @@ def code(text: str) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
-def offences(
-    pattern: str | re.Pattern[str], *folders: str, allowed: re.Pattern[str] | None = None
-) -> list[str]:
+def offences(pattern: str | re.Pattern[str], *folders: str, allowed: re.Pattern[str] | None = None) -> list[str]:
     return [
         f"{path}: {match[0]}"
         for path, text in sources(*folders)
@@ -218,9 +216,7 @@ def test_version_is_said_once_a_place() -> None:
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git")
 def test_nothing_built_is_committed() -> None:
     try:
-        listed = subprocess.run(
-            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("git does not answer here")
     assert not [f for f in listed.split() if f.endswith((".so", ".o", ".whl", ".pyc", ".safetensors"))]

@@ -104,9 +104,7 @@ def attention_by_reference(module: Any, query: Any, key: Any, value: Any, mask: 
         for x, weight, b in zip(inputs, weights, bias, strict=True)
     )
     out, weights = reference.attention(q, k, v, mask=mask, layout="bshd", return_weights=True)
-    return reference.linear(
-        out.reshape(*out.shape[:2], -1), w["out_proj.weight"], w["out_proj.bias"]
-    ), weights
+    return reference.linear(out.reshape(*out.shape[:2], -1), w["out_proj.weight"], w["out_proj.bias"]), weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -192,9 +190,7 @@ def test_encoder_layer_against_the_reference(backend, norm_first, activation):
     def feed_forward(y: Any) -> Any:
         fused = activation if isinstance(activation, str) else None
         hidden = reference.linear(y, w["linear1.weight"], w["linear1.bias"], fused)
-        return reference.linear(
-            hidden if fused else activation(hidden), w["linear2.weight"], w["linear2.bias"]
-        )
+        return reference.linear(hidden if fused else activation(hidden), w["linear2.weight"], w["linear2.bias"])
 
     if norm_first:
         want = x + attend(norm(x, 1))
@@ -250,9 +246,7 @@ def test_norms_over_several_axes(backend):
     x = normal(0, 4, 3, 5)
     module = nn.LayerNorm((3, 5))
     module.load_state_dict(random_state(module))
-    want = reference.layer_norm(x.reshape(4, 15), module.weight.reshape(-1), module.bias.reshape(-1)).reshape(
-        x.shape
-    )
+    want = reference.layer_norm(x.reshape(4, 15), module.weight.reshape(-1), module.bias.reshape(-1)).reshape(x.shape)
     np.testing.assert_allclose(module(x), want, **AGREES)
     np.testing.assert_allclose(nn.RMSNorm(5)(x), reference.rms_norm(x, None, 2.0**-23), **AGREES)
     with pytest.raises(ValueError, match=r"expected shape \(\.\.\., 3, 5\)"):
@@ -463,9 +457,7 @@ def test_whole_transformer_agrees_with_torch(torch, backend, seed):
     padding = torch.arange(7) >= torch.tensor([[7], [4], [1]])
     call = {"tgt_mask": mask, "memory_key_padding_mask": padding}
     agrees(ours(src, tgt, **call), theirs(src, tgt, **call))
-    agrees(
-        ours(src, tgt, tgt_mask=mask, tgt_is_causal=True), theirs(src, tgt, tgt_mask=mask, tgt_is_causal=True)
-    )
+    agrees(ours(src, tgt, tgt_mask=mask, tgt_is_causal=True), theirs(src, tgt, tgt_mask=mask, tgt_is_causal=True))
     np.testing.assert_array_equal(nn.Transformer.generate_square_subsequent_mask(5), mask.numpy())
 
 

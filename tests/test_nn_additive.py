@@ -25,9 +25,7 @@ def module_and_inputs(dtype: str, bias: bool = True):
 def test_module_is_the_function(backend, dtype, bias):
     module, query, key = module_and_inputs(dtype, bias)
     lengths = np.array([40, 7, 0])
-    want = regard.additive_attention(
-        query, key, key, **module.state_dict(), key_lengths=lengths, return_weights=True
-    )
+    want = regard.additive_attention(query, key, key, **module.state_dict(), key_lengths=lengths, return_weights=True)
     out = module(query, key, key_lengths=lengths, return_weights=True)
     for x, y in zip(out, want, strict=True):
         assert_same_bits(x, y)
@@ -49,9 +47,7 @@ def test_precomputed_keys_serve_every_step(backend, dtype):
         assert out.dtype == query.dtype
         assert_near(out, want[:, i : i + 1].astype(float), near)
         assert_near(weights, want_weights[:, i : i + 1].astype(float), near)
-    assert_near(
-        module(query, projected, key[..., :2], key_lengths=lengths), want[..., :2].astype(float), near
-    )
+    assert_near(module(query, projected, key[..., :2], key_lengths=lengths), want[..., :2].astype(float), near)
 
 
 def test_torch_arrays():

@@ -133,9 +133,7 @@ def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
 
 
-def through_numpy(
-    operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """function(*args, **kwargs) with all arrays as NumPy's; results are of the first array's kind."""
     for x in itertools.chain(args, kwargs.values()):
         if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:

@@ -193,9 +193,7 @@ def _in_layout(names: str, layout: str) -> str:
     return " ".join(parts)
 
 
-def error(
-    operation: str, refusal: tuple[str, str, int], arguments: Mapping[str, Any], layout: str = ""
-) -> Exception:
+def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str, Any], layout: str = "") -> Exception:
     """The exception for a refusal (rule, argument, entry) of an operation called with `arguments`."""
     rule, argument, entry = refusal
     shapes = {a: _in_layout(s, layout) for a, s in SHAPES[operation].items()}

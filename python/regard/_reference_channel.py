@@ -84,9 +84,7 @@ def cbam(
     """spatial_attention(channel_attention(x)), rounded to x's dtype at the end only."""
     dtype, compute = dtypes_of(x)
     y = np.asarray(x).astype(compute)
-    y = channel_attention(
-        y, w_reduce, b_reduce, w_expand, b_expand, activation=activation, gate=gate, layout=layout
-    )
+    y = channel_attention(y, w_reduce, b_reduce, w_expand, b_expand, activation=activation, gate=gate, layout=layout)
     y = spatial_attention(y, w_spatial, b_spatial, gate=gate, layout=layout)
     return _into(out, y.astype(dtype))
 

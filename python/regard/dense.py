@@ -67,9 +67,7 @@ def pack_linear(weight: Any, bias: Any = None) -> PackedLinear:
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    result = _backend.cpu.pack_linear(
-        _arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias)
-    )
+    result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias))
     if type(result) is tuple:
         raise _checks.error("pack_linear", result, {"weight": weight, "bias": bias})
     out_features, in_features = weight.shape

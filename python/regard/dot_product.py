@@ -266,8 +266,7 @@ def _four_axes(x: Any) -> Any:
 
 def _same_but_heads(query: Any, key: Any, value: Any) -> bool:
     return (
-        tuple(query.shape[:-3]) == tuple(key.shape[:-3]) == tuple(value.shape[:-3])
-        and key.shape[-3] == value.shape[-3]
+        tuple(query.shape[:-3]) == tuple(key.shape[:-3]) == tuple(value.shape[:-3]) and key.shape[-3] == value.shape[-3]
     )
 
 

@@ -126,9 +126,7 @@ def attention(
         added = added - slopes * np.abs(distance).astype(compute)
     sink = None if sinks is None else np.asarray(sinks, compute)[:, None, None]
 
-    o, lse, weights = attend(
-        q, repeat_heads(k, heads), repeat_heads(v, heads), scale, softcap, added, visible, sink
-    )
+    o, lse, weights = attend(q, repeat_heads(k, heads), repeat_heads(v, heads), scale, softcap, added, visible, sink)
     o = heads_first(o, layout).astype(dtype)  # exchanging the axes twice restores them
     if out is not None:
         out[...] = o
@@ -196,9 +194,7 @@ def attend(
     return weighted_values(weights, v, s != -np.inf), lse, weights
 
 
-def scores(
-    q: Array, k: Array, scale: float | None, softcap: float | None, added: Array, visible: Array
-) -> Array:
+def scores(q: Array, k: Array, scale: float | None, softcap: float | None, added: Array, visible: Array) -> Array:
     """Scale, then softcap, then bias and ALiBi, then the mask, which is a true -inf."""
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[-1])

@@ -76,9 +76,7 @@ def _run(options: argparse.Namespace, torch: bool) -> None:
     with table.progress(len(cases), options.plain) as step:
         for operation, case in cases:
             step(f"{operation.name} {case.label}")
-            rows.append(
-                measured(operation, case, dtype, ceilings, torch=torch, seconds=seconds, rounds=rounds)
-            )
+            rows.append(measured(operation, case, dtype, ceilings, torch=torch, seconds=seconds, rounds=rounds))
     header = ["operation", "case", "ms", "GFLOP/s", "GB/s", "of ceiling", "NumPy ms", "faster"]
     header += ["torch ms", "faster"] if torch else []
     memory = ceilings.gbytes(_LARGEST_READ)
@@ -123,9 +121,7 @@ def measured(
     computing, moving = flops / peak / 1e9, moved / ceilings.gbytes(moved) / 1e9
     share = f"{max(computing, moving) / best:.0%} {'F' if computing > moving else 'B'}"
     rates = (f"{flops / best / 1e9:.1f}", f"{moved / best / 1e9:.1f}")
-    peers = [
-        text for name in ("numpy", "torch") if name == "numpy" or torch for text in _against(times, name)
-    ]
+    peers = [text for name in ("numpy", "torch") if name == "numpy" or torch for text in _against(times, name)]
     return [operation.name, case.label, _ms(best), *rates, share, *peers]
 
 

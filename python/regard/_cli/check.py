@@ -122,18 +122,13 @@ def epsilon(dtype: np.dtype) -> float:
 
 def _error(result: Any, expected: Any) -> float:
     if not isinstance(result, np.ndarray) or result.shape != expected.shape:
-        raise ValueError(
-            f"expected an array of shape {expected.shape}, got {getattr(result, 'shape', result)}"
-        )
+        raise ValueError(f"expected an array of shape {expected.shape}, got {getattr(result, 'shape', result)}")
     if result.size == 0:
         return 0.0
     have, want = result.astype(np.float64), np.asarray(expected, np.float64)
     finite = np.isfinite(want)
     # Infinities and NaN must be where the reference has them.
-    if (
-        not np.array_equal(have[~finite], want[~finite], equal_nan=True)
-        or not np.isfinite(have[finite]).all()
-    ):
+    if not np.array_equal(have[~finite], want[~finite], equal_nan=True) or not np.isfinite(have[finite]).all():
         return math.inf
     if not finite.any():
         return 0.0

@@ -53,11 +53,7 @@ def rows() -> list[tuple[str, str]]:
         ("compiler", str(_cpu_features.compiler)),
         ("instruction set", f"{_backend.isa}: {_why_picked()}"),
     ]
-    found += [
-        ("", f"{name}: {_state(name)}")
-        for name in reversed(_backend.INSTRUCTION_SETS)
-        if name != _backend.isa
-    ]
+    found += [("", f"{name}: {_state(name)}") for name in reversed(_backend.INSTRUCTION_SETS) if name != _backend.isa]
     found.append(("threads", _threads()))
     found.append(("CUDA", _cuda()))
     found += [
@@ -113,9 +109,7 @@ def _threads() -> str:
 def _cuda() -> str:
     if importlib.util.find_spec("regard._cuda") is None:
         driver = (
-            "a driver is present"
-            if Path("/proc/driver/nvidia/version").exists()
-            else "no driver is present either"
+            "a driver is present" if Path("/proc/driver/nvidia/version").exists() else "no driver is present either"
         )
         return f"no: this build has no CUDA kernels; {driver}"
     try:

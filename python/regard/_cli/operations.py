@@ -225,9 +225,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _linear_flops,
         check=(
             Case("plain", {"x": (37, 70), "weight": (45, 70)}),
-            Case(
-                "bias, relu", {"x": (3, 5, 129), "weight": (64, 129), "bias": (64,)}, {"activation": "relu"}
-            ),
+            Case("bias, relu", {"x": (3, 5, 129), "weight": (64, 129), "bias": (64,)}, {"activation": "relu"}),
             Case("gelu", {"x": (17, 64), "weight": (33, 64), "bias": (33,)}, {"activation": "gelu"}),
             Case("silu", {"x": (1, 300), "weight": (19, 300)}, {"activation": "silu"}),
             Case("no features", {"x": (4, 0), "weight": (5, 0), "bias": (5,)}),

@@ -127,13 +127,9 @@ class AdditiveAttention(Module):
         self._check("query", query, self.dim_query)
         seen = {"mask": mask, "key_lengths": key_lengths, "return_weights": return_weights}
         if not isinstance(key, ProjectedKeys):
-            return additive.additive_attention(
-                query, key, key if value is None else value, **weights.arrays, **seen
-            )
+            return additive.additive_attention(query, key, key if value is None else value, **weights.arrays, **seen)
         if key.dtype != query.dtype:
-            raise TypeError(
-                f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}"
-            )
+            raise TypeError(f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}")
         compute = key.projected.dtype
         if compute != query.dtype:
             weights = self._weights(compute)

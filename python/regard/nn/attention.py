@@ -62,9 +62,7 @@ class MultiheadAttention(Module):
     ) -> None:
         super().__init__(device, dtype)
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim: expected a positive multiple of num_heads = {num_heads}, got {embed_dim}"
-            )
+            raise ValueError(f"embed_dim: expected a positive multiple of num_heads = {num_heads}, got {embed_dim}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         self.kdim = embed_dim if kdim is None else kdim
@@ -74,13 +72,9 @@ class MultiheadAttention(Module):
             if self._same_dims:
                 setattr(self, f"{name}_proj_weight", None)
             else:
-                self.add_parameter(
-                    f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width)
-                )
+                self.add_parameter(f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width))
         if self._same_dims:
-            self.add_parameter(
-                "in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim)
-            )
+            self.add_parameter("in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim))
         else:
             self.in_proj_weight = None
         if bias:
@@ -189,9 +183,7 @@ class MultiheadAttention(Module):
                 f"key: expected the batch of query, {query.shape[not self.batch_first]}, got {describe(key)}"
             )
         if key.shape[:-1] != value.shape[:-1]:
-            raise ValueError(
-                f"value: expected the batch and length of key, {key.shape[:-1]}, got {describe(value)}"
-            )
+            raise ValueError(f"value: expected the batch and length of key, {key.shape[:-1]}, got {describe(value)}")
         return rank == 3
 
     # ---- Projections ----
@@ -208,9 +200,7 @@ class MultiheadAttention(Module):
             rows = slice(first * e, (first + len(which)) * e)
             name = "in_proj_weight" if self._same_dims else f"{which}_proj_weight"
             weight = self._parameters[name].as_numpy(dtype)
-            bias = (
-                None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
-            )
+            bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
             packed[which] = dense.pack_linear(weight[rows] if self._same_dims else weight, bias)
         return packed[which]
 
@@ -292,12 +282,9 @@ class MultiheadAttention(Module):
 
 def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
     expected = " or ".join(map(str, shapes))
-    if not isinstance(mask, np.ndarray) or (
-        mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")
-    ):
+    if not isinstance(mask, np.ndarray) or (mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")):
         raise TypeError(
-            f"{name}: expected a bool (True = ignore) or float array of shape {expected}, "
-            f"got {describe(mask)}"
+            f"{name}: expected a bool (True = ignore) or float array of shape {expected}, got {describe(mask)}"
         )
     if mask.shape not in shapes:
         raise ValueError(f"{name}: expected shape {expected}, got {describe(mask)}")

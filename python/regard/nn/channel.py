@@ -12,9 +12,7 @@ from regard.nn.module import Module, fan_in_uniform
 class _Convolution(Module):
     """The weights of one of PyTorch's convolutions; the modules below run them inside their own kernels."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: tuple[int, ...], bias: bool, device: Any, dtype: Any
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, ...], bias: bool, device: Any, dtype: Any) -> None:
         super().__init__(device, dtype)
         shape, fan_in = (outputs, inputs, *kernel), inputs * math.prod(kernel)
         self._matrix = math.prod(kernel) == 1

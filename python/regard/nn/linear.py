@@ -89,7 +89,6 @@ class Embedding(Module):
         if input.size and (input.min() < 0 or input.max() >= self.num_embeddings):
             outside = input[(input < 0) | (input >= self.num_embeddings)].flat[0]
             raise ValueError(
-                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, "
-                f"got {outside}"
+                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {outside}"
             )
         return np.take(table, input, axis=0)

@@ -27,9 +27,7 @@ class IncompatibleKeys(NamedTuple):
 class Parameter:
     """One weight: what was loaded, as it came, or else initial values drawn when first asked for."""
 
-    def __init__(
-        self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None
-    ):
+    def __init__(self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None):
         self.shape = shape
         self.value: Any = None  # what was loaded
         self._initial = initial
@@ -200,9 +198,7 @@ class Module:
         if packed is not None:
             return packed
         if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
-            raise TypeError(
-                f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}"
-            )
+            raise TypeError(f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}")
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:

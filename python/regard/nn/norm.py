@@ -85,9 +85,7 @@ class LayerNorm(_Norm):
     def of_sum(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
-        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(
-            x.shape
-        )
+        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(x.shape)
 
 
 class RMSNorm(_Norm):

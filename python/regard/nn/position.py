@@ -60,11 +60,7 @@ class PositionalEncoding(Module):
         """
         table = self._weights_for("x", x)
         axis = 1 if self.batch_first and x.ndim == 3 else 0
-        if (
-            x.ndim not in (2, 3)
-            or x.shape[-1] != self.d_model
-            or not 0 <= start <= self.max_len - x.shape[axis]
-        ):
+        if x.ndim not in (2, 3) or x.shape[-1] != self.d_model or not 0 <= start <= self.max_len - x.shape[axis]:
             raise ValueError(
                 f"x: expected d_model = {self.d_model} and positions from start = {start} "
                 f"within max_len = {self.max_len}, got {describe(x)}"

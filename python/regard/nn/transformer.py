@@ -24,15 +24,9 @@ def activation_of(activation: Any) -> str | Callable[[Any], Any]:
     `activation` is a name, or a function or module whose name or class is one (PyTorch's F.relu,
     nn.GELU() and so on), or any function of NumPy arrays.
     """
-    name = (
-        activation
-        if isinstance(activation, str)
-        else getattr(activation, "__name__", type(activation).__name__)
-    )
+    name = activation if isinstance(activation, str) else getattr(activation, "__name__", type(activation).__name__)
     if getattr(activation, "approximate", "none") != "none":
-        raise NotImplementedError(
-            f"activation: no kernel for gelu with approximate={activation.approximate!r}"
-        )
+        raise NotImplementedError(f"activation: no kernel for gelu with approximate={activation.approximate!r}")
     if name.lower() in _FUSED:
         return name.lower()
     if callable(activation):
@@ -173,9 +167,7 @@ class TransformerEncoderLayer(_Layer):
             bias, device, dtype, blocks=2,
         )  # fmt: skip
 
-    def forward(
-        self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False
-    ) -> Any:
+    def forward(self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Any:
         """src (len, batch, d_model), with batch_first (batch, len, d_model), or (len, d_model) -> the same.
 
         Masks and is_causal are those of MultiheadAttention: in bool ones True means ignore. At
@@ -183,9 +175,7 @@ class TransformerEncoderLayer(_Layer):
         """
 
         def attend(x: Any) -> Any:
-            return self.self_attn.forward(
-                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal
-            )[0]
+            return self.self_attn.forward(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal)[0]
 
         x = self._joined(src, self.norm1, attend)
         return self._joined(x, self.norm2, self._feed_forward)
@@ -230,9 +220,7 @@ class TransformerDecoderLayer(_Layer):
         """tgt (len_q, batch, d_model), memory (len_kv, batch, d_model) -> tgt's shape; or batch first."""
 
         def attend(x: Any) -> Any:
-            return self.self_attn.forward(
-                x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal
-            )[0]
+            return self.self_attn.forward(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal)[0]
 
         def attend_memory(x: Any) -> Any:
             return self.multihead_attn.forward(
@@ -372,12 +360,8 @@ class Transformer(Module):
         def norm() -> LayerNorm:
             return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
 
-        self.encoder = custom_encoder or TransformerEncoder(
-            TransformerEncoderLayer(*layer), num_encoder_layers, norm()
-        )
-        self.decoder = custom_decoder or TransformerDecoder(
-            TransformerDecoderLayer(*layer), num_decoder_layers, norm()
-        )
+        self.encoder = custom_encoder or TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
+        self.decoder = custom_decoder or TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
     def forward(
