@@ -81,7 +81,10 @@ def main() -> None:
         "`ms` is the fastest round; a ratio is the median of the ratios within rounds of one interleaved run."
     )
     print(
-        f"wrote {harness.write_results('additive-cpu', 'Additive attention on a CPU', about, header, rows, threads=options.threads)}"
+        "wrote",
+        harness.write_results(
+            "additive-cpu", "Additive attention on a CPU", about, header, rows, threads=options.threads
+        ),
     )
 
 

@@ -334,7 +334,7 @@ def test_infinite_sums_saturate(backend):
 
 
 def test_projections_beyond_float32_saturate(backend):
-    """The sum of two products that each leave float32's range, of opposite signs: the plain path takes it in float64."""
+    """The sum of products that each leave float32's range, of opposite signs: the plain path takes it in float64."""
     a = arguments((1, 2, 5, 2, 2, 3, 4))
     inputs, options = split(a)
     inputs[1][0, 3] = [2e38, 2e38]
@@ -482,11 +482,11 @@ def test_errors_name_the_argument(operation, argument, spoil, words):
 
 def test_without_projections_dimensions_must_agree():
     q, k = normal(0, 1, 2, 5), normal(1, 1, 3, 6)
-    with pytest.raises(ValueError, match="query: .*unless w_query is given"):
+    with pytest.raises(ValueError, match=r"query: .*unless w_query is given"):
         regard.additive_attention(q, k, k, v=normal(2, 6))
-    with pytest.raises(ValueError, match="key: .*unless w_key is given"):
+    with pytest.raises(ValueError, match=r"key: .*unless w_key is given"):
         regard.additive_attention(q, k, k, v=normal(2, 5))
-    with pytest.raises(ValueError, match="key: .*unless w is given"):
+    with pytest.raises(ValueError, match=r"key: .*unless w is given"):
         regard.multiplicative_attention(q, k, k)
 
 

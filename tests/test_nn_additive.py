@@ -61,9 +61,9 @@ def test_torch_arrays():
 
 def test_mistakes_are_named():
     module, query, key = module_and_inputs("float32")
-    with pytest.raises(ValueError, match="query: .*dim_query = 12"):
+    with pytest.raises(ValueError, match=r"query: .*dim_query = 12"):
         module(key, key)
-    with pytest.raises(ValueError, match="key: .*dim_key = 20"):
+    with pytest.raises(ValueError, match=r"key: .*dim_key = 20"):
         module.precompute(query)
     with pytest.raises(TypeError, match="key: expected the dtype of query"):
         module(query, module.precompute(key.astype(np.float64)))

@@ -240,7 +240,7 @@ def spatial_attention(
     layout: str = "nchw",
     out: Any = None,
 ) -> Any:
-    """CBAM's spatial attention: rescale each position by a weight computed from the channels' mean and maximum around it.
+    """CBAM's spatial attention: rescale each position by a weight from the channels' mean and maximum around it.
 
     ``out = x * gate(conv(mean_c(x), max_c(x)) + b_spatial)``, position by position; conv is a
     cross-correlation (as PyTorch's convolutions are) of two planes into one, padded with zeros.
