@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from regard.nn.additive import AdditiveAttention
 from regard.nn.attention import MultiheadAttention
+from regard.nn.channel import CBAM, EfficientChannelAttention, SqueezeExcitation
 from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
@@ -17,6 +19,9 @@ from regard.nn.transformer import (
 )
 
 __all__ = [
+    "CBAM",
+    "AdditiveAttention",
+    "EfficientChannelAttention",
     "Embedding",
     "FeedForward",
     "LayerNorm",
@@ -26,6 +31,7 @@ __all__ = [
     "MultiheadAttention",
     "PositionalEncoding",
     "RMSNorm",
+    "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
