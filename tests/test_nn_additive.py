@@ -15,7 +15,7 @@ def module_and_inputs(dtype: str, bias: bool = True):
     shapes = {name: x.shape for name, x in module.state_dict().items()}
     assert shapes == {"w_query": (33, 12), "w_key": (33, 20), "v": (33,)} | ({"bias": (33,)} if bias else {})
     module.load_state_dict(
-        {n: normal(i, *s, dtype=dtype) / DTYPES[dtype](4) for i, (n, s) in enumerate(shapes.items())}
+        {n: normal(i, *s, dtype=dtype) / np.asarray(4, DTYPES[dtype]) for i, (n, s) in enumerate(shapes.items())}
     )
     return module, normal(7, 3, 5, 12, dtype=dtype), normal(8, 3, 40, 20, dtype=dtype)
 
