@@ -38,8 +38,9 @@ regard.linear(x, x[: 1 << 10])
 @pytest.mark.parametrize("call", LONG_CALLS)
 def test_ctrl_c(isa, call):
     code = f"""
-import resource
+import resource, signal
 import numpy as np, regard
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits "ignore"
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # what takes more than this is a bug
 one = np.ones((1, 1, 1, 64), np.float32)
 print("started", flush=True)
