@@ -2,7 +2,8 @@
 
     python bench/bench_channel.py [--threads 2] [--seconds 2] [--only CBAM ...] [--dry]
 
-PyTorch gets channels_last tensors for NHWC. Both contenders allocate their results. Writes bench/results/channel-cpu.md.
+PyTorch gets channels_last tensors for NHWC. Both contenders allocate their results.
+Writes bench/results/channel-cpu.md.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def calls(case: tuple[str, int, int, int, int, int], layout: str) -> dict[str, C
         if name == "ECA":
             return (
                 t
-                * torch.sigmoid(f.conv1d(mean[:, :, 0].transpose(1, 2), conv_taps, padding=2)).transpose(
-                    1, 2
-                )[..., None]
+                * torch.sigmoid(f.conv1d(mean[:, :, 0].transpose(1, 2), conv_taps, padding=2)).transpose(1, 2)[
+                    ..., None
+                ]
             )
         y = t * torch.sigmoid(network(mean) + network(f.adaptive_max_pool2d(t, 1)))
         planes = torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1)
@@ -127,9 +128,7 @@ def main() -> None:
         "rounds of one interleaved run. Written by `python bench/bench_channel.py`."
     )
     title = "Channel and spatial attention on a CPU"
-    print(
-        f"wrote {harness.write_results('channel-cpu', title, about, header, rows, threads=options.threads)}"
-    )
+    print(f"wrote {harness.write_results('channel-cpu', title, about, header, rows, threads=options.threads)}")
 
 
 if __name__ == "__main__":
