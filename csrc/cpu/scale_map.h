@@ -54,10 +54,7 @@ template <class S, class T, bool ByPosition> class ScaleMap {
       for (std::int64_t i = 0; i < n; ++i) scalar(x + i, out + i, weight, ByPosition ? by_position[i] : T(1));
       return;
     }
-    // The last vector overlaps the one before it: computed before anything is written, it is right in place, too.
-    const V last = scaled(n - kW);
-    for (std::int64_t i = 0; i + kW <= n; i += kW) store_as(out + i, scaled(i));
-    store_as(out + n - kW, last);
+    write(out, n, scaled);
   }
 
   static void pixel(const S* x, S* out, std::int64_t n, const T* by_channel, T position) {
@@ -71,8 +68,30 @@ template <class S, class T, bool ByPosition> class ScaleMap {
       for (std::int64_t i = 0; i < n; ++i) scalar(x + i, out + i, by_channel[i], position);
       return;
     }
+    write(out, n, scaled);
+  }
+
+  // Rows this long have their stores aligned: a vector across two cache lines costs two of them, and NumPy's arrays
+  // start 16 bytes off a line. Rescaling 8x256x7x7 in pixels, from L2: 8.9 us against 10.5; from memory no difference.
+  // (Stores past the caches lost, on 8x256x56x56 one thread: 2.18 ms against 1.99 in planes, 10.5 against 2.3 in
+  // pixels, and 7.7 against 7.4 with the result read afterwards. AMD EPYC, Zen 4, 1 MiB L2.)
+  static constexpr std::int64_t kWorthAligning = 8 * kW;
+
+  // The last vector overlaps the one before it, the second the first: in place, both are computed before the overlap
+  // is written.
+  template <class F> static void write(S* out, std::int64_t n, F&& scaled) {
     const V last = scaled(n - kW);
-    for (std::int64_t i = 0; i + kW <= n; i += kW) store_as(out + i, scaled(i));
+    std::int64_t i = 0;
+    if (n >= kWorthAligning) {
+      constexpr std::uintptr_t bytes = kW * sizeof(S);
+      const auto beyond = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(out) % bytes / sizeof(S));
+      const V first = scaled(0);
+      const V second = scaled(kW - beyond);
+      store_as(out, first);
+      store_as(out + kW - beyond, second);
+      i = 2 * kW - beyond;
+    }
+    for (; i + kW <= n; i += kW) store_as(out + i, scaled(i));
     store_as(out + n - kW, last);
   }
 };
