@@ -535,6 +535,7 @@ def test_a_long_call_is_interrupted():
     done = run_python("""
 import signal, threading, time
 import numpy as np, regard
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits "ignore"
 q = np.ones((4, 20000, 256), np.float32)
 threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
 started = time.monotonic()
