@@ -61,10 +61,10 @@ print("usable", flush=True)
         text=True,
         env=os.environ | {"REGARD_ISA": isa},
     )
+    assert child.stdout is not None and child.stderr is not None
     hung = threading.Timer(60, child.kill)
     hung.start()
     try:
-        assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == "started\n"
         time.sleep(0.5)  # into the call
         begin = time.monotonic()
@@ -78,6 +78,8 @@ print("usable", flush=True)
         hung.cancel()
         child.kill()
         child.wait()
+        child.stdout.close()
+        child.stderr.close()
     assert said == "interrupted\n", errors
     assert (rest, child.returncode) == ("usable\n", 0), errors
     # The promise is 0.2 s on a free machine.
