@@ -59,7 +59,7 @@ def score_error(query: Array, key: Array, options: dict[str, Any], dtype: str) -
     q, k = (np.abs(x) for x in as_float64(query, key))
     if options.get("layout") == "bshd":
         q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
-    terms = (q @ reference.repeat_heads(k, q.shape[1]).swapaxes(-1, -2)).max(initial=0.0)
+    terms = (q @ reference.dot_product.repeat_heads(k, q.shape[1]).swapaxes(-1, -2)).max(initial=0.0)
     scale = options.get("scale")
     magnitude = terms * abs(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if options.get("bias") is not None:

@@ -12,7 +12,7 @@ from cases import DTYPES, STRIDES
 from helpers import EPSILON, assert_near, assert_same_bits, compute_epsilon, normal, run_python
 from hypothesis import given
 from hypothesis import strategies as st
-from regard import _reference_additive as reference
+from regard import reference
 
 Array = Any
 

@@ -124,7 +124,7 @@ def test_output_lies_within_the_values(backend, problem, dtype):
     if options.get("layout") == "bshd":
         out, value = out.swapaxes(1, 2), value.swapaxes(1, 2)
         axis = 2
-    values = reference.repeat_heads(as_float64(value)[0], out.shape[1])
+    values = reference.dot_product.repeat_heads(as_float64(value)[0], out.shape[1])
     low, high = values.min(axis, keepdims=True), values.max(axis, keepdims=True)
     sees = (lse != -np.inf)[..., None]
     # An average in exact arithmetic lies within; weights that sum to 1 within n roundings, and
@@ -159,7 +159,7 @@ def test_whole_is_halves_merged_by_lse(backend, problem, dtype, share):
     mask = np.broadcast_to(options.pop("mask", np.True_), shape)
     bias = np.broadcast_to(options.pop("bias", np.float32(0)), shape)
     if options.pop("causal", False):
-        right = reference.distance_to_diagonal(*shape[2:], options.pop("alignment"))
+        right = reference.dot_product.distance_to_diagonal(*shape[2:], options.pop("alignment"))
         mask = mask & (right <= 0)
     axis = 1 if options.get("layout") == "bshd" else 2
     cut = round(share * key.shape[axis])

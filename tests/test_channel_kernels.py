@@ -13,7 +13,7 @@ import pytest
 import regard
 from cases import DTYPES, every_other, last_axis_slow, misaligned, reversed_view
 from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
-from regard import _reference_channel, reference
+from regard import reference
 
 # (batch, channels, reduced, height, width, kernel): around vectors of 2 to 16 lanes, blocks of 32 to 256
 # positions, single positions and channels, maps above and below what one thread takes whole.
@@ -55,16 +55,16 @@ OPERATIONS = {
         MLP, _positional(regard.squeeze_excitation), _positional(reference.squeeze_excitation)
     ),
     "channel_attention": Operation(
-        MLP, _positional(regard.channel_attention), _positional(_reference_channel.channel_attention)
+        MLP, _positional(regard.channel_attention), _positional(reference.channel_attention)
     ),
     "spatial_attention": Operation(
-        SPATIAL, _positional(regard.spatial_attention), _positional(_reference_channel.spatial_attention)
+        SPATIAL, _positional(regard.spatial_attention), _positional(reference.spatial_attention)
     ),
-    "cbam": Operation((*MLP, *SPATIAL), _by_name(regard.cbam), _by_name(_reference_channel.cbam)),
+    "cbam": Operation((*MLP, *SPATIAL), _by_name(regard.cbam), _by_name(reference.cbam)),
     "efficient_channel_attention": Operation(
         ("w",),
         _positional(regard.efficient_channel_attention),
-        _positional(_reference_channel.efficient_channel_attention),
+        _positional(reference.efficient_channel_attention),
     ),
 }
 
@@ -122,7 +122,7 @@ def test_agrees_with_the_reference(backend, operation, shape, dtype, layout):
 def test_global_max_pool(backend, shape, dtype, layout):
     x = image(shape, layout, dtype)
     out = regard.global_max_pool(x, layout=layout)
-    assert_same_bits(out, _reference_channel.global_max_pool(x, layout=layout))
+    assert_same_bits(out, reference.global_max_pool(x, layout=layout))
 
 
 @pytest.mark.parametrize("gate", ["sigmoid", "tanh", "hard_sigmoid", ("hard_sigmoid", 0.2, 0.4)], ids=str)

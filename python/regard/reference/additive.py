@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["additive_attention", "location_sensitive_attention", "multiplicative_attention"]
-
 
 def _float64(x: Any) -> Any:
     return None if x is None else np.asarray(x).astype(np.float64)

@@ -1,6 +1,6 @@
-"""The specification of channel and spatial attention in plain NumPy.
+"""Channel and spatial attention.
 
-Papers: Woo et al., "CBAM" (2018); Wang et al., "ECA-Net" (2020).
+Papers: Hu et al., "Squeeze-and-excitation networks" (2018); Woo et al., "CBAM" (2018); Wang et al., "ECA-Net" (2020).
 """
 
 from __future__ import annotations
@@ -9,9 +9,54 @@ from typing import Any
 
 import numpy as np
 
-from regard.reference import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, image_axes, unwarned
+from regard.reference._functions import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, unwarned
 
 Array = Any
+
+
+@unwarned
+def global_average_pool(x: Array, layout: str = "nchw") -> Array:
+    """Mean over the image: (batch, channels) from (batch, channels, height, width) or nhwc."""
+    dtype, compute = dtypes_of(x)
+    return np.asarray(x).astype(compute).mean(axis=image_axes(x, layout)).astype(dtype)
+
+
+@unwarned
+def squeeze_excitation(
+    x: Array,
+    w_reduce: Array,
+    b_reduce: Array | None,
+    w_expand: Array,
+    b_expand: Array | None,
+    *,
+    activation: str = "relu",
+    gate: str | tuple[str, float, float] = "sigmoid",
+    layout: str = "nchw",
+    out: Array | None = None,
+) -> Array:
+    """x * gate(w_expand activation(w_reduce mean(x) + b_reduce) + b_expand)  [1]_.
+
+    w_reduce (reduced, channels) and w_expand (channels, reduced) are laid out as `linear` has
+    them, which includes 1 x 1 convolutions without their last two axes.
+
+    .. [1] Hu et al., Squeeze-and-excitation networks, 2018
+    """
+    dtype, compute = dtypes_of(x)
+    axes = image_axes(x, layout)
+    x = np.asarray(x).astype(compute)
+    squeezed = x.mean(axis=axes)
+    hidden = chosen(ACTIVATIONS, activation)(affine(squeezed, w_reduce, b_reduce))
+    gates = gate_function(gate)(affine(hidden, w_expand, b_expand))
+    result = (x * np.expand_dims(gates, axes)).astype(dtype)
+    return _into(out, result)
+
+
+def image_axes(x: Array, layout: str) -> tuple[int, int]:
+    if layout not in ("nchw", "nhwc"):
+        raise ValueError(f'layout must be "nchw" or "nhwc", got {layout!r}')
+    if np.ndim(x) != 4:
+        raise ValueError(f"x must have 4 axes, got shape {np.shape(x)}")
+    return (2, 3) if layout == "nchw" else (1, 2)
 
 
 @unwarned

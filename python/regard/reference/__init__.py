@@ -1,0 +1,45 @@
+"""Every operation of regard in plain NumPy: the specification.
+
+The functions have the names and signatures of the public ones and are written for reading beside
+the papers, one small named step after another; nothing here is fast. Compiled kernels are right
+when they agree with it.
+
+Precision. float64 and float32 inputs are computed in their own precision, so that the error of
+plain float32 NumPy can be measured; float16 and bfloat16 are computed in float32 and rounded once,
+at the end. For a result to compare against, convert the inputs to float64 first.
+
+Dimensions: batch, heads, heads_kv, len_q, len_kv, dim_qk, dim_v.
+"""
+
+from __future__ import annotations
+
+from regard.reference.additive import additive_attention, location_sensitive_attention, multiplicative_attention
+from regard.reference.channel import (
+    cbam,
+    channel_attention,
+    efficient_channel_attention,
+    global_average_pool,
+    global_max_pool,
+    spatial_attention,
+    squeeze_excitation,
+)
+from regard.reference.dense import layer_norm, linear, rms_norm
+from regard.reference.dot_product import attention, scaled_dot_product_attention
+
+__all__ = [
+    "additive_attention",
+    "attention",
+    "cbam",
+    "channel_attention",
+    "efficient_channel_attention",
+    "global_average_pool",
+    "global_max_pool",
+    "layer_norm",
+    "linear",
+    "location_sensitive_attention",
+    "multiplicative_attention",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "spatial_attention",
+    "squeeze_excitation",
+]
