@@ -30,9 +30,6 @@ DTYPES = {
 EDGE_LENGTHS = (1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65)
 LONG_EDGE_LENGTHS = (95, 96, 97, 127, 128, 129, 191, 192, 193, 257)
 
-# Options that a backend may not have yet: it then says so with NotImplementedError.
-LATER_OPTIONS = frozenset({"window", "alibi_slopes", "sinks", "query_lengths", "key_lengths", "return_weights"})
-
 
 @dataclass(frozen=True)
 class Case:
@@ -60,10 +57,6 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     # Subsets other than "every case in float32": "dtypes" runs in all of them.
     tags: frozenset[str] = frozenset()
-
-    @property
-    def uses_later_options(self) -> bool:
-        return bool(LATER_OPTIONS & self.options.keys())
 
 
 def case(name: str, *tags: str, **words: Any) -> Case:

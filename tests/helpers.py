@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import regard
-from cases import CASES, DTYPES, Array, Case, build
+from cases import CASES, DTYPES, Array, build
 from regard import reference
 
 EPSILON = {
@@ -38,16 +37,6 @@ def expected(name: str, dtype: str) -> tuple[Array, Array]:
     query, key, value, options = problem(name, dtype)
     out, lse = reference.attention(*as_float64(query, key, value), return_lse=True, **options)
     return out, lse
-
-
-def attention_or_skip(case: Case, *arrays: Array, **options: Any) -> Any:
-    """regard.attention; where it says that an option has not come yet, the test is skipped."""
-    try:
-        return regard.attention(*arrays, **options)
-    except NotImplementedError as error:
-        if not case.uses_later_options:
-            raise
-        pytest.skip(f"not implemented yet: {error}")
 
 
 def score_error(query: Array, key: Array, options: dict[str, Any], dtype: str) -> float:

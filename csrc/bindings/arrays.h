@@ -25,11 +25,15 @@ inline DType dtype_of_numpy(const py::dtype& t) {
     case py::detail::npy_api::NPY_BOOL_: return DType::boolean;
     default: break;
   }
+  if (t.kind() == 'i' && t.itemsize() == 1) return DType::int8;
   if (t.kind() == 'i' && t.itemsize() == 4) return DType::int32;
   if (t.kind() == 'i' && t.itemsize() == 8) return DType::int64;
   // ml_dtypes registers its types at run time: known by name only.
-  if (t.itemsize() == 2 && std::strstr(reinterpret_cast<PyTypeObject*>(t.attr("type").ptr())->tp_name, "bfloat16") != nullptr)
-    return DType::bfloat16;
+  if (t.itemsize() > 2) return DType::other;
+  const char* const name = reinterpret_cast<PyTypeObject*>(t.attr("type").ptr())->tp_name;
+  if (t.itemsize() == 2 && std::strstr(name, "bfloat16") != nullptr) return DType::bfloat16;
+  if (t.itemsize() == 1 && std::strstr(name, "float8_e4m3fn") != nullptr && std::strstr(name, "fnuz") == nullptr)
+    return DType::float8_e4m3fn;
   return DType::other;
 }
 

@@ -5,50 +5,156 @@
 namespace regard::bindings {
 namespace {
 
-py::object attention(const py::object& query, const Array& key, const Array& value, const Array& mask, const Array& bias,
-                     const Array& alibi_slopes, const Array& sinks, const Array& query_lengths, const Array& key_lengths,
-                     const py::object& out, std::int64_t window_left, std::int64_t window_right, int alignment, double scale,
-                     double softcap, bool sequence_first, bool return_lse) {
-  AttentionProblem p;
-  p.query = py::cast<Array>(query);
-  p.key = key;
-  p.value = value;
-  p.mask = mask;
-  p.bias = bias;
-  p.alibi_slopes = alibi_slopes;
-  p.sinks = sinks;
-  p.query_lengths = query_lengths;
-  p.key_lengths = key_lengths;
-  p.out = py::cast<Array>(out);
+// The arguments that every kind of call has.
+struct Options {
+  Array mask;
+  Array bias;
+  Array alibi_slopes;
+  Array sinks;
+  Array query_lengths;
+  Array key_lengths;
+};
+
+// (row_offsets, columns, block_q, block_kv, batch, heads, len_q, len_kv), or None.
+BlockMask block_mask_of(const py::object& x) {
+  BlockMask m;
+  if (x.is_none()) return m;
+  const auto t = py::cast<py::tuple>(x);
+  m.offsets = py::cast<Array>(t[0]);
+  m.columns = py::cast<Array>(t[1]);
+  std::int64_t* const sizes[] = {&m.block_q, &m.block_kv, &m.batch, &m.heads, &m.len_q, &m.len_kv};
+  for (std::size_t i = 0; i < 6; ++i) *sizes[i] = py::cast<std::int64_t>(t[i + 2]);
+  return m;
+}
+
+void set_options(AttentionProblem& p, const Options& o, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
+                 int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed) {
+  p.mask = o.mask;
+  p.bias = o.bias;
+  p.alibi_slopes = o.alibi_slopes;
+  p.sinks = o.sinks;
+  p.query_lengths = o.query_lengths;
+  p.key_lengths = o.key_lengths;
+  p.block_mask = block_mask_of(block_mask);
   p.window_left = window_left;
   p.window_right = window_right;
   p.alignment = static_cast<Alignment>(alignment);
   p.scale = scale;
   p.softcap = softcap;
-  if (sequence_first) p.swap_sequence_and_heads();
+  p.dropout = {dropout_p, seed};
+}
+
+// Checks, allocates what is missing, computes: [out, lse, weights], the last two where asked for.
+py::object attend(AttentionProblem& p, const py::object& query, const py::object& out, bool sequence_first, bool return_lse,
+                  bool return_weights) {
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
-
+  const bool packed = p.storage == Storage::packed;
   py::list outputs;
-  Array made = p.out;
-  if (!made.present()) {
-    made.dtype = p.query.dtype;
-    if (sequence_first) {
-      outputs.append(output(out, query, {p.batch(), p.len_q(), p.heads(), p.dim_v()}, made));
-      made.swap_axes(1, 2);
-    } else {
-      outputs.append(output(out, query, {p.batch(), p.heads(), p.len_q(), p.dim_v()}, made));
-    }
-    p.out = made;
-  } else {
+  if (p.out.present()) {
     outputs.append(out);
+  } else {
+    Array made;
+    made.dtype = p.query.dtype;
+    const std::int64_t rows = p.query.shape[2];
+    if (packed)
+      outputs.append(output(out, query, {rows, p.heads(), p.dim_v()}, made));
+    else if (sequence_first)
+      outputs.append(output(out, query, {p.batch(), rows, p.heads(), p.dim_v()}, made));
+    else
+      outputs.append(output(out, query, {p.batch(), p.heads(), rows, p.dim_v()}, made));
+    if (packed) made.insert_axis(0);
+    if (packed || sequence_first) made.swap_axes(1, 2);
+    p.out = made;
   }
   if (return_lse) {
-    py::array lse = allocate(py::dtype::of<float>(), {p.batch(), p.heads(), p.len_q()});
+    py::array lse = packed ? allocate(py::dtype::of<float>(), {p.heads(), p.query.shape[2]})
+                           : allocate(py::dtype::of<float>(), {p.batch(), p.heads(), p.len_q()});
     p.lse = view_of(lse);
+    if (packed) p.lse.insert_axis(0);
     outputs.append(lse);
   }
-  without_gil([&] { cpu::attention_forward(p); });
+  if (return_weights) {
+    p.weights.dtype = p.query.dtype;
+    outputs.append(output(py::none(), query, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, p.weights));
+  }
+  without_gil([&] {
+    cpu::attention_forward(p);
+    if (return_weights) cpu::attention_weights(p, Stage::weights);
+  });
+  return outputs;
+}
+
+py::object attention(const py::object& query, const Array& key, const Array& value, const Array& mask, const Array& bias,
+                     const Array& alibi_slopes, const Array& sinks, const Array& query_lengths, const Array& key_lengths,
+                     const py::object& out, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
+                     int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, bool sequence_first,
+                     bool return_lse, bool return_weights) {
+  AttentionProblem p;
+  p.query = py::cast<Array>(query);
+  p.key = key;
+  p.value = value;
+  p.out = py::cast<Array>(out);
+  set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
+              softcap, dropout_p, seed);
+  if (sequence_first) p.swap_sequence_and_heads();
+  return attend(p, query, out, sequence_first, return_lse, return_weights);
+}
+
+py::object attention_varlen(const py::object& query, const Array& key, const Array& value, const Array& cu_seqlens_q,
+                            const Array& cu_seqlens_kv, const Array& mask, const Array& bias, const Array& alibi_slopes, const Array& sinks,
+                            const Array& query_lengths, const Array& key_lengths, const py::object& out, const py::object& block_mask,
+                            std::int64_t window_left, std::int64_t window_right, int alignment, double scale, double softcap,
+                            double dropout_p, std::uint64_t seed, bool return_lse, bool return_weights) {
+  AttentionProblem p;
+  p.storage = Storage::packed;
+  p.query = py::cast<Array>(query);
+  p.key = key;
+  p.value = value;
+  p.cu_seqlens_q = cu_seqlens_q;
+  p.cu_seqlens_kv = cu_seqlens_kv;
+  p.out = py::cast<Array>(out);
+  set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
+              softcap, dropout_p, seed);
+  return attend(p, query, out, false, return_lse, return_weights);
+}
+
+py::object attention_paged(const py::object& query, const Array& key_pages, const Array& value_pages, const Array& page_table,
+                           const Array& key_scales, const Array& value_scales, const Array& mask, const Array& bias,
+                           const Array& alibi_slopes, const Array& sinks, const Array& query_lengths, const Array& key_lengths,
+                           const py::object& out, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
+                           int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, bool sequence_first,
+                           bool return_lse, bool return_weights) {
+  AttentionProblem p;
+  p.storage = Storage::paged;
+  p.query = py::cast<Array>(query);
+  p.key = key_pages;
+  p.value = value_pages;
+  p.page_table = page_table;
+  p.key_scales = key_scales;
+  p.value_scales = value_scales;
+  p.out = py::cast<Array>(out);
+  set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
+              softcap, dropout_p, seed);
+  if (sequence_first)
+    for (Array* x : {&p.query, &p.out})
+      if (x->rank == 4) x->swap_axes(1, 2);
+  return attend(p, query, out, sequence_first, return_lse, return_weights);
+}
+
+py::object attention_scores(const py::object& query, const Array& key, const Array& mask, const Array& bias, const Array& alibi_slopes,
+                            const Array& sinks, const Array& query_lengths, const Array& key_lengths, std::int64_t window_left,
+                            std::int64_t window_right, int alignment, double scale, double softcap, int stage) {
+  AttentionProblem p;
+  p.query = py::cast<Array>(query);
+  p.key = p.value = key;
+  set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, py::none(), window_left, window_right, alignment, scale,
+              softcap, 0, 0);
+  if (const Refusal r = p.check()) return refused(r);
+  py::list outputs;
+  p.weights.dtype = p.query.dtype;
+  outputs.append(output(py::none(), query, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, p.weights));
+  without_gil([&] { cpu::attention_weights(p, static_cast<Stage>(stage)); });
   return outputs;
 }
 
@@ -56,9 +162,22 @@ py::object attention(const py::object& query, const Array& key, const Array& val
 
 void bind_attention(py::module_& m) {
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
-        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("window_left"),
-        py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("sequence_first"),
-        py::arg("return_lse"));
+        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
+        py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
+        py::arg("seed"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
+  m.def("attention_varlen", &attention_varlen, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("cu_seqlens_q"),
+        py::arg("cu_seqlens_kv"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"),
+        py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"), py::arg("window_right"),
+        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"), py::arg("seed"), py::arg("return_lse"),
+        py::arg("return_weights"));
+  m.def("attention_paged", &attention_paged, py::arg("query"), py::arg("key_pages"), py::arg("value_pages"), py::arg("page_table"),
+        py::arg("key_scales"), py::arg("value_scales"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"),
+        py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"),
+        py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"), py::arg("seed"),
+        py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
+  m.def("attention_scores", &attention_scores, py::arg("query"), py::arg("key"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"),
+        py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("window_left"), py::arg("window_right"),
+        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"));
 }
 
 }  // namespace regard::bindings

@@ -46,6 +46,7 @@ inline DType dtype_of_dlpack(DLDataType t) {
     case 2 << 8 | 16: return DType::float16;
     case 4 << 8 | 16: return DType::bfloat16;
     case 6 << 8 | 8: return DType::boolean;
+    case 0 << 8 | 8: return DType::int8;
     case 0 << 8 | 32: return DType::int32;
     case 0 << 8 | 64: return DType::int64;
     default: return DType::other;

@@ -7,9 +7,10 @@
 
 namespace regard {
 
-enum class DType : std::uint8_t { float32, float64, float16, bfloat16, boolean, int32, int64, other };
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16, boolean, int32, int64, int8, float8_e4m3fn, other };
 
 constexpr bool is_float(DType t) { return t <= DType::bfloat16; }
+constexpr bool is_scaled(DType t) { return t == DType::int8 || t == DType::float8_e4m3fn; }  // 8 bits, with a scale a row
 
 constexpr std::int64_t size_of(DType t) {
   switch (t) {
@@ -30,12 +31,22 @@ struct Half {
 struct BFloat16 {
   std::uint16_t bits;
 };
+// Storage-only 8-bit values of caches, each row with a scale of its own. float8_e4m3fn has no infinities, and NaN where
+// exponent and mantissa are all ones (Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
+struct Int8 {
+  std::int8_t value;
+};
+struct Float8 {
+  std::uint8_t bits;
+};
 
 template <class T> constexpr DType dtype_of();
 template <> constexpr DType dtype_of<float>() { return DType::float32; }
 template <> constexpr DType dtype_of<double>() { return DType::float64; }
 template <> constexpr DType dtype_of<Half>() { return DType::float16; }
 template <> constexpr DType dtype_of<BFloat16>() { return DType::bfloat16; }
+template <> constexpr DType dtype_of<Int8>() { return DType::int8; }
+template <> constexpr DType dtype_of<Float8>() { return DType::float8_e4m3fn; }
 
 inline std::uint32_t bits_of(float x) {
   std::uint32_t u;
@@ -50,6 +61,15 @@ inline float float_of(std::uint32_t u) {
 
 inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }
+inline float to_float(Int8 x) { return x.value; }
+inline float to_float(Float8 x) {
+  const std::uint32_t sign = std::uint32_t{x.bits & 0x80u} << 24;
+  const std::uint32_t magnitude = x.bits & 0x7fu;
+  if (magnitude == 0x7fu) return float_of(sign | 0x7fc00000u);
+  // In float's place the exponent is 120 too small; subnormals (eighths of 2^-6) are whole numbers of 2^-9.
+  const float value = magnitude < 8 ? static_cast<float>(magnitude) * 0x1p-9f : float_of((magnitude << 20) + (120u << 23));
+  return float_of(sign | bits_of(value));
+}
 inline float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
 inline float to_float(Half x) {
   const std::uint32_t sign = std::uint32_t{x.bits & 0x8000u} << 16;

@@ -27,6 +27,7 @@ constexpr const char* kWritable = "writable";     // an output that is read-only
 constexpr const char* kValue = "value";           // a number outside its range
 constexpr const char* kAlignment = "alignment";   // needed, but not given
 constexpr const char* kEntry = "entry";           // an index array holds a number outside its range
+constexpr const char* kUnused = "unused";         // given, but the other arguments have no use for it
 constexpr const char* kPacked = "packed";         // already inside the packed weight
 }  // namespace rules
 
@@ -38,28 +39,47 @@ class Checker {
     return *this;
   }
 
-  // Copies an index array of `n` lengths once, then checks the copy: nobody can change it after the check.
-  Checker& lengths(const Array& x, std::int64_t n, std::int64_t limit, const char* argument, std::vector<std::int64_t>& copy) {
-    if (!x.present()) return *this;
+  // Copies an index array of `n` rows (or entries) once: what is checked afterwards is the copy, which nobody else can
+  // change.
+  Checker& integers(const Array& x, int rank, std::int64_t n, const char* argument, std::vector<std::int64_t>& copy) {
     require(x.kind == Array::Kind::array, rules::kType, argument);
     require(x.dtype == DType::int32 || x.dtype == DType::int64, rules::kDType, argument);
-    require(x.rank == 1, rules::kRank, argument).shape(x, argument, n);
+    require(x.rank == rank, rules::kRank, argument);
+    require(x.shape[0] == n, rules::kShape, argument);
     if (refusal_) return *this;
-    copy.resize(static_cast<std::size_t>(n));
+    const std::int64_t rows = rank == 2 ? x.shape[0] : 1;
+    const std::int64_t columns = x.shape[rank - 1];
+    copy.resize(static_cast<std::size_t>(rows * columns));
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t i = 0; i < columns; ++i) {
+        const char* const from = x.data + (rank == 2 ? r * x.stride[0] : 0) + i * x.stride[rank - 1];
+        std::int64_t entry = 0;
+        std::int32_t narrow = 0;
+        if (x.dtype == DType::int64) {
+          std::memcpy(&entry, from, sizeof entry);
+        } else {
+          std::memcpy(&narrow, from, sizeof narrow);
+          entry = narrow;
+        }
+        copy[static_cast<std::size_t>(r * columns + i)] = entry;
+      }
+    return *this;
+  }
+
+  // Says which entry of a copied index array is wrong.
+  Checker& entry(bool ok, const char* argument, std::int64_t place) {
+    if (!refusal_ && !ok) refusal_ = {rules::kEntry, argument, place};
+    return *this;
+  }
+
+  // `n` lengths, each from 0 to `limit`. Absent is fine: full lengths.
+  Checker& lengths(const Array& x, std::int64_t n, std::int64_t limit, const char* argument, std::vector<std::int64_t>& copy) {
+    if (!x.present()) return *this;
+    integers(x, 1, n, argument, copy);
+    if (refusal_) return *this;
     for (std::int64_t i = 0; i < n; ++i) {
-      std::int64_t entry = 0;
-      std::int32_t narrow = 0;
-      if (x.dtype == DType::int64) {
-        std::memcpy(&entry, x.at(i), sizeof entry);
-      } else {
-        std::memcpy(&narrow, x.at(i), sizeof narrow);
-        entry = narrow;
-      }
-      if (entry < 0 || entry > limit) {
-        refusal_ = {rules::kEntry, argument, i};
-        return *this;
-      }
-      copy[static_cast<std::size_t>(i)] = entry;
+      const std::int64_t length = copy[static_cast<std::size_t>(i)];
+      entry(length >= 0 && length <= limit, argument, i);
     }
     return *this;
   }
@@ -91,6 +111,12 @@ class Checker {
   Checker& output(const Array& x, const char* argument) {
     if (!x.present()) return *this;
     return require(x.writable && (refusal_ || !x.repeats()), rules::kWritable, argument);
+  }
+
+  // The answer of a part's own check.
+  Checker& adopt(const Refusal& r) {
+    if (!refusal_) refusal_ = r;
+    return *this;
   }
 
   Refusal result() const { return refusal_; }

@@ -11,6 +11,7 @@ namespace regard::cpu {
 
 void additive_attention(const AdditiveProblem& problem);
 void attention_forward(const AttentionProblem& problem);
+void attention_weights(const AttentionProblem& problem, Stage stage);
 void linear(const LinearProblem& problem);
 void multiplicative_attention(const MultiplicativeProblem& problem);
 void norm(const NormProblem& problem);

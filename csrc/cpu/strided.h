@@ -36,15 +36,29 @@ template <class S> inline S read(const char* p) {
   return s;
 }
 
+// The element as float64, whatever its type.
+inline double element(DType t, const char* p) {
+  switch (t) {
+    case DType::float64: return read<double>(p);
+    case DType::float32: return read<float>(p);
+    case DType::float16: return to_float(read<Half>(p));
+    case DType::int8: return to_float(read<Int8>(p));
+    case DType::float8_e4m3fn: return to_float(read<Float8>(p));
+    default: return to_float(read<BFloat16>(p));
+  }
+}
+
 // out[0..n) = n elements of storage S, `stride` bytes apart.
 template <class S, class T> inline void read_row(const char* p, std::int64_t stride, std::int64_t n, T* out) {
   if (stride != static_cast<std::int64_t>(sizeof(S))) {
     for (std::int64_t i = 0; i < n; ++i) out[i] = to_float(read<S>(p + i * stride));
     return;
   }
-  constexpr int w = kWidth<T>;
   std::int64_t i = 0;
-  for (; i + w <= n; i += w) store(out + i, load_as(reinterpret_cast<const S*>(p) + i));
+  if constexpr (std::is_same_v<T, float> || sizeof(S) == sizeof(T)) {
+    constexpr int w = kWidth<T>;
+    for (; i + w <= n; i += w) store(out + i, load_as(reinterpret_cast<const S*>(p) + i));
+  }
   for (; i < n; ++i) out[i] = to_float(read<S>(p + i * stride));
 }
 

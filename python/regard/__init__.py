@@ -8,6 +8,7 @@ from typing import Any
 
 from regard import _backend
 from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
+from regard.block_mask import BlockMask
 from regard.channel import (
     cbam,
     channel_attention,
@@ -19,10 +20,14 @@ from regard.channel import (
 )
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
+from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
+    "BlockMask",
     "additive_attention",
     "attention",
+    "attention_paged",
+    "attention_varlen",
     "cbam",
     "channel_attention",
     "efficient_channel_attention",

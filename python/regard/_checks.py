@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 _MAP = {"x": "batch channels height width"}
 _MAP_OUT = {"out": "batch channels height width"}
 _MLP = {
@@ -21,6 +23,35 @@ SHAPES: dict[str, dict[str, str]] = {
         "query": "batch heads len_q dim_qk",
         "key": "batch heads_kv len_kv dim_qk",
         "value": "batch heads_kv len_kv dim_v",
+        "mask": "batch heads len_q len_kv",
+        "bias": "batch heads len_q len_kv",
+        "alibi_slopes": "batch heads",
+        "sinks": "heads",
+        "query_lengths": "batch",
+        "key_lengths": "batch",
+        "out": "batch heads len_q dim_v",
+    },
+    "attention_varlen": {
+        "query": "total_q heads dim_qk",
+        "key": "total_kv heads_kv dim_qk",
+        "value": "total_kv heads_kv dim_v",
+        "cu_seqlens_q": "batch+1",
+        "cu_seqlens_kv": "batch+1",
+        "mask": "batch heads len_q len_kv",
+        "bias": "batch heads len_q len_kv",
+        "alibi_slopes": "batch heads",
+        "sinks": "heads",
+        "query_lengths": "batch",
+        "key_lengths": "batch",
+        "out": "total_q heads dim_v",
+    },
+    "attention_paged": {
+        "query": "batch heads len_q dim_qk",
+        "key_pages": "pages page_size heads_kv dim_qk",
+        "value_pages": "pages page_size heads_kv dim_v",
+        "page_table": "batch pages_per_sequence",
+        "key_scales": "pages page_size heads_kv",
+        "value_scales": "pages page_size heads_kv",
         "mask": "batch heads len_q len_kv",
         "bias": "batch heads len_q len_kv",
         "alibi_slopes": "batch heads",
@@ -95,6 +126,12 @@ SHAPES: dict[str, dict[str, str]] = {
 HINTS: dict[tuple[str, str], str] = {
     ("attention", "key"): "heads = {heads} must be a multiple of heads_kv",
     ("attention", "query"): "dim_qk must be at least 1",
+    ("attention_varlen", "key"): "heads = {heads} must be a multiple of heads_kv",
+    ("attention_varlen", "query"): "dim_qk must be at least 1",
+    ("attention_varlen", "cu_seqlens_q"): "batch is the number of sequences",
+    ("attention_varlen", "cu_seqlens_kv"): "there is one sequence of keys for each of queries",
+    ("attention_paged", "key_pages"): "heads = {heads} must be a multiple of heads_kv, and page_size at least 1",
+    ("attention_paged", "query"): "dim_qk must be at least 1",
     ("linear", "x"): "there are 1 to 8 axes",
     ("linear", "out"): "the leading axes are those of x",
     ("layer_norm", "x"): "there are 1 to 8 axes",
@@ -126,6 +163,13 @@ DTYPES: dict[str, str] = {
     "sinks": "float32",
     "query_lengths": "int32 or int64",
     "key_lengths": "int32 or int64",
+    "cu_seqlens_q": "int32 or int64",
+    "cu_seqlens_kv": "int32 or int64",
+    "page_table": "int32 or int64",
+    "key_pages": "float32, float64, float16, bfloat16, int8 or float8_e4m3fn",
+    "value_pages": "that of key_pages",
+    "key_scales": "float32",
+    "value_scales": "float32",
 }
 
 #: Ranges of numbers.
@@ -133,17 +177,37 @@ VALUES: dict[str, str] = {
     "window": "(left, right), each None or a count >= 0",
     "scale": "a finite number",
     "softcap": "None or a finite number > 0",
+    "dropout_p": "a number from 0 to 1",
     "eps": "a finite number >= 0",
     "gate": "'sigmoid', 'tanh', 'hard_sigmoid' or ('hard_sigmoid', alpha, beta) with finite numbers",
 }
 
-#: Entries of index arrays lie between 0 and this dimension.
-LIMITS: dict[str, str] = {"query_lengths": "len_q", "key_lengths": "len_kv"}
+#: Which entries an index array may have, in dimension names.
+ENTRIES: dict[tuple[str, str], str] = {
+    ("attention_varlen", "cu_seqlens_q"): "entries from 0 to total_q = {total_q} that begin with 0 and never fall",
+    ("attention_varlen", "cu_seqlens_kv"): "entries from 0 to total_kv = {total_kv} that begin with 0 and never fall",
+    ("attention_varlen", "query_lengths"): "entries from 0 to the length of each sequence",
+    ("attention_varlen", "key_lengths"): "entries from 0 to the length of each sequence",
+    ("attention_paged", "page_table"): "entries from 0 to pages - 1, pages = {pages}, where a sequence has keys",
+    ("attention_paged", "key_lengths"): "entries from 0 to pages_per_sequence * page_size"
+    " = {pages_per_sequence} * {page_size}",
+}
+_LENGTHS = {
+    "query_lengths": "entries from 0 to len_q = {len_q}",
+    "key_lengths": "entries from 0 to len_kv = {len_kv}",
+}
 
 ALIGNMENT = (
     "alignment: expected 'upper_left' (query i lines up with key i) or 'lower_right' (the last query "
     "lines up with the last key), because causal, window and alibi_slopes need a diagonal and "
     "len_q = {len_q} differs from len_kv = {len_kv}; got None"
+)
+
+
+ALIGNMENT_OF_EACH = (
+    "alignment: expected 'upper_left' (query i lines up with key i) or 'lower_right' (the last query "
+    "lines up with the last key), because causal, window and alibi_slopes need a diagonal and a "
+    "sequence has not as many queries as keys; got None"
 )
 
 
@@ -228,13 +292,18 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     if rule == "value":
         return ValueError(f"{argument}: expected {VALUES[argument]}, got {value!r}")
     if rule == "alignment":
+        if "len_kv" not in known:
+            return ValueError(ALIGNMENT_OF_EACH)
         return ValueError(ALIGNMENT.format(**known))
-    if rule == "entry":
-        limit = LIMITS[argument]
+    if rule == "unused":
         return ValueError(
-            f"{argument}: expected entries from 0 to {limit} = {known.get(limit, '?')}, "
-            f"got {int(value[entry])} at index {entry}"
+            f"{argument}: expected None, because only int8 and float8_e4m3fn pages have scales, got {got}"
         )
+    if rule == "entry":
+        expected = (ENTRIES.get((operation, argument)) or _LENGTHS[argument]).format_map(_Names(known))
+        place = tuple(int(i) for i in np.unravel_index(entry, value.shape))
+        where = place[0] if len(place) == 1 else place
+        return ValueError(f"{argument}: expected {expected}, got {int(value[place])} at index {where}")
     if rule == "too_large":
         return ValueError(f"{argument}: expected a size in bytes below 2^63, got shape {shape}")
     raise AssertionError(f"unknown rule {rule!r}")

@@ -7,31 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from regard import _arrays, _backend, _checks
+from regard import _arrays, _backend, _checks, _options
 
-_ALIGNMENTS = {None: 0, "upper_left": 1, "lower_right": 2}
-_LAYOUTS = ("bhsd", "bshd")
-_PRECISIONS = ("highest", "high", "medium")
-
-
-def _choice(argument: str, value: Any, choices: Any) -> None:
-    if value not in choices:
-        expected = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}")
-
-
-def _window(causal: bool, window: Any) -> tuple[int, int]:
-    """Counts either side of the diagonal, -1 = unlimited. Causal is a window with no right side."""
-    if window is None:
-        return -1, 0 if causal else -1
-    try:
-        left, right = (-1 if side is None else int(side) for side in window)
-        refused = any(side is not None and (side < 0 or side != int(side)) for side in window)
-    except (TypeError, ValueError):
-        refused = True
-    if refused:
-        raise ValueError(f"window: expected {_checks.VALUES['window']}, got {window!r}")
-    return min(left, 2**62), 0 if causal else min(right, 2**62)
+# The arguments that are arrays, in the binding's order.
+_ARRAYS = (
+    "query",
+    "key",
+    "value",
+    "mask",
+    "bias",
+    "alibi_slopes",
+    "sinks",
+    "query_lengths",
+    "key_lengths",
+    "out",
+)
 
 
 def attention(
@@ -71,7 +61,7 @@ def attention(
         Of the query's dtype. Each key head serves heads / heads_kv query heads (GQA, MQA).
     value : array, (batch, heads_kv, len_kv, dim_v)
         Of the query's dtype.
-    mask : bool array, optional
+    mask : bool array or regard.BlockMask, optional
         True = attend. Broadcasts to (batch, heads, len_q, len_kv).
     bias : array of float32 or the query's dtype, optional
         Added to the scaled scores. Broadcasts like mask. A bias of -inf masks.
@@ -91,8 +81,11 @@ def attention(
         One more logit in each row's softmax denominator.
     query_lengths, key_lengths : int32 or int64 array, (batch,), optional
         Valid prefixes; rows beyond a query length are 0. "lower_right" aligns each sequence's ends.
-    dropout_p, seed
-        Not available yet.
+    dropout_p : float
+        The probability that a weight is dropped; what stays is scaled by 1 / (1 - dropout_p).
+    seed : int, optional
+        0 to 2^64 - 1. What is dropped is a function of (seed, batch, head, query, key) alone
+        (Philox4x32-10; Salmon et al., 2011). Default: a new one from the system.
     layout : "bhsd" or "bshd"
         The order of the four axes of query, key, value and out.
     precision : "highest", "high" or "medium"
@@ -100,7 +93,8 @@ def attention(
     return_lse : bool
         Also return the natural log of each row's softmax denominator.
     return_weights : bool
-        Not available yet.
+        Also return the weights that out is the sum of values with, after dropout. The one option
+        that costs len_q x len_kv memory.
     out : array, (batch, heads, len_q, dim_v), optional
         Written and returned; may overlap any input.
 
@@ -110,35 +104,22 @@ def attention(
         Of the query's kind and dtype. A query that sees no key gives 0.
     lse : float32 array, (batch, heads, len_q)
         Only with return_lse; -inf where a query sees no key.
+    weights : array, (batch, heads, len_q, len_kv)
+        Only with return_weights; of the query's kind and dtype.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if dropout_p != 0.0:
-        raise NotImplementedError("attention: dropout_p is not available on the CPU yet")
-    if return_weights:
-        raise NotImplementedError("attention: return_weights is not available on the CPU yet")
-    if layout not in _LAYOUTS:
-        _choice("layout", layout, _LAYOUTS)
-    if precision not in _PRECISIONS:
-        _choice("precision", precision, _PRECISIONS)
-    if alignment not in _ALIGNMENTS:
-        _choice("alignment", alignment, _ALIGNMENTS)
-    if softcap is not None:
-        _checks.number("softcap", softcap)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
-    left, right = (-1, 0 if causal else -1) if window is None else _window(causal, window)
-    if scale is None:
-        dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
-        scale = 1.0 / math.sqrt(dim or 1)
-    inputs = (query, key, value, mask, bias, alibi_slopes, sinks, query_lengths, key_lengths)
+    if layout not in _options.LAYOUTS:
+        _options.choice("layout", layout, _options.LAYOUTS)
+    dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
+    inputs = (query, key, value, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
     if out is not None:
         inputs = _arrays.apart_from(out, inputs)
     arrays = (*inputs, out)
-    options = (left, right, _ALIGNMENTS[alignment], scale, softcap or 0.0, layout == "bshd", return_lse)
+    options = (*options, layout == "bshd", return_lse, return_weights)
     backend = _backend.cpu
     try:
         if all(x is None or type(x) is np.ndarray for x in arrays):
@@ -147,28 +128,42 @@ def attention(
             result = _arrays.call("attention", backend.attention, backend, arrays, options)
     except TypeError:
         _checks.number("scale", scale)
-        _checks.number("softcap", softcap)
         raise
     if type(result) is tuple:
-        names = (
-            "query",
-            "key",
-            "value",
-            "mask",
-            "bias",
-            "alibi_slopes",
-            "sinks",
-            "query_lengths",
-            "key_lengths",
-            "out",
-        )
-        raise _checks.error(
-            "attention",
-            result,
-            dict(zip(names, arrays, strict=True)) | {"scale": scale, "softcap": softcap},
-            layout,
-        )
-    return tuple(result) if return_lse else result[0]
+        arguments = dict(zip(_ARRAYS, arrays, strict=True)) | {"mask": mask, "scale": scale, "softcap": softcap}
+        raise _checks.error("attention", result, arguments, layout)
+    return tuple(result) if return_lse or return_weights else result[0]
+
+
+def scores(query: Any, key: Any, *, stage: str = "masked", **options: Any) -> Any:
+    """The (batch, heads, len_q, len_kv) scores of attention after a stage, for the ONNX operator.
+
+    stage is "scaled" (scale * query . key), "capped" (after softcap), "masked" (after bias, ALiBi and masks: -inf is
+    hidden) or "weights" (after the softmax). Options are those of :func:`attention` that touch scores, with arrays in
+    layout "bhsd".
+    """
+    stages = ("scaled", "capped", "masked", "weights")
+    _options.choice("stage", stage, stages)
+    names = ("mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths")
+    given = {name: options.pop(name, None) for name in names}
+    causal, window, alignment = (
+        options.pop("causal", False),
+        options.pop("window", None),
+        options.pop("alignment", None),
+    )
+    scale, softcap = options.pop("scale", None), options.pop("softcap", None)
+    if options:
+        raise TypeError(f"scores: unexpected options {', '.join(options)}")
+    dense, parsed = _options.parsed(
+        query, given["mask"], causal, window, alignment, scale, softcap, 0.0, None, "highest"
+    )
+    arrays = (query, key, dense, *(given[name] for name in names[1:]))
+    backend = _backend.cpu
+    numbers = (*parsed[1:6], stages.index(stage))
+    result = _arrays.call("scores", backend.attention_scores, backend, arrays, numbers)
+    if type(result) is tuple:
+        raise _checks.error("attention", result, {"query": query, "key": key, "scale": scale, **given})
+    return result[0]
 
 
 def scaled_dot_product_attention(
@@ -192,7 +187,7 @@ def scaled_dot_product_attention(
     attn_mask : bool array (True = attend) or float array (added to the scores), optional
         Broadcasts to (..., heads, len_q, len_kv).
     dropout_p : float
-        Must be 0.
+        As in :func:`attention`, with a new seed at each call.
     is_causal : bool
         Query i sees keys 0 to i (the upper left diagonal), whatever the lengths. Excludes attn_mask.
     scale : float, optional

@@ -24,11 +24,18 @@ from regard.reference.channel import (
     squeeze_excitation,
 )
 from regard.reference.dense import layer_norm, linear, rms_norm
-from regard.reference.dot_product import attention, scaled_dot_product_attention
+from regard.reference.dot_product import (
+    attention,
+    attention_paged,
+    attention_varlen,
+    scaled_dot_product_attention,
+)
 
 __all__ = [
     "additive_attention",
     "attention",
+    "attention_paged",
+    "attention_varlen",
     "cbam",
     "channel_attention",
     "efficient_channel_attention",

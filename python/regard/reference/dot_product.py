@@ -45,7 +45,8 @@ def attention(
         (batch, heads, len_q, dim_qk), (batch, heads_kv, len_kv, dim_qk) and
         (batch, heads_kv, len_kv, dim_v), or with layout="bshd" heads and lengths exchanged.
         Query head h uses key head h // (heads / heads_kv).
-    mask : bool array, True where a query may attend; broadcasts to (batch, heads, len_q, len_kv)
+    mask : bool array, True where a query may attend; broadcasts to (batch, heads, len_q, len_kv).
+        Or a BlockMask
     bias : float array, added to the scaled scores; broadcasts likewise
     causal : bool
         No key right of the diagonal: a window with nothing on its right side.
@@ -59,7 +60,10 @@ def attention(
     alibi_slopes : (heads,) or (batch, heads); -slope * distance to the diagonal is added [2]_
     sinks : (heads,); one more logit in the denominator of each row, with no value
     query_lengths, key_lengths : (batch,) ints; what lies behind these prefixes is masked
-    seed, precision
+    dropout_p, seed
+        Weight (b, h, i, j) is dropped when a random word, a function of seed and these four, is below
+        dropout_p 2^32; the others are scaled by 1 / (1 - dropout_p). See `random_words`.
+    precision
         Without effect on the reference.
 
     Returns
@@ -73,8 +77,6 @@ def attention(
     .. [1] Vaswani et al., Attention is all you need, 2017
     .. [2] Press et al., Train short, test long, 2021
     """
-    if dropout_p != 0.0:
-        raise NotImplementedError("reference.attention does not implement dropout_p")
     dtype, compute = dtypes_of(query, key, value)
     q, k, v = (heads_first(x, layout).astype(compute) for x in (query, key, value))
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
@@ -94,20 +96,95 @@ def attention(
         & in_prefix(key_lengths, len_kv)[:, None, None, :]
     )
     if mask is not None:
-        visible = visible & bool_mask(mask)
+        visible = visible & bool_mask(mask.to_dense() if hasattr(mask, "to_dense") else mask)
     added = compute(0) if bias is None else np.asarray(bias, compute)
     if alibi_slopes is not None:
         slopes = np.asarray(alibi_slopes, compute)[..., None, None]  # (batch?, heads, 1, 1)
         added = added - slopes * np.abs(distance).astype(compute)
     sink = None if sinks is None else np.asarray(sinks, compute)[:, None, None]
 
-    o, lse, weights = attend(q, repeat_heads(k, heads), repeat_heads(v, heads), scale, softcap, added, visible, sink)
+    kept = (
+        compute(1)
+        if dropout_p == 0
+        else kept_weights(dropout_p, seed or 0, (q.shape[0], heads, len_q, len_kv), compute)
+    )
+
+    o, lse, weights = attend(
+        q, repeat_heads(k, heads), repeat_heads(v, heads), scale, softcap, added, visible, sink, kept
+    )
     o = heads_first(o, layout).astype(dtype)  # exchanging the axes twice restores them
     if out is not None:
         out[...] = o
         o = out
     extras = [lse[..., 0]] * return_lse + [weights.astype(dtype)] * return_weights
     return (o, *extras) if extras else o
+
+
+def attention_varlen(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_kv: Array,
+    *,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+    **options: Any,
+) -> Any:
+    """attention of each sequence by itself; query (total_q, heads, dim_qk), key (total_kv, heads_kv, dim_qk), ...
+
+    Sequence b has rows cu_seqlens[b] to cu_seqlens[b + 1]. lse is (heads, total_q); weights are padded to the longest.
+    """
+    batch = len(cu_seqlens_q) - 1
+    padded_q, lengths_q = padded(query, cu_seqlens_q)
+    padded_k, lengths_k = padded(key, cu_seqlens_kv)
+    padded_v, _ = padded(value, cu_seqlens_kv)
+    for name, lengths in (("query_lengths", lengths_q), ("key_lengths", lengths_k)):
+        if options.get(name) is None:
+            options[name] = lengths
+    if options.get("alignment") is None and (options["query_lengths"] == options["key_lengths"]).all():
+        options["alignment"] = "upper_left"
+    o, lse, weights = attention(
+        padded_q, padded_k, padded_v, layout="bshd", return_lse=True, return_weights=True, **options
+    )
+    packed = np.zeros((*query.shape[:2], value.shape[2]), o.dtype) if out is None else out
+    packed[...] = 0
+    packed_lse = np.full((query.shape[1], query.shape[0]), -np.inf, lse.dtype)
+    for b in range(batch):
+        rows = slice(cu_seqlens_q[b], cu_seqlens_q[b + 1])
+        packed[rows] = o[b, : lengths_q[b]]
+        packed_lse[:, rows] = lse[b, :, : lengths_q[b]]
+    extras = [packed_lse] * return_lse + [weights] * return_weights
+    return (packed, *extras) if extras else packed
+
+
+def attention_paged(
+    query: Array,
+    key_pages: Array,
+    value_pages: Array,
+    page_table: Array,
+    key_lengths: Array,
+    *,
+    key_scales: Array | None = None,
+    value_scales: Array | None = None,
+    layout: str = "bhsd",
+    **options: Any,
+) -> Any:
+    """attention over the keys that page_table (batch, pages) names; pages are (pages, page_size, heads_kv, dim)."""
+    key = gathered(key_pages, key_scales, page_table, key_lengths, query.dtype)
+    value = gathered(value_pages, value_scales, page_table, key_lengths, query.dtype)
+    lengths = np.asarray(key_lengths)
+    queries = options.get("query_lengths")
+    if queries is None:
+        queries = np.full(len(lengths), query.shape[2 if layout == "bhsd" else 1])
+    if options.get("alignment") is None and (queries == lengths).all():
+        options["alignment"] = "upper_left"
+    q = heads_first(query, layout)
+    result = attention(q, heads_first(key, "bshd"), heads_first(value, "bshd"), key_lengths=lengths, **options)
+    if layout == "bhsd":
+        return result
+    return (heads_first(result[0], layout), *result[1:]) if isinstance(result, tuple) else heads_first(result, layout)
 
 
 @unwarned
@@ -162,10 +239,12 @@ def attend(
     added: Array,
     visible: Array,
     sink: Array | None,
+    kept: Array = 1,
 ) -> tuple[Array, Array, Array]:
     """(out, lse, weights) of the computation proper; lse keeps a last axis of 1."""
     s = scores(q, k, scale, softcap, added, visible)
     weights, lse = softmax_weights(s, sink)
+    weights = np.where(s == -np.inf, weights, weights * kept)
     return weighted_values(weights, v, s != -np.inf), lse, weights
 
 
@@ -204,6 +283,53 @@ def weighted_values(weights: Array, v: Array, seen: Array) -> Array:
         special = np.where(finite[..., one, :], v.dtype.type(0), v[..., one, :])
         out += np.where(seen[..., one], weights[..., one] * special, v.dtype.type(0))
     return out
+
+
+def padded(x: Array, starts: Array) -> tuple[Array, Array]:
+    """(batch, longest, heads, dim) and the lengths, from sequences packed one after another."""
+    lengths = np.diff(np.asarray(starts))
+    rows = np.zeros((len(lengths), int(lengths.max(initial=0)), *x.shape[1:]), x.dtype)
+    for b, n in enumerate(lengths):
+        rows[b, :n] = x[starts[b] : starts[b] + n]
+    return rows, lengths
+
+
+def gathered(pages: Array, scales: Array | None, page_table: Array, lengths: Array, dtype: Any) -> Array:
+    """(batch, longest, heads_kv, dim) of the query's dtype, from pages."""
+    size = pages.shape[1]
+    rows = np.zeros((len(lengths), int(np.max(lengths, initial=0)), *pages.shape[2:]), dtype)
+    for b, n in enumerate(lengths):
+        for j in range(n):
+            row = pages[page_table[b, j // size], j % size]
+            if scales is not None:
+                row = row.astype(np.float64) * scales[page_table[b, j // size], j % size][:, None]
+            rows[b, j] = row.astype(dtype)
+    return rows
+
+
+def kept_weights(p: float, seed: int, shape: tuple[int, int, int, int], compute: Any) -> Array:
+    """What dropout multiplies weight (b, h, i, j) by: 0, or 1 / (1 - p)."""
+    b, h, i, j = np.meshgrid(*(np.arange(n, dtype=np.uint64) for n in shape), indexing="ij", sparse=True)
+    words = random_words(seed, np.stack(np.broadcast_arrays(j // 4, i, h, b)))
+    word = np.choose(np.broadcast_to(j % 4, shape).astype(np.intp), words)
+    return np.where(word >= int(p * 2**32 + 0.5), compute(1 / (1 - p) if p < 1 else 0), compute(0))
+
+
+def random_words(seed: int, counter: Array) -> Array:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): 4 words from 4 words."""
+    low = np.uint64(0xFFFFFFFF)
+    x0, x1, x2, x3 = (c.astype(np.uint64) & low for c in counter)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * x0, np.uint64(0xCD9E8D57) * x2
+        x0, x1, x2, x3 = (
+            (b >> np.uint64(32)) ^ x1 ^ np.uint64(k0),
+            b & low,
+            (a >> np.uint64(32)) ^ x3 ^ np.uint64(k1),
+            a & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([x0, x1, x2, x3])
 
 
 def distance_to_diagonal(

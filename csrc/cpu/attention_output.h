@@ -1,0 +1,59 @@
+// The end of every row of attention: written to out and lse in their own dtypes; by the plain path where it has to be.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/attention_plain.h"
+#include "cpu/attention_scores.h"
+#include "cpu/strided.h"
+
+namespace regard::cpu {
+
+template <class T> class AttentionOutput {
+ public:
+  explicit AttentionOutput(const AttentionProblem& problem) : p_(problem), plain_(problem) { unit_ = ScoreFactors<T>(problem).unit; }
+
+  // A row of dim_v outputs; max and sum are its softmax's. `row` is overwritten where the row is not finite.
+  void write(std::int64_t b, std::int64_t h, std::int64_t i, T* row, T max, T sum, bool finite, double* plain_row) const {
+    double lse = static_cast<double>(max) * unit_ + std::log(static_cast<double>(sum));
+    if (!finite) {
+      const PlainRow plain = plain_.row(b, h, i, plain_row);
+      for (std::int64_t d = 0; d < p_.dim_v(); ++d) row[d] = static_cast<T>(plain_row[d]);
+      lse = plain.max + std::log(plain.sum);
+    }
+    const Place at = p_.query_place(b, i);
+    write_row(p_.out.dtype, p_.out.at(at.outer, h, at.position), p_.out.stride[3], p_.dim_v(), row);
+    write_lse(at, h, lse);
+  }
+
+  // A query beyond its sequence's length.
+  void write_empty(std::int64_t b, std::int64_t h, std::int64_t i) const { write_empty_at(p_.query_place(b, i), h); }
+
+  // Packed rows behind the last sequence belong to none.
+  void write_unowned() const {
+    if (p_.storage != Storage::packed) return;
+    for (std::int64_t row = p_.query_starts.back(); row < p_.query.shape[2]; ++row)
+      for (std::int64_t h = 0; h < p_.heads(); ++h) write_empty_at({0, row}, h);
+  }
+
+ private:
+  void write_empty_at(Place at, std::int64_t h) const {
+    char* p = p_.out.at(at.outer, h, at.position);
+    for (std::int64_t d = 0; d < p_.dim_v(); ++d, p += p_.out.stride[3]) std::memset(p, 0, static_cast<std::size_t>(size_of(p_.out.dtype)));
+    write_lse(at, h, -std::numeric_limits<double>::infinity());
+  }
+
+  void write_lse(Place at, std::int64_t h, double lse) const {
+    if (!p_.lse.present()) return;
+    const float rounded = static_cast<float>(lse);
+    std::memcpy(p_.lse.at(at.outer, h, at.position), &rounded, sizeof rounded);
+  }
+
+  const AttentionProblem& p_;
+  PlainAttention plain_;
+  double unit_;
+};
+
+}  // namespace regard::cpu

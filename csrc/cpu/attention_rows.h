@@ -1,0 +1,350 @@
+// Attention of few queries over many keys: a step of decoding. Bound by reading K and V, so they are read once for all
+// heads that share them, and keys are split so that one sequence fills the cores.
+//
+//   for each item: a split of the keys of one key head            (parallel)
+//     for each block of keys
+//       K, V as compute values                                    (where they lie, if they are floats in rows)
+//       for each query row of the heads that share them
+//         s = K q, lanes along dim;  p = exp2(s - max);  out = out * alpha + p V
+//   merge the splits of each row in order                         (where there is more than one)
+//
+// Splitting is Dao et al., "Flash-Decoding for long-context inference" (2023).
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+
+#include "cpu/attention_output.h"
+#include "cpu/attention_scores.h"
+#include "cpu/parallel.h"
+
+namespace regard::cpu {
+
+template <class T> class Rows {
+  using V = Vec<T>;
+  static constexpr int kW = kWidth<T>;
+  static constexpr int kBlock = 64;  // keys a block: K and V of 128 dimensions, 64 KiB, stay in L2 while rows pass over them
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+ public:
+  Rows(const AttentionProblem& problem, const AttentionOutput<T>& output) : p_(problem), tiles_(problem), output_(output) {
+    // A block mask that differs between heads gives them different keys: then each head goes alone.
+    heads_together_ = p_.block_mask.present() && p_.block_mask.heads > 1 ? 1 : tiles_.per_group;
+    dim_qk_ = round_up(p_.dim_qk(), kW);
+    dim_v_ = round_up(p_.dim_v(), kW);
+    state_row_ = dim_v_ + kW;  // a row's output, then its max and sum
+  }
+
+  bool takes(const SequenceMask& sequence) const {
+    return sequence.len_q <= kFewQueries && (!p_.block_mask.present() || p_.block_mask.block_q >= sequence.len_q);
+  }
+
+  // Called for the sequences of the batch in order, before any run().
+  std::int64_t items(std::int64_t b, const SequenceMask& sequence) {
+    const std::int64_t n = splits(sequence);
+    if (n > 1) {
+      if (first_state_.empty()) first_state_.assign(static_cast<std::size_t>(p_.batch()) + 1, -1);
+      first_state_[static_cast<std::size_t>(b)] = states_;
+      states_ += n * p_.heads() * sequence.len_q;
+    }
+    return sequence.len_q == 0 ? 0 : p_.heads() / heads_together_ * n;
+  }
+
+  void run(std::int64_t b, const SequenceMask& sequence, std::int64_t item) const {
+    const std::int64_t n = splits(sequence);
+    const std::int64_t h0 = item / n * heads_together_;
+    const KeyRange seen = sequence.seen_by_any(0, sequence.len_q);
+    const std::int64_t start = (seen.first / kSplit + item % n) * kSplit;
+    Buffers w;
+    take_buffers(w, heads_together_ * sequence.len_q);
+    start_rows(w, b, h0, sequence.len_q, item % n == 0);
+    const KeyRange split{std::max(seen.first, start), std::min(seen.last, start + kSplit)};
+    if (split.first < split.last)
+      p_.for_each_run(b, h0, 0, split, [&](KeyRange keys) {
+        for (std::int64_t j0 = keys.first / kBlock * kBlock; j0 < keys.last; j0 += kBlock) {
+          if (stop_requested()) return;
+          const std::int64_t first = std::max(j0, keys.first);
+          run_block(w, b, h0, sequence, first, static_cast<int>(std::min(j0 + kBlock, keys.last) - first));
+        }
+      });
+    for (std::int64_t r = 0; r < w.rows; ++r) {
+      T* const state = w.states + r * state_row_;
+      if (n == 1)
+        finish(w.plain_row, b, h0 + r / sequence.len_q, r % sequence.len_q, state);
+      else
+        std::copy_n(state, state_row_, state_at(b, h0 + r / sequence.len_q, r % sequence.len_q, sequence.len_q, n, item % n));
+    }
+  }
+
+  // After all items: rows whose keys were split.
+  void merge() {
+    if (states_ == 0) return;
+    const std::int64_t rows = p_.batch() * p_.heads();
+    parallel_for(rows, static_cast<double>(states_ * state_row_), [this](std::int64_t row) {
+      const std::int64_t b = row / p_.heads();
+      const SequenceMask sequence = p_.sequence(b);
+      const std::int64_t n = splits(sequence);
+      if (!takes(sequence) || n == 1) return;
+      for (std::int64_t i = 0; i < sequence.len_q; ++i) merge_row(b, row % p_.heads(), i, sequence.len_q, n);
+    });
+  }
+
+  // Memory for the states of rows whose keys are split.
+  void allocate() {
+    if (states_ > 0) memory_.reset(new T[static_cast<std::size_t>(states_ * state_row_)]);
+  }
+
+ private:
+  struct Buffers {
+    Scratch scratch;
+    T* queries;          // [rows][dim_qk]
+    T* states;           // [rows][state_row]
+    T* keys;             // [kBlock][dim_qk], where they have to be copied
+    T* values;           // [kBlock][dim_v]
+    T* scores;           // [kBlock]
+    T* extra;            // [kBlock]
+    T* scales;           // [2][kBlock]: of keys, of values
+    const T** key_at;    // [kBlock]
+    const T** value_at;  // [kBlock]
+    double* plain_row;   // [dim_v]
+    std::int64_t rows;
+  };
+
+  void take_buffers(Buffers& w, std::int64_t rows) const {
+    w.rows = rows;
+    const auto queries = w.scratch.template reserve<T>(rows * dim_qk_);
+    const auto states = w.scratch.template reserve<T>(rows * state_row_);
+    const auto keys = w.scratch.template reserve<T>(kBlock * dim_qk_);
+    const auto values = w.scratch.template reserve<T>(kBlock * dim_v_);
+    const auto scores = w.scratch.template reserve<T>(4 * kBlock);
+    const auto key_at = w.scratch.template reserve<const T*>(2 * kBlock);
+    const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
+    w.scratch.acquire();
+    w.queries = w.scratch.template at<T>(queries);
+    w.states = w.scratch.template at<T>(states);
+    w.keys = w.scratch.template at<T>(keys);
+    w.values = w.scratch.template at<T>(values);
+    w.scores = w.scratch.template at<T>(scores);
+    w.extra = w.scores + kBlock;
+    w.scales = w.extra + kBlock;
+    w.key_at = w.scratch.template at<const T*>(key_at);
+    w.value_at = w.key_at + kBlock;
+    w.plain_row = w.scratch.template at<double>(plain_row);
+  }
+
+  std::int64_t splits(const SequenceMask& sequence) const {
+    const KeyRange seen = sequence.seen_by_any(0, sequence.len_q);
+    return std::max<std::int64_t>(1, (seen.last + kSplit - 1) / kSplit - seen.first / kSplit);
+  }
+
+  T* state_at(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t len_q, std::int64_t n, std::int64_t split) const {
+    return memory_.get() + (first_state_[static_cast<std::size_t>(b)] + (h * len_q + i) * n + split) * state_row_;
+  }
+
+  void start_rows(Buffers& w, std::int64_t b, std::int64_t h0, std::int64_t len_q, bool first_split) const {
+    for (std::int64_t r = 0; r < w.rows; ++r) {
+      const std::int64_t h = h0 + r / len_q;
+      T* const query = w.queries + r * dim_qk_;
+      const Place at = p_.query_place(b, r % len_q);
+      read_row(p_.query.dtype, p_.query.at(at.outer, h, at.position), p_.query.stride[3], p_.dim_qk(), query);
+      for (std::int64_t d = 0; d < p_.dim_qk(); ++d) query[d] *= tiles_.factors.query;
+      std::fill(query + p_.dim_qk(), query + dim_qk_, T(0));
+      T* const state = w.states + r * state_row_;
+      std::fill_n(state, dim_v_, T(0));
+      // A sink is one more logit, of the first split.
+      const T start = first_split && p_.sinks.present() ? static_cast<T>(read<float>(p_.sinks.at(h))) : -kInfinity;
+      state[dim_v_] = start;
+      state[dim_v_ + 1] = start > -kInfinity ? T(1) : T(0);
+    }
+  }
+
+  void run_block(Buffers& w, std::int64_t b, std::int64_t h0, const SequenceMask& sequence, std::int64_t j0, int keys) const {
+    const std::int64_t group = h0 / tiles_.per_group;
+    place(p_.key, b, group, j0, keys, p_.dim_qk(), dim_qk_, w.keys, w.key_at);
+    place(p_.value, b, group, j0, keys, p_.dim_v(), dim_v_, w.values, w.value_at);
+    if (p_.key_scales.present()) {
+      for (int k = 0; k < keys; ++k) {
+        const Place at = p_.key_place(b, j0 + k);
+        w.scales[k] = read<float>(p_.key_scales.at(at.outer, group, at.position));
+        w.scales[kBlock + k] = read<float>(p_.value_scales.at(at.outer, group, at.position));
+      }
+    }
+    for (std::int64_t r = 0; r < w.rows; ++r) {
+      const std::int64_t i = r % sequence.len_q;
+      const KeyRange seen = sequence.keys_of(i);
+      const int first = static_cast<int>(std::clamp<std::int64_t>(seen.first - j0, 0, keys));
+      const int last = static_cast<int>(std::clamp<std::int64_t>(seen.last - j0, 0, keys));
+      if (first >= last) continue;
+      const TileOf row{b, h0 + r / sequence.len_q, i, 1, 1, j0, keys};
+      score(w, w.queries + r * dim_qk_, first, last);
+      edit(w, row, sequence, first, last);
+      T* const state = w.states + r * state_row_;
+      const T alpha = softmax(w, state, first, last);
+      if (p_.dropout.present()) apply_dropout(w, row, first, last);
+      if (p_.value_scales.present())
+        for (int k = first; k < last; ++k) w.scores[k] *= w.scales[kBlock + k];
+      add_values(w, state, alpha, first, last);
+    }
+  }
+
+  // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors.
+  void place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
+             T* copies, const T** at) const {
+    const bool direct = x.dtype == dtype_of<T>() && x.stride[3] == static_cast<std::int64_t>(sizeof(T)) && dim == padded;
+    for (int k = 0; k < keys; ++k) {
+      const Place row = p_.key_place(b, j0 + k);
+      const char* const from = x.at(row.outer, group, row.position);
+      if (direct) {
+        at[k] = reinterpret_cast<const T*>(from);
+      } else {
+        T* const copy = copies + k * padded;
+        read_any(x, from, x.stride[3], dim, copy);
+        std::fill(copy + dim, copy + padded, T(0));
+        at[k] = copy;
+      }
+    }
+  }
+
+  // scores[first..last) = q . K, each along lanes, then across them a vector's width of keys at a time.
+  void score(Buffers& w, const T* query, int first, int last) const {
+    for (int k0 = first / kW * kW; k0 < last; k0 += kW) {
+      V sums[kW];
+#pragma GCC unroll 16
+      for (int k = 0; k < kW; ++k) sums[k] = V{};
+      const int end = std::min(k0 + kW, last);
+      if (end - k0 == kW && k0 >= first) {
+        for (std::int64_t d = 0; d < dim_qk_; d += kW) {
+          const V q = load<V>(query + d);
+#pragma GCC unroll 16
+          for (int k = 0; k < kW; ++k) sums[k] = fma(q, load<V>(w.key_at[k0 + k] + d), sums[k]);
+        }
+      } else {
+        for (int k = std::max(first - k0, 0); k < end - k0; ++k)
+          for (std::int64_t d = 0; d < dim_qk_; d += kW) sums[k] = fma(load<V>(query + d), load<V>(w.key_at[k0 + k] + d), sums[k]);
+      }
+      V scores = combine_lanes<Add, kW / 2>(sums);
+      if (p_.key_scales.present()) scores = scores * load<V>(w.scales + k0);
+      store(w.scores + k0, scores);
+    }
+  }
+
+  // What ScoreTiles::edit() does, along one row of keys.
+  void edit(Buffers& w, const TileOf& t, const SequenceMask& sequence, int first, int last) const {
+    if (tiles_.factors.transforms) {
+      const V high = broadcast<V>(tiles_.factors.score);
+      const V low = broadcast<V>(tiles_.factors.score_low);
+      if (p_.bias.present()) read_any(p_.bias, p_.bias.at(t.b, t.h, t.i0, t.j0), p_.bias.stride[3], last, w.extra);
+      const bool slopes = p_.alibi_slopes.present();
+      const V slope = broadcast<V>(slopes ? static_cast<T>(read<float>(p_.alibi_slopes.at(t.b, t.h))) : T(0));
+      for (int k = first / kW * kW; k < last; k += kW) {
+        V s = load<V>(w.scores + k);
+        const V bias = p_.bias.present() ? load<V>(w.extra + k) : V{};
+        s = p_.softcap > 0 ? fma(broadcast<V>(static_cast<T>(p_.softcap)), tanh(fma(s, high, s * low)), bias)
+                           : fma(s, high, fma(s, low, bias));
+        if (slopes) s = s - slope * abs(broadcast<V>(static_cast<T>(t.i0 + sequence.diagonal - t.j0 - k)) - lane_numbers<T>());
+        store(w.scores + k, s);
+      }
+    }
+    if (p_.mask.present()) {
+      const char* const mask = p_.mask.at(t.b, t.h, t.i0, t.j0);
+      for (int k = first; k < last; ++k)
+        if (mask[k * p_.mask.stride[3]] == 0) w.scores[k] = -kInfinity;
+    }
+  }
+
+  // One block of the online softmax: scores become weights relative to the new max. Returns what the row's output so far
+  // is worth.
+  T softmax(Buffers& w, T* state, int first, int last) const {
+    const int begin = first / kW * kW;
+    const int end = static_cast<int>(round_up(last, kW));
+    for (int k = begin; k < first; ++k) w.scores[k] = -kInfinity;
+    for (int k = last; k < end; ++k) w.scores[k] = -kInfinity;
+    V largest = broadcast<V>(state[dim_v_]);
+    for (int k = begin; k < end; k += kW) largest = max(load<V>(w.scores + k), largest);
+    const T before = state[dim_v_];
+    const T m = max_lanes(largest);
+    const V high = broadcast<V>(tiles_.factors.exp);
+    const V low = broadcast<V>(tiles_.factors.exp_low);
+    const T base = m == -kInfinity ? T(0) : m;
+    V sum{};
+    for (int k = begin; k < end; k += kW) {
+      const V weight = exp2_scaled(load<V>(w.scores + k) - base, high, low);
+      sum += weight;
+      store(w.scores + k, weight);
+    }
+    const T alpha = exp2_scaled(broadcast<V>(before - base), high, low)[0];
+    state[dim_v_] = m;
+    state[dim_v_ + 1] = state[dim_v_ + 1] * alpha + sum_lanes(sum);
+    return alpha;
+  }
+
+  void apply_dropout(Buffers& w, const TileOf& t, int first, int last) const {
+    for (int k = first; k < last; ++k) w.scores[k] *= static_cast<T>(p_.dropout.factor(t.b, t.h, t.i0, t.j0 + k));
+  }
+
+  // out = out * alpha + p V, a few vectors of columns at a time.
+  void add_values(Buffers& w, T* out, T alpha, int first, int last) const {
+    std::int64_t d = 0;
+    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<8>(w, out, alpha, first, last, d);
+    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<4>(w, out, alpha, first, last, d);
+    for (; d < dim_v_; d += kW) add_columns<1>(w, out, alpha, first, last, d);
+  }
+  template <int N> void add_columns(Buffers& w, T* out, T alpha, int first, int last, std::int64_t d) const {
+    V sums[N] = {};
+    for (int k = first; k < last; ++k) {
+      const V weight = broadcast<V>(w.scores[k]);
+      const T* const value = w.value_at[k] + d;
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) sums[v] = fma(weight, load<V>(value + v * kW), sums[v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) store(out + d + v * kW, fma(load<V>(out + d + v * kW), broadcast<V>(alpha), sums[v]));
+  }
+
+  // The splits of one row, in order, into the first.
+  void merge_row(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t len_q, std::int64_t n) const {
+    T* const into = state_at(b, h, i, len_q, n, 0);
+    T m = into[dim_v_];
+    for (std::int64_t s = 1; s < n; ++s) m = std::max(m, into[s * state_row_ + dim_v_]);
+    const T base = m == -kInfinity ? T(0) : m;
+    T total = 0;
+    for (std::int64_t s = 0; s < n; ++s) {
+      const T* const part = into + s * state_row_;
+      const T alpha =
+          exp2_scaled(broadcast<V>(part[dim_v_] - base), broadcast<V>(tiles_.factors.exp), broadcast<V>(tiles_.factors.exp_low))[0];
+      total += alpha * part[dim_v_ + 1];
+      for (std::int64_t d = 0; d < dim_v_; ++d) into[d] = s == 0 ? alpha * part[d] : into[d] + alpha * part[d];
+    }
+    into[dim_v_] = m;
+    into[dim_v_ + 1] = total;
+    Scratch scratch;
+    const auto plain_row = scratch.template reserve<double>(p_.dim_v());
+    scratch.acquire();
+    finish(scratch.template at<double>(plain_row), b, h, i, into);
+  }
+
+  void finish(double* plain_row, std::int64_t b, std::int64_t h, std::int64_t i, T* state) const {
+    const T m = state[dim_v_];
+    const T l = state[dim_v_ + 1];
+    T finite = l > 0 ? T(0) : T(1);
+    for (std::int64_t d = 0; d < dim_v_; ++d) {
+      state[d] /= l;
+      finite += state[d] - state[d];  // 0 when finite, NaN otherwise
+    }
+    output_.write(b, h, i, state, m, l, finite == 0, plain_row);
+  }
+
+  const AttentionProblem& p_;
+  ScoreTiles<T> tiles_;
+  const AttentionOutput<T>& output_;
+  std::int64_t heads_together_;
+  std::int64_t dim_qk_;  // padded to whole vectors
+  std::int64_t dim_v_;
+  std::int64_t state_row_;
+  std::vector<std::int64_t> first_state_;
+  std::int64_t states_ = 0;
+  std::unique_ptr<T[]> memory_;
+};
+
+}  // namespace regard::cpu

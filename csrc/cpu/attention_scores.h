@@ -1,0 +1,246 @@
+// Scores of attention: a tile of keys (down) and queries (across), or a row of keys.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/attention_tiles.h"
+#include "cpu/lanes.h"
+#include "cpu/math.h"
+#include "cpu/strided.h"
+
+namespace regard::cpu {
+
+constexpr double kLog2E = 1.4426950408889634074;
+
+// The scale, in the parts in which it enters.
+template <class T> struct ScoreFactors {
+  T query;  // a power of two
+  T score;  // scale / query (/ softcap), and what rounding took from it
+  T score_low;
+  double unit;  // what 1 in a score is worth: scores stay unscaled where nothing is added to them
+  T exp;        // unit * log2(e), and what rounding took from it
+  T exp_low;
+  bool transforms;
+
+  explicit ScoreFactors(const AttentionProblem& p) {
+    // scale = 2^exponent * rest, |rest| in [1, 2): the power goes into Q exactly, so that a product overflows only
+    // where the scaled score would, and nothing is rounded twice.
+    int exponent = 0;
+    std::frexp(p.scale, &exponent);
+    query = p.scale == 0 ? T(1) : static_cast<T>(std::ldexp(1.0, std::clamp(exponent - 1, -120, 120)));
+    const double rest = p.scale / static_cast<double>(query);
+    const double factor = p.softcap > 0 ? rest / p.softcap : rest;
+    score = static_cast<T>(factor);
+    score_low = static_cast<T>(factor - static_cast<double>(score));
+    transforms = p.softcap > 0 || p.bias.present() || p.alibi_slopes.present() || p.sinks.present() || !(p.scale > 0);
+    unit = transforms ? 1.0 : rest;
+    exp = static_cast<T>(kLog2E * unit);
+    exp_low = static_cast<T>(kLog2E * unit - static_cast<double>(exp));
+  }
+};
+
+// Reads a mask, bias or stored row as compute values; a bool becomes 0 or 1.
+template <class T> inline void read_any(const Array& x, const char* p, std::int64_t stride, std::int64_t n, T* out) {
+  switch (x.dtype) {
+    case DType::boolean:
+      for (std::int64_t i = 0; i < n; ++i) out[i] = p[i * stride] != 0 ? T(1) : T(0);
+      return;
+    case DType::int8: return read_row<Int8>(p, stride, n, out);
+    case DType::float8_e4m3fn: return read_row<Float8>(p, stride, n, out);
+    default: break;
+  }
+  if constexpr (std::is_same_v<T, double>) {
+    if (x.dtype != DType::float64) {
+      for (std::int64_t i = 0; i < n; ++i) out[i] = element(x.dtype, p + i * stride);
+      return;
+    }
+  }
+  read_row(x.dtype, p, stride, n, out);
+}
+
+// One tile of queries against one block of keys, of one head.
+struct TileOf {
+  std::int64_t b, h;
+  std::int64_t i0;  // first query
+  int queries;
+  int vectors;
+  std::int64_t j0;  // first key
+  int keys;
+};
+
+// Fills and edits tiles of scores: S[key][query], kColumns across.
+template <class T> class ScoreTiles {
+  using V = Vec<T>;
+  static constexpr int kColumns = Tile<T>::kColumns;
+  static constexpr int kW = kWidth<T>;
+
+ public:
+  // Memory of a worker, kept by the caller.
+  struct Buffers {
+    T* keys;     // [kKeys][key_row]
+    T* scores;   // [kKeys][kColumns]
+    T* extra;    // [kKeys][kColumns]: a tile of bias, mask or dropout
+    T* staging;  // [kColumns][staging_row]
+    std::int64_t staging_row;
+  };
+
+  explicit ScoreTiles(const AttentionProblem& problem) : p_(problem), factors(problem), key_row(row_length<T>(problem.dim_qk())) {
+    per_group = p_.heads_kv() > 0 ? p_.heads() / p_.heads_kv() : 1;
+  }
+
+  // Q^T of one tile, scaled by a power of two.
+  void read_queries(const Buffers& w, const TileOf& t, T* to) const {
+    const V factor = broadcast<V>(factors.query);
+    for (int r = 0; r < t.queries; ++r) {
+      T* const row = w.staging + r * w.staging_row;
+      const Place at = p_.query_place(t.b, t.i0 + r);
+      read_row(p_.query.dtype, p_.query.at(at.outer, t.h, at.position), p_.query.stride[3], p_.dim_qk(), row);
+      for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(row + d, load<V>(row + d) * factor);
+    }
+    transpose_padded(w.staging, w.staging_row, t.queries, static_cast<int>(p_.dim_qk()), to, kColumns,
+                     static_cast<int>(round_up(t.queries, kW)));
+  }
+
+  // K of one block as contiguous compute values, padded with zeros to whole register tiles.
+  void read_keys(const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys) const {
+    for (int r = 0; r < keys; ++r) read_stored(p_.key, p_.key_scales, b, h, j0 + r, p_.dim_qk(), w.keys + r * key_row);
+    for (int r = keys; r < round_up(keys, Tile<T>::kRows); ++r) std::fill_n(w.keys + r * key_row, p_.dim_qk(), T(0));
+  }
+
+  // Row j of K or V, with its scale where the cache has one.
+  void read_stored(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j, std::int64_t dim, T* to) const {
+    const Place at = p_.key_place(b, j);
+    const std::int64_t group = h / per_group;
+    read_any(x, x.at(at.outer, group, at.position), x.stride[3], dim, to);
+    if (!scales.present()) return;
+    const T factor = read<float>(scales.at(at.outer, group, at.position));
+    for (std::int64_t d = 0; d < dim; ++d) to[d] *= factor;
+  }
+
+  // S = K Q^T.
+  void multiply_keys(const Buffers& w, const TileOf& t, const T* queries) const {
+    multiply<T, Left::depth_contiguous>(w.keys, key_row, queries, kColumns, w.scores, kColumns, t.keys, t.vectors,
+                                        static_cast<int>(p_.dim_qk()), nullptr);
+  }
+
+  // All that is added or hidden.
+  void edit(const Buffers& w, const SequenceMask& sequence, const TileOf& t) const {
+    if (factors.transforms) transform(w, sequence, t);
+    hide(w, sequence, t);
+  }
+
+  // Scores in natural units: scaled, capped, with bias and ALiBi. Scale and bias join in fused steps: rounding the scaled
+  // score first doubled the error of large scores.
+  void transform(const Buffers& w, const SequenceMask& sequence, const TileOf& t) const {
+    const V high = broadcast<V>(factors.score);
+    const V low = broadcast<V>(factors.score_low);
+    const auto scaled_plus = [&](V s, V bias) { return fma(s, high, fma(s, low, bias)); };
+    const auto capped_plus = [&](V s, V bias) { return fma(broadcast<V>(static_cast<T>(p_.softcap)), tanh(fma(s, high, s * low)), bias); };
+    if (p_.softcap > 0)
+      add_bias(w, t, capped_plus);
+    else
+      add_bias(w, t, scaled_plus);
+    if (p_.alibi_slopes.present()) {
+      const V slope = broadcast<V>(static_cast<T>(read<float>(p_.alibi_slopes.at(t.b, t.h))));
+      const T centre = static_cast<T>(t.i0 + sequence.diagonal - t.j0);
+      const V lanes = lane_numbers<T>();
+      for_each_vector(w, t, [&](V s, int r, int v) { return s - slope * abs(lanes + broadcast<V>(centre + static_cast<T>(v * kW - r))); });
+    }
+  }
+
+  // -inf where the mask, a window, the causal diagonal or a length hides the key.
+  void hide(const Buffers& w, const SequenceMask& sequence, const TileOf& t) const {
+    if (p_.mask.present()) apply_mask(w, t);
+    const KeyRange all = sequence.seen_by_all(t.i0, t.i0 + t.queries);
+    if (all.first > t.j0 || all.last < t.j0 + t.keys) apply_range(w, sequence, t);
+  }
+
+  // -inf where the mask is false.
+  void apply_mask(const Buffers& w, const TileOf& t) const {
+    const V masked = broadcast<V>(-std::numeric_limits<T>::infinity());
+    if (p_.mask.stride[2] == 0) {
+      load_row(w, p_.mask, t);
+      for_each_vector(w, t, [&](V s, int r, int) { return w.extra[r] != 0 ? s : masked; });
+    } else {
+      load_tile(w, p_.mask, t);
+      for_each_vector(w, t, [&](V s, int r, int v) { return load<V>(w.extra + r * kColumns + v * kW) != 0 ? s : masked; });
+    }
+  }
+
+  // Multiplies the tile by what dropout leaves of each weight.
+  void apply_dropout(const Buffers& w, const TileOf& t) const {
+    const Philox random(p_.dropout.seed);
+    const std::uint64_t threshold = p_.dropout.threshold();
+    const T kept = static_cast<T>(p_.dropout.kept_scale());
+    std::uint32_t words[kColumns][4];
+    for (int r = 0; r < t.keys; ++r) {
+      const std::int64_t j = t.j0 + r;
+      if (r == 0 || j % 4 == 0)
+        for (int q = 0; q < t.vectors * kW; ++q) {
+          Dropout::counter_of(t.b, t.h, t.i0 + q, j, words[q]);
+          random.words(words[q]);
+        }
+      for (int q = 0; q < t.vectors * kW; ++q) w.scores[r * kColumns + q] *= words[q][j % 4] >= threshold ? kept : T(0);
+    }
+  }
+
+  template <class F> void for_each_vector(const Buffers& w, const TileOf& t, F&& f) const {
+    for (int r = 0; r < t.keys; ++r)
+      for (int v = 0; v < t.vectors; ++v) {
+        T* const at = w.scores + r * kColumns + v * kW;
+        store(at, f(load<V>(at), r, v));
+      }
+  }
+
+ private:
+  // scores = combine(score, bias), with a bias of 0 where there is none.
+  template <class F> void add_bias(const Buffers& w, const TileOf& t, F&& combine) const {
+    if (!p_.bias.present()) {
+      for_each_vector(w, t, [&](V s, int, int) { return combine(s, V{}); });
+    } else if (p_.bias.stride[2] == 0) {
+      load_row(w, p_.bias, t);
+      for_each_vector(w, t, [&](V s, int r, int) { return combine(s, broadcast<V>(w.extra[r])); });
+    } else {
+      load_tile(w, p_.bias, t);
+      for_each_vector(w, t, [&](V s, int r, int v) { return combine(s, load<V>(w.extra + r * kColumns + v * kW)); });
+    }
+  }
+
+  // Keys outside each query's own range.
+  void apply_range(const Buffers& w, const SequenceMask& sequence, const TileOf& t) const {
+    alignas(64) T first[kColumns] = {};
+    alignas(64) T last[kColumns] = {};
+    for (int q = 0; q < t.queries; ++q) {
+      const KeyRange range = sequence.keys_of(t.i0 + q);
+      first[q] = static_cast<T>(std::clamp<std::int64_t>(range.first - t.j0, 0, kKeys));
+      last[q] = static_cast<T>(std::clamp<std::int64_t>(range.last - t.j0, 0, kKeys));
+    }
+    const V masked = broadcast<V>(-std::numeric_limits<T>::infinity());
+    for_each_vector(w, t, [&](V s, int r, int v) {
+      const V key = broadcast<V>(static_cast<T>(r));
+      const V kept = key >= load<V>(first + v * kW) ? s : masked;
+      return key < load<V>(last + v * kW) ? kept : masked;
+    });
+  }
+
+  // extra[r] = x[b, h, any query, j0 + r]
+  void load_row(const Buffers& w, const Array& x, const TileOf& t) const {
+    read_any(x, x.at(t.b, t.h, t.i0, t.j0), x.stride[3], t.keys, w.extra);
+  }
+  // extra[r][q] = x[b, h, i0 + q, j0 + r]
+  void load_tile(const Buffers& w, const Array& x, const TileOf& t) const {
+    for (int q = 0; q < t.queries; ++q) read_any(x, x.at(t.b, t.h, t.i0 + q, t.j0), x.stride[3], t.keys, w.staging + q * w.staging_row);
+    transpose_padded(w.staging, w.staging_row, t.queries, t.keys, w.extra, kColumns, t.vectors * kW);
+  }
+
+  const AttentionProblem& p_;
+
+ public:
+  const ScoreFactors<T> factors;
+  const std::int64_t key_row;
+  std::int64_t per_group;
+};
+
+}  // namespace regard::cpu

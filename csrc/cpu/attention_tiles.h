@@ -1,0 +1,53 @@
+// The sizes that attention works at.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "cpu/tile_simd.h"
+
+namespace regard::cpu {
+
+// Keys a block. The score tile (96 x 48 floats, 18 KiB) and Q^T stay in L1 while K and V stream from L2.
+constexpr int kKeys = 96;
+
+// Queries an item, a multiple of every tile's columns: they share one copy of K and V. Fewer for wide heads, so that
+// Q^T, out and the copies stay within 1 MiB of L2.
+constexpr std::int64_t queries_per_item(std::int64_t dim) { return dim <= 128 ? 192 : dim <= 256 ? 96 : 48; }
+
+// Sequences of no more queries than this take the path of few rows (attention_rows.h), which reads K and V once for all
+// heads that share them.
+constexpr std::int64_t kFewQueries = 4;
+
+// Keys of one split on that path; partial results of splits are merged in order.
+constexpr std::int64_t kSplit = 2048;
+
+inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+// Row length of a copied block: whole vectors, and an odd number of cache lines, so that rows spread over all L1 sets.
+template <class T> std::int64_t row_length(std::int64_t n) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  return (round_up(std::max<std::int64_t>(n, 1), line) / line | 1) * line;
+}
+
+// How the queries of one sequence are cut into items: equal blocks rather than full ones and a rest, since each item
+// copies K and V for itself; and none across two blocks of a block mask, since all of an item's queries see the same runs.
+struct QueryBlocks {
+  std::int64_t queries;  // of the sequence
+  std::int64_t outer;    // queries of one block of the mask, or all
+  std::int64_t inner;    // queries of an item
+  std::int64_t per_outer;
+
+  QueryBlocks(std::int64_t n, std::int64_t mask_block, std::int64_t most, std::int64_t lanes) : queries(n) {
+    outer = mask_block > 0 ? std::min(mask_block, n) : n;
+    per_outer = (outer + most - 1) / most;
+    inner = per_outer > 0 ? std::min(most, round_up((outer + per_outer - 1) / per_outer, lanes)) : 0;
+  }
+
+  std::int64_t count() const { return outer > 0 ? (queries + outer - 1) / outer * per_outer : 0; }
+  std::int64_t first(std::int64_t item) const { return item / per_outer * outer + item % per_outer * inner; }
+  std::int64_t last(std::int64_t item) const { return std::min({first(item) + inner, (item / per_outer + 1) * outer, queries}); }
+};
+
+}  // namespace regard::cpu
