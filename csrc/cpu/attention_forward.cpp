@@ -62,9 +62,14 @@ template <class T> class Blocks {
         const int keys = static_cast<int>(std::min<std::int64_t>(j0 + kKeys, end) - first);
         read_block(w, b, h, first, keys);
         for (std::int64_t i = i0; i < i1; i += kColumns) {
-          const TileOf tile = tile_at(i, first, keys);
+          TileOf tile = tile_at(i, first, keys);
           const KeyRange any = sequence.seen_by_any(i, i + tile.queries);
-          if (any.first < first + keys && any.last > first) run_tile(w, sequence, tile, (i - i0) / kColumns);
+          if (any.first >= first + keys || any.last <= first) continue;
+          // Only the keys that the tile sees, from a chain's start: what is left out would add exact zeros.
+          tile.row = static_cast<int>(std::max<std::int64_t>(any.first - first, 0)) / kChain * kChain;
+          tile.j0 = first + tile.row;
+          tile.keys = static_cast<int>(std::min<std::int64_t>(any.last - tile.j0, keys - tile.row));
+          run_tile(w, sequence, tile, (i - i0) / kColumns);
         }
       }
     });
@@ -135,8 +140,9 @@ template <class T> class Blocks {
     V alpha[Tile<T>::kVectors];
     softmax(w, t, index, alpha);
     if (p_.dropout.present()) tiles_.apply_dropout(w.tile, t);
-    multiply<T, Left::rows_contiguous>(w.values, value_row_, w.tile.scores, kColumns, w.output + index * dim_v_padded_ * kColumns, kColumns,
-                                       static_cast<int>(dim_v_padded_), t.vectors, t.keys, alpha);
+    multiply<T, Left::rows_contiguous>(w.values + t.row * value_row_, value_row_, w.tile.scores, kColumns,
+                                       w.output + index * dim_v_padded_ * kColumns, kColumns, static_cast<int>(dim_v_padded_), t.vectors,
+                                       t.keys, alpha);
   }
 
   // One block of the online softmax, down the columns: scores become weights relative to the new max.

@@ -41,12 +41,10 @@ template <class T> struct ScoreFactors {
   }
 };
 
-// Reads a mask, bias or stored row as compute values; a bool becomes 0 or 1.
+// Reads a mask, bias or stored row as compute values; false becomes 0, true something else.
 template <class T> inline void read_any(const Array& x, const char* p, std::int64_t stride, std::int64_t n, T* out) {
   switch (x.dtype) {
     case DType::boolean:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = p[i * stride] != 0 ? T(1) : T(0);
-      return;
     case DType::int8: return read_row<Int8>(p, stride, n, out);
     case DType::float8_e4m3fn: return read_row<Float8>(p, stride, n, out);
     default: break;
@@ -68,6 +66,7 @@ struct TileOf {
   int vectors;
   std::int64_t j0;  // first key
   int keys;
+  int row = 0;  // of the first key in the block that was copied
 };
 
 // Fills and edits tiles of scores: S[key][query], kColumns across.
@@ -121,7 +120,7 @@ template <class T> class ScoreTiles {
 
   // S = K Q^T.
   void multiply_keys(const Buffers& w, const TileOf& t, const T* queries) const {
-    multiply<T, Left::depth_contiguous>(w.keys, key_row, queries, kColumns, w.scores, kColumns, t.keys, t.vectors,
+    multiply<T, Left::depth_contiguous>(w.keys + t.row * key_row, key_row, queries, kColumns, w.scores, kColumns, t.keys, t.vectors,
                                         static_cast<int>(p_.dim_qk()), nullptr);
   }
 
@@ -231,8 +230,16 @@ template <class T> class ScoreTiles {
   }
   // extra[r][q] = x[b, h, i0 + q, j0 + r]
   void load_tile(const Buffers& w, const Array& x, const TileOf& t) const {
-    for (int q = 0; q < t.queries; ++q) read_any(x, x.at(t.b, t.h, t.i0 + q, t.j0), x.stride[3], t.keys, w.staging + q * w.staging_row);
-    transpose_padded(w.staging, w.staging_row, t.queries, t.keys, w.extra, kColumns, t.vectors * kW);
+    const T* from = w.staging;
+    std::int64_t from_stride = w.staging_row;
+    constexpr auto item = static_cast<std::int64_t>(sizeof(T));
+    if (x.dtype == dtype_of<T>() && x.stride[3] == item && x.stride[2] % item == 0 && t.keys % kW == 0) {
+      from = reinterpret_cast<const T*>(x.at(t.b, t.h, t.i0, t.j0));  // whole vectors, read where they lie
+      from_stride = x.stride[2] / item;
+    } else {
+      for (int q = 0; q < t.queries; ++q) read_any(x, x.at(t.b, t.h, t.i0 + q, t.j0), x.stride[3], t.keys, w.staging + q * w.staging_row);
+    }
+    transpose_padded(from, from_stride, t.queries, t.keys, w.extra, kColumns, t.vectors * kW);
   }
 
   const AttentionProblem& p_;

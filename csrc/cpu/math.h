@@ -10,9 +10,9 @@ namespace regard::cpu {
 // tanh, within 2 ulp (double: 4): an odd polynomial where 1 - 2 / (e^2x + 1) would cancel, that form elsewhere.
 template <class V> inline V tanh(V x) {
   using T = LaneOf<V>;
-  const V a = abs(x);
-  const V e = exp(a + a);
-  const V large = 1 - 2 / (e + 1);
+  constexpr T one = sizeof(T) == 4 ? T(10) : T(20);  // beyond, tanh is 1 to the last place
+  const V a = min(broadcast<V>(one), abs(x));
+  const V large = 1 - 2 * reciprocal(exp_normal(a + a) + 1);
   V small;
   if constexpr (sizeof(T) == 4) {
     // x + x^3 p(x^2) for |x| < 0.625

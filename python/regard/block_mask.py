@@ -140,8 +140,8 @@ class BlockMask:
         rows, width = -(-len_q // block_q), -(-len_kv // block_kv)
         blocks = np.zeros((batch * heads * rows, width), bool)
         blocks[np.repeat(np.arange(len(blocks)), np.diff(self.row_offsets)), self.columns] = True
-        blocks = blocks.reshape(batch, heads, rows, width)
-        return blocks.repeat(block_q, axis=2)[:, :, :len_q].repeat(block_kv, axis=3)[..., :len_kv]
+        by_block = blocks.reshape(batch, heads, rows, width)
+        return by_block.repeat(block_q, axis=2)[:, :, :len_q].repeat(block_kv, axis=3)[..., :len_kv]
 
     @property
     def density(self) -> float:

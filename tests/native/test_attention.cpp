@@ -1,11 +1,10 @@
 // Attention against a naive float64 loop, on heap blocks of exactly the arrays' extent (so that AddressSanitizer sees
 // any access past them), at sizes around tile and vector edges, and with strides of every kind.
 
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <vector>
 
+#include "arrays.h"
 #include "check.h"
 #include "cpu/attention_plain.h"
 #include "cpu/operations.h"
@@ -14,59 +13,6 @@ namespace regard::test {
 namespace {
 
 using cpu::element;
-
-enum class Strides { packed, sequence_first, negative, gaps, misaligned };
-
-// An array in a block of exactly its extent, of values in [-1, 1].
-struct Owned {
-  Array view;
-  std::unique_ptr<char[]> block;
-};
-
-void put(DType t, char* p, double x) {
-  const auto store = [p](auto v) { std::memcpy(p, &v, sizeof v); };
-  switch (t) {
-    case DType::float64: return store(x);
-    case DType::float32: return store(static_cast<float>(x));
-    case DType::float16: return store(from_float<Half>(static_cast<float>(x)));
-    case DType::bfloat16: return store(from_float<BFloat16>(static_cast<float>(x)));
-    default: *p = x > 0 ? 1 : 0;
-  }
-}
-
-template <class F> void for_each_element(const Array& a, F&& f) {
-  std::int64_t n[4] = {1, 1, 1, 1};
-  for (int i = 0; i < a.rank; ++i) n[i] = a.shape[i];
-  for (std::int64_t i = 0; i < n[0]; ++i)
-    for (std::int64_t j = 0; j < n[1]; ++j)
-      for (std::int64_t k = 0; k < n[2]; ++k)
-        for (std::int64_t l = 0; l < n[3]; ++l) f(a.data + i * a.stride[0] + j * a.stride[1] + k * a.stride[2] + l * a.stride[3]);
-}
-
-Owned make(DType t, std::initializer_list<std::int64_t> shape, Strides kind, Random& random) {
-  Owned x;
-  Array& a = x.view;
-  a.kind = Array::Kind::array;
-  a.dtype = t;
-  a.writable = true;
-  a.rank = static_cast<int>(shape.size());
-  std::copy(shape.begin(), shape.end(), a.shape);
-  const std::int64_t item = size_of(t);
-  std::int64_t step = kind == Strides::gaps ? 3 * item : item;
-  std::int64_t extent = item + (kind == Strides::misaligned ? 1 : 0);
-  const bool swapped = kind == Strides::sequence_first && a.rank == 4;
-  if (swapped) a.swap_axes(1, 2);
-  for (int i = a.rank - 1; i >= 0; --i) {
-    a.stride[i] = kind == Strides::negative ? -step : step;
-    extent += std::max<std::int64_t>(a.shape[i] - 1, 0) * step;
-    step *= std::max<std::int64_t>(a.shape[i], 1);
-  }
-  if (swapped) a.swap_axes(1, 2);
-  x.block.reset(new char[static_cast<std::size_t>(extent)]);
-  a.data = x.block.get() + (kind == Strides::negative ? extent - item : kind == Strides::misaligned ? 1 : 0);
-  if (a.size() > 0) for_each_element(a, [&](char* p) { put(t, p, random.uniform(-1, 1)); });
-  return x;
-}
 
 struct Case {
   DType dtype = DType::float32;

@@ -55,6 +55,27 @@ template <class S, int Fraction> void test_every_pattern() {
   }
 }
 
+// All 256 patterns of the 8-bit storage types.
+void test_eight_bits() {
+  std::vector<Int8> whole(256);
+  std::vector<Float8> eighths(256);
+  for (int i = 0; i < 256; ++i) {
+    whole[static_cast<std::size_t>(i)].value = static_cast<std::int8_t>(i - 128);
+    eighths[static_cast<std::size_t>(i)].bits = static_cast<std::uint8_t>(i);
+  }
+  const std::vector<float> wide = widen(whole);
+  const std::vector<float> wide_eighths = widen(eighths);
+  for (int i = 0; i < 256; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    CHECK(wide[at] == static_cast<float>(i - 128) && to_float(whole[at]) == wide[at]);
+    // 1 sign, 4 exponent (bias 7) and 3 fraction bits; all ones is NaN.
+    const int exponent = i >> 3 & 15;
+    const double magnitude = exponent == 0 ? std::ldexp(i & 7, -9) : std::ldexp(8 + (i & 7), exponent - 10);
+    const double wanted = (i & 127) == 127 ? std::nan("") : i & 128 ? -magnitude : magnitude;
+    CHECK(same(wide_eighths[at], wanted) && same(to_float(eighths[at]), wanted));
+  }
+}
+
 // Between neighbours a < b: the middle goes to the even one, the floats beside the middle to the nearer one. After the
 // largest finite value comes inf, at the place where the next value would be.
 template <class S, int Fraction> void test_every_rounding() {
@@ -106,6 +127,7 @@ void test_dtype() {
   test_every_rounding<BFloat16, 7>();
   test_nan<Half>();
   test_nan<BFloat16>();
+  test_eight_bits();
 }
 
 }  // namespace regard::test
