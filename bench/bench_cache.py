@@ -148,9 +148,9 @@ def main() -> None:
     about = (
         "Rotary embedding, merging and a cache's steps, and how many times faster they are than PyTorch's formulation "
         "(bench/bench_cache.py says which). Shapes: batch x heads x len x dim; for merging parts first; for append, "
-        "tokens held last; for append and attend, batch x heads x heads_kv x held x dim. PyTorch has no kernel for int8 and "
-        "gets a float32 cache. Times are the fastest round; a ratio is the median within rounds of one "
-        "interleaved run."
+        "tokens held last; for append and attend, batch x heads x heads_kv x held x dim. PyTorch gets a float32 "
+        "cache for int8, having no kernel for that. Times are the fastest round; a ratio is the median within rounds "
+        "of one interleaved run."
     )
     title = "Caches and rotary embedding on a CPU"
     print("wrote", harness.write_results("cache-cpu", title, about, header, rows, threads=options.threads))
