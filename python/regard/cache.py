@@ -163,7 +163,8 @@ class KVCache:
         Parameters
         ----------
         query : array, (batch, heads, len_q, dim_qk)
-            The new tokens' queries, appended already: "causal" and "window" align the last query
+            float32, float64, float16 or bfloat16, whatever the cache stores. Those of the tokens
+            that were appended last: "causal" and "window" align the last query
             with the last key of its sequence. For tree masks give mask=, (len_q, len_kv) or what
             broadcasts, where len_kv is the longest length.
         **options

@@ -315,7 +315,8 @@ class PagedKVCache:
         Parameters
         ----------
         query : array, (len(sequences), heads, len_q, dim_qk)
-            The new tokens' queries, appended already: "causal" and "window" align the last query
+            float32, float64, float16 or bfloat16, whatever the cache stores. Those of the tokens
+            that were appended last: "causal" and "window" align the last query
             with the last key of its sequence.
         sequences : int, or a sequence or array of ints
         **options
