@@ -17,6 +17,7 @@ from regard.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from regard.nn.weights import Safetensors, load
 
 __all__ = [
     "CBAM",
@@ -31,10 +32,12 @@ __all__ = [
     "MultiheadAttention",
     "PositionalEncoding",
     "RMSNorm",
+    "Safetensors",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "load",
 ]

@@ -104,10 +104,11 @@ class _Layer(Module):
         blocks: int,
     ) -> None:
         super().__init__(device, dtype)
-        for name in ("self_attn", "multihead_attn")[: blocks - 1]:
+        for name, expected in (("self_attn", ("qkv",)), ("multihead_attn", ("q", "kv")))[: blocks - 1]:
             attention = MultiheadAttention(
                 d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
             )
+            attention.expected = expected
             setattr(self, name, attention)
         self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
         self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
@@ -360,8 +361,11 @@ class Transformer(Module):
         def norm() -> LayerNorm:
             return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
 
-        self.encoder = custom_encoder or TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
-        self.decoder = custom_decoder or TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
+        if custom_encoder is None:
+            custom_encoder = TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
+        if custom_decoder is None:
+            custom_decoder = TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
+        self.encoder, self.decoder = custom_encoder, custom_decoder
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
     def forward(
