@@ -163,7 +163,9 @@ def test_packed_bits_serve_every_instruction_set():
 
 def test_memory():
     weight = normal(0, 960, 768)
-    full, half, quarter = (dense.pack_linear(weight, None, held).packed.nbytes for held in ("float32", "bfloat16", "int8"))
+    full, half, quarter = (
+        dense.pack_linear(weight, None, held).packed.nbytes for held in ("float32", "bfloat16", "int8")
+    )
     assert half < 0.51 * full
     assert quarter < 0.26 * full
 

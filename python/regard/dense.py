@@ -209,17 +209,19 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6, out: Any = None) -> 
     return _norm("rms_norm", x, None, weight, None, eps, out)
 
 
-def add_layer_norm(x: Any, residual: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def add_layer_norm(
+    x: Any, residual: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, out: Any = None
+) -> Any:
     """``layer_norm(x + residual)`` in one pass; the sum is not rounded to x's dtype between.
 
     Parameters and errors are layer_norm's; residual has the shape and dtype of x.
     """
-    return _norm("layer_norm", x, residual, weight, bias, eps, None)
+    return _norm("layer_norm", x, residual, weight, bias, eps, out)
 
 
-def add_rms_norm(x: Any, residual: Any, weight: Any = None, eps: float = 1e-6) -> Any:
+def add_rms_norm(x: Any, residual: Any, weight: Any = None, eps: float = 1e-6, out: Any = None) -> Any:
     """``rms_norm(x + residual)`` in one pass, as add_layer_norm."""
-    return _norm("rms_norm", x, residual, weight, None, eps, None)
+    return _norm("rms_norm", x, residual, weight, None, eps, out)
 
 
 def _norm(operation: str, x: Any, residual: Any, weight: Any, bias: Any, eps: float, out: Any) -> Any:

@@ -17,6 +17,7 @@ from regard.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from regard.nn.vision import PatchEmbedding, VisionTransformer, VisionTransformerLayer
 from regard.nn.weights import Safetensors, load
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Module",
     "ModuleList",
     "MultiheadAttention",
+    "PatchEmbedding",
     "PositionalEncoding",
     "RMSNorm",
     "Safetensors",
@@ -39,5 +41,7 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "VisionTransformer",
+    "VisionTransformerLayer",
     "load",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from regard import dense
 from regard._checks import describe
 from regard.dot_product import attention
+from regard.nn._workspace import Scratch
 from regard.nn.linear import Linear
 from regard.nn.module import Module, constant, normal, xavier_uniform
 
@@ -114,6 +116,8 @@ class MultiheadAttention(Module):
         is_causal: bool = False,
         *,
         key_mask: Any = None,
+        residual: Any = None,
+        out: Any = None,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
 
@@ -137,6 +141,10 @@ class MultiheadAttention(Module):
             not read. (PyTorch asks for the mask as well; here it may be left out.)
         key_mask : bool array, (batch, len_kv) or unbatched (len_kv,), optional
             In place of key_padding_mask, with the meaning of regard.attention: True = attend to this key.
+        residual : array, of query's shape, optional
+            Added to the result, in the output projection's pass.
+        out : array, of query's shape, optional
+            Written and returned.
 
         Returns
         -------
@@ -155,8 +163,29 @@ class MultiheadAttention(Module):
                 raise ValueError("key_mask: expected None where key_padding_mask is given: they say the same")
             if not isinstance(key_mask, np.ndarray) or key_mask.dtype != np.bool_:
                 raise TypeError(f"key_mask: expected a bool array (True = attend), got {describe(key_mask)}")
-        sequence_axis = 1 if self.batch_first or not batched else 0
-        q, k, v = self._project(query, key, value)
+        with Scratch() as take:
+            return self._attend(
+                query, key, value, key_padding_mask, key_mask, need_weights, attn_mask, average_attn_weights,
+                is_causal, residual, out, batched, take,
+            )  # fmt: skip
+
+    def _attend(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any,
+        key_mask: Any,
+        need_weights: bool,
+        attn_mask: Any,
+        average_attn_weights: bool,
+        is_causal: bool,
+        residual: Any,
+        out: Any,
+        batched: bool,
+        take: Callable[..., np.ndarray],
+    ) -> tuple[Any, Any]:
+        q, k, v = self._project(query, key, value, take)
         if not batched:
             q, k, v = q[None], k[None], v[None]
         elif not self.batch_first:
@@ -166,19 +195,18 @@ class MultiheadAttention(Module):
         options = self._masks(
             q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
         )
-        if sequence_axis == 1:
-            out = heads = None
-        else:  # written where out_proj reads it: (len_q, batch, ...)
-            heads = np.empty((q.shape[1], q.shape[0], *q.shape[2:]), q.dtype)
-            out = heads.swapaxes(0, 1)
-        out = attention(q, k, v, layout="bshd", return_lse=need_weights, out=out, **options)
+        joined = take(query.shape, q.dtype)  # written where out_proj reads it
+        heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
+        if not batched:
+            heads = heads[None]
+        elif not self.batch_first:
+            heads = heads.swapaxes(0, 1)
+        attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
         weights = None
         if need_weights:
-            out, lse = out
-            weights = attention_weights(q, k, lse, average_attn_weights, **options)
+            weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
             weights = weights if batched else weights[0]
-        joined = (out if heads is None else heads).reshape(*query.shape)
-        return self.out_proj.forward(joined), weights
+        return self.out_proj.forward(joined, None, residual, out), weights
 
     def _check(self, query: Any, key: Any, value: Any) -> bool:
         """Whether inputs are batched; refuses those that do not fit."""
@@ -231,8 +259,11 @@ class MultiheadAttention(Module):
             )
         return packed[which]
 
-    def _project(self, query: Any, key: Any, value: Any) -> list[Any]:
-        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs."""
+    def _project(self, query: Any, key: Any, value: Any, take: Callable[..., np.ndarray] | None = None) -> list[Any]:
+        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs.
+
+        `take` answers the memory for them; without it, they are new.
+        """
         packed = self._weights_for("query", query)
         groups: tuple[tuple[str, Any], ...]
         if self._same_dims and key is query and value is query:
@@ -243,7 +274,9 @@ class MultiheadAttention(Module):
             groups = (("q", query), ("k", key), ("v", value))
         views: list[Any] = []
         for which, x in groups:
-            y = dense.linear(x, self._packed_projection(packed, which))
+            product = self._packed_projection(packed, which)
+            y = None if take is None else take((*x.shape[:-1], product.out_features), x.dtype)
+            y = dense.linear(x, product, out=y)
             heads = y.reshape(*x.shape[:-1], y.shape[-1] // self.head_dim, self.head_dim)
             start = 0
             for name in which:
@@ -350,8 +383,9 @@ def attention_weights(
 ) -> np.ndarray:
     """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv).
 
-    query : (batch, len_q, heads, dim); key : (batch, len_kv, heads_kv, dim); lse : (batch, heads, len_q) of the attention with the same
-    options. One head's scores are held at a time; time and memory grow with len_q x len_kv.
+    query : (batch, len_q, heads, dim); key : (batch, len_kv, heads_kv, dim); lse : (batch, heads, len_q)
+    of the attention with the same options. One head's scores are held at a time; time and memory grow with
+    len_q x len_kv.
     """
     batch, len_q, heads, dim = query.shape
     len_kv = key.shape[1]

@@ -40,9 +40,13 @@ class Linear(Module):
             return self._weights(np.dtype(np.float32))
         return dense.pack_linear(**super()._pack(dtype), held=self._holding("weight", dtype))
 
-    def forward(self, x: Any, activation: str | None = None) -> Any:
-        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu"."""
-        return dense.linear(x, self._weights_for("x", x), activation=activation)
+    def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
+        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu".
+
+        residual (..., out_features) is added behind the activation, in the same pass; out is written and
+        returned where given.
+        """
+        return dense.linear(x, self._weights_for("x", x), None, activation, out, residual)
 
 
 class Embedding(Module):

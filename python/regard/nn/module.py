@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The n-th parameter made in a process starts from seed n: the same program has the same initial weights.
 _seeds = itertools.count()
 
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
+FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 #: How the weights of linear layers may be held.
 _HELD = ("float32", "bfloat16", "int8")
@@ -58,8 +58,8 @@ class Parameter:
         if shape is None or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
             raise TypeError(f"{name}: expected an array of shape {self.shape}, got {_checks.describe(value)}")
         # Frameworks write their dtypes as "torch.float32" or "dtype('float32')".
-        if str(value.dtype).rpartition(".")[2] not in _FLOATS:
-            raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)}, got {_checks.describe(value)}")
+        if str(value.dtype).rpartition(".")[2] not in FLOATS:
+            raise TypeError(f"{name}: expected dtype {', '.join(FLOATS)}, got {_checks.describe(value)}")
         if tuple(shape) != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {_checks.describe(value)}")
         return value
@@ -87,8 +87,8 @@ class Module:
         if str(device) not in ("None", "cpu"):
             raise NotImplementedError(f"{type(self).__name__}: no kernel for device {device}")
         name = "float32" if dtype is None else getattr(dtype, "__name__", str(dtype).rpartition(".")[2])
-        if name not in _FLOATS:
-            raise TypeError(f"dtype: expected {', '.join(_FLOATS)}, got {dtype!r}")
+        if name not in FLOATS:
+            raise TypeError(f"dtype: expected {', '.join(FLOATS)}, got {dtype!r}")
         self.dtype = _arrays.numpy_dtype(name)
         self._parameters: dict[str, Parameter] = {}
         self._children: dict[str, Module] = {}
@@ -257,8 +257,8 @@ class Module:
         packed = self._packed.get(dtype)
         if packed is not None:
             return packed
-        if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
-            raise TypeError(f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}")
+        if not isinstance(x, np.ndarray) or dtype.name not in FLOATS or not dtype.isnative:
+            raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:

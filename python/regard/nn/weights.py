@@ -88,7 +88,11 @@ class Safetensors(Mapping[str, np.ndarray]):
         if dtype not in _DTYPES:
             raise TypeError(f"{self.path}: {name}: expected dtype {', '.join(_DTYPES)}, got {dtype}")
         kind = _arrays.numpy_dtype(_DTYPES[dtype])
-        return np.asarray(self._data[begin:end]).view(kind.newbyteorder("<") if kind.kind in "fiu" else kind).reshape(shape)
+        return (
+            np.asarray(self._data[begin:end])
+            .view(kind.newbyteorder("<") if kind.kind in "fiu" else kind)
+            .reshape(shape)
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
