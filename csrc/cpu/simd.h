@@ -21,6 +21,35 @@
 
 namespace regard::cpu {
 
+// Words hold whole numbers, four bytes or two bfloat16.
+using Floats = float __attribute__((vector_size(kVectorBytes)));
+
+// acc + the dot product of four unsigned bytes of `a` and four signed ones of `b`, in each word: exact, on 16-bit products.
+inline Words dot_bytes(Words acc, Words a, Words b) {
+  using Shorts = std::int16_t __attribute__((vector_size(kVectorBytes)));
+  const Words even = a & 0x00ff00ff;
+  const Words odd = (a - even) >> 8 & 0x00ff00ff;
+  const auto even_signed = Words(Shorts(b << 8) >> 8);
+  const auto odd_signed = Words(Shorts(b) >> 8);
+  return acc + add_products_of_shorts(even, even_signed) + add_products_of_shorts(odd, odd_signed);
+}
+
+// Two bfloat16 of each word as floats: those in the lower half, those in the upper one.
+inline Vec<float> lower_of_pairs(Words w) { return Vec<float>(w << 16); }
+inline Vec<float> upper_of_pairs(Words w) { return Vec<float>(w & -0x10000); }
+
+// What a machine may do in one instruction (simd_avx512.h); callers ask native_bytes() and native_pairs() first.
+#if !defined(__AVX512F__)
+inline bool native_bytes() { return false; }
+inline bool native_pairs() { return false; }
+inline Words native_dot_bytes(Words acc, Words a, Words b) { return dot_bytes(acc, a, b); }
+inline Vec<float> native_dot_pairs(Vec<float> acc, Words a, Words b) {
+  return fma(upper_of_pairs(a), upper_of_pairs(b), fma(lower_of_pairs(a), lower_of_pairs(b), acc));
+}
+#endif
+
+inline Vec<float> float_of_words(Words w) { return Vec<float>(__builtin_convertvector(w, Floats)); }
+
 template <class T> constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
 template <class V> using LaneOf = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>;

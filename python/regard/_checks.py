@@ -73,6 +73,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "x": "... in_features",
         "weight": "out_features in_features",
         "bias": "out_features",
+        "residual": "... out_features",
         "out": "... out_features",
     },
     "pack_linear": {"weight": "out_features in_features", "bias": "out_features"},
@@ -150,6 +151,7 @@ HINTS: dict[tuple[str, str], str] = {
     ("rotary_embedding", "positions"): "batch may be left out",
     ("append", "positions"): "batch may be left out",
     ("linear", "x"): "there are 1 to 8 axes",
+    ("linear", "residual"): "the leading axes are those of x",
     ("linear", "out"): "the leading axes are those of x",
     ("layer_norm", "x"): "there are 1 to 8 axes",
     ("layer_norm", "out"): "the leading axes are those of x",
@@ -308,6 +310,9 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
         return ValueError(f"{argument}: expected shape {shape}{hint}, got {got}")
     if rule == "packed":
         return ValueError(f"{argument}: expected None, because the packed weight holds its own, got {got}")
+    if rule == "held":
+        most = "at most 65536 in_features and " if arguments["held"] == "int8" else ""
+        return ValueError(f"{argument}: expected {most}no float64 where held = {arguments['held']!r}, got {got}")
     if rule == "broadcast":
         return ValueError(f"{argument}: expected a shape that broadcasts to {shape}, got {got}")
     if rule == "writable":

@@ -13,7 +13,7 @@ import numpy as np
 
 import regard
 from regard import _backend
-from regard._cli import operations, table
+from regard._cli import models, operations, table
 from regard._cli.check import chosen_operations
 from regard._cli.info import processor
 from regard._cli.operations import Arguments, Case, Operation
@@ -25,6 +25,8 @@ _LARGEST_READ = 256 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    about = "single operations (default), or whole models on regard.nn against PyTorch's"
+    parser.add_argument("what", nargs="?", choices=("operations", "models"), default="operations", help=about)
     parser.add_argument("--operation", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--dtype", default="float32", choices=[d.name for d in operations.dtypes()])
     parser.add_argument("--threads", type=int, metavar="N", help="default: what regard uses")
@@ -57,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
     before = regard.get_num_threads()
     set_threads(options.threads or before)
     try:
-        _run(options, torch)
+        if options.what == "models":
+            models.run(options, torch)
+        else:
+            _run(options, torch)
     finally:
         regard.set_num_threads(before)
     return 0

@@ -17,6 +17,8 @@ from regard.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from regard.nn.vision import PatchEmbedding, VisionTransformer, VisionTransformerLayer
+from regard.nn.weights import Safetensors, load
 
 __all__ = [
     "CBAM",
@@ -29,12 +31,17 @@ __all__ = [
     "Module",
     "ModuleList",
     "MultiheadAttention",
+    "PatchEmbedding",
     "PositionalEncoding",
     "RMSNorm",
+    "Safetensors",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "VisionTransformer",
+    "VisionTransformerLayer",
+    "load",
 ]
