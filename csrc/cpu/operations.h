@@ -6,6 +6,7 @@
 #include "core/linear_problem.h"
 #include "core/norm_problem.h"
 #include "core/channel_problem.h"
+#include "core/recurrent_problem.h"
 
 namespace regard::cpu {
 
@@ -16,6 +17,8 @@ void linear(const LinearProblem& problem);
 void multiplicative_attention(const MultiplicativeProblem& problem);
 void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
+void pack_recurrent(const PackRecurrentProblem& problem);
+void recurrent(const RecurrentProblem& problem);
 void global_pool(const PoolProblem& problem);
 void squeeze_excitation(const ChannelProblem& problem);
 void channel_attention(const ChannelProblem& problem);

@@ -20,6 +20,7 @@ from regard.channel import (
 )
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
+from regard.recurrent import gru, lstm
 from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
@@ -34,9 +35,11 @@ __all__ = [
     "get_num_threads",
     "global_average_pool",
     "global_max_pool",
+    "gru",
     "layer_norm",
     "linear",
     "location_sensitive_attention",
+    "lstm",
     "multiplicative_attention",
     "rms_norm",
     "scaled_dot_product_attention",

@@ -17,6 +17,13 @@ _MLP = {
 }
 _SPATIAL = {"w_spatial": "1 2 kernel kernel", "b_spatial": "1"}
 
+
+def _recurrent(gates: int) -> dict[str, str]:
+    rows = f"{gates}*hidden"
+    weights = {"w_hidden": f"{rows} hidden", "w_input": f"{rows} in_features", "b_input": rows, "b_hidden": rows}
+    return {"x": "batch len in_features", **weights, "h0": "batch hidden", "lengths": "batch"}
+
+
 #: Expected shapes, by operation and argument, in the names of docs and docstrings.
 SHAPES: dict[str, dict[str, str]] = {
     "attention": {
@@ -106,6 +113,15 @@ SHAPES: dict[str, dict[str, str]] = {
         "mask": "batch len_q len_kv",
         "key_lengths": "batch",
     },
+    "gru": _recurrent(3),
+    "lstm": _recurrent(4) | {"c0": "batch hidden"},
+    # Of a module, which has checked its weights.
+    "recurrent": {
+        "x": "batch len in_features",
+        "h0": "directions batch hidden",
+        "c0": "directions batch hidden",
+        "lengths": "batch",
+    },
     "location_sensitive_attention": {
         "query": "batch len_q dim_q",
         "key": "batch len_kv dim_k",
@@ -170,6 +186,7 @@ DTYPES: dict[str, str] = {
     "value_pages": "that of key_pages",
     "key_scales": "float32",
     "value_scales": "float32",
+    "lengths": "int32 or int64",
 }
 
 #: Ranges of numbers.
@@ -195,6 +212,7 @@ ENTRIES: dict[tuple[str, str], str] = {
 _LENGTHS = {
     "query_lengths": "entries from 0 to len_q = {len_q}",
     "key_lengths": "entries from 0 to len_kv = {len_kv}",
+    "lengths": "entries from 0 to len = {len}",
 }
 
 ALIGNMENT = (
@@ -254,6 +272,8 @@ def _in_layout(names: str, layout: str) -> str:
         parts[1], parts[2] = parts[2], parts[1]
     if layout == "nhwc" and parts[:2] == ["batch", "channels"] and len(parts) == 4:
         parts = [parts[0], parts[2], parts[3], parts[1]]
+    if layout == "time_major" and parts[:2] == ["batch", "len"]:
+        parts[:2] = ["len", "batch"]
     return " ".join(parts)
 
 

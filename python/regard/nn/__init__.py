@@ -9,6 +9,7 @@ from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 from regard.nn.position import PositionalEncoding
+from regard.nn.recurrent import GRU, LSTM
 from regard.nn.transformer import (
     FeedForward,
     Transformer,
@@ -20,6 +21,8 @@ from regard.nn.transformer import (
 
 __all__ = [
     "CBAM",
+    "GRU",
+    "LSTM",
     "AdditiveAttention",
     "EfficientChannelAttention",
     "Embedding",

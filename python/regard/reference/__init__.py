@@ -30,6 +30,7 @@ from regard.reference.dot_product import (
     attention_varlen,
     scaled_dot_product_attention,
 )
+from regard.reference.recurrent import gru, lstm
 
 __all__ = [
     "additive_attention",
@@ -41,9 +42,11 @@ __all__ = [
     "efficient_channel_attention",
     "global_average_pool",
     "global_max_pool",
+    "gru",
     "layer_norm",
     "linear",
     "location_sensitive_attention",
+    "lstm",
     "multiplicative_attention",
     "rms_norm",
     "scaled_dot_product_attention",
