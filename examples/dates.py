@@ -14,12 +14,14 @@ SOURCE = " '-,./0123456789abcdefghijklmnopqrstuvwxyz"
 TARGET = "-0123456789"
 
 MONTHS = (
-    "January February March April May June July August September October November December".split()  # noqa: SIM905
-)
-_ONES = (
-    "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
-).split()
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+_ORDINALS = (
+    "zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+    "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth",
+    "twentieth",
+)  # fmt: skip
 
 _FIRST_DAY = datetime.date(1900, 1, 1).toordinal()
 _LAST_DAY = datetime.date(2099, 12, 31).toordinal()
@@ -35,8 +37,8 @@ def is_held_out(day: datetime.date) -> bool:
 def ordinal_word(n: int) -> str:
     """1 to 31 in letters."""
     if n <= 20:
-        return _ONES[n]
-    return "thirtieth" if n == 30 else f"{'twenty' if n < 30 else 'thirty'}-{_ONES[n % 10]}"
+        return _ORDINALS[n]
+    return "thirtieth" if n == 30 else f"{'twenty' if n < 30 else 'thirty'}-{_ORDINALS[n % 10]}"
 
 
 def ordinal(n: int) -> str:
@@ -90,7 +92,9 @@ _WAYS: tuple[Callable[[random.Random, datetime.date], str], ...] = (
     lambda rng, d: _with_weekday(rng, d, f"{_day(rng, d)} {_month(rng, d)} {_year(rng, d)}"),
     lambda rng, d: _with_weekday(rng, d, f"{_month(rng, d)} {_day(rng, d)}, {_year(rng, d)}"),
     lambda rng, d: _with_weekday(rng, d, f"{_month(rng, d)} {_day(rng, d)} {_year(rng, d)}"),
-    lambda rng, d: _with_weekday(rng, d, f"the {ordinal(d.day)} of {_month(rng, d)}{rng.choice((' ', ', '))}{_year(rng, d)}"),
+    lambda rng, d: _with_weekday(
+        rng, d, f"the {ordinal(d.day)} of {_month(rng, d)}{rng.choice((' ', ', '))}{_year(rng, d)}"
+    ),
     lambda rng, d: f"{_year(rng, d)} {_month(rng, d)} {_day(rng, d)}",
     lambda rng, d: f"{d.day}-{MONTHS[d.month - 1][:3]}-{d.year}",
     lambda rng, d: f"{rng.choice(('the ', ''))}{ordinal_word(d.day)} of {MONTHS[d.month - 1]} {d.year}",

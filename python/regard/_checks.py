@@ -262,7 +262,8 @@ def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[
             shape = shape[-len(parts) :]
         if len(shape) == len(parts):
             for name, length in zip(parts, shape, strict=True):
-                found.setdefault(name, length)
+                if "*" not in name:
+                    found.setdefault(name, length)
     return found
 
 
@@ -287,6 +288,10 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     first = next(iter(shapes))
 
     def filled(names: str) -> str:
+        for name in names.split():
+            times, _, of = name.rpartition("*")  # "3*hidden"
+            if of in known:
+                known[name] = int(times or 1) * known[of]
         return ", ".join(f"{n} = {known[n]}" if n in known and not n.isdigit() else n for n in names.split())
 
     shape = f"({filled(shapes.get(argument, ''))})"

@@ -1,4 +1,4 @@
-"""Recurrent layers: gated recurrent units (Cho et al., 2014), long short-term memory (Hochreiter & Schmidhuber, 1997)."""
+"""Recurrent layers: gated recurrent units (Cho, 2014), long short-term memory (Hochreiter & Schmidhuber, 1997)."""
 
 from __future__ import annotations
 

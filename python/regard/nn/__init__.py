@@ -10,6 +10,7 @@ from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 from regard.nn.position import PositionalEncoding
 from regard.nn.recurrent import GRU, LSTM
+from regard.nn.rnn_search import RNNSearch, Translation
 from regard.nn.transformer import (
     FeedForward,
     Transformer,
@@ -34,10 +35,12 @@ __all__ = [
     "MultiheadAttention",
     "PositionalEncoding",
     "RMSNorm",
+    "RNNSearch",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "Translation",
 ]
