@@ -1,6 +1,6 @@
 """Train the model of translate_dates.py with PyTorch, and store its weights beside this file.
 
-    python examples/train_dates.py [--steps 4000] [--batch 96]
+    python examples/train_dates.py [--steps 1200] [--batch 64]
 
 Not needed to run the example: its weights, dates.safetensors, are in the repository. Needs torch and safetensors.
 """
@@ -86,8 +86,8 @@ def batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor, to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4e-3)
     options = parser.parse_args()
 
