@@ -14,7 +14,7 @@ class PackedDirection:
 
     __slots__ = ("hidden", "w_hidden", "w_input")
 
-    def __init__(self, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any, lstm: bool) -> None:
+    def __init__(self, lstm: bool, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> None:
         self.w_input = dense.pack_linear(w_input, b_input).packed
         result = _backend.cpu.pack_recurrent(w_hidden, b_hidden, lstm)
         if type(result) is tuple:

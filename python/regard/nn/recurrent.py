@@ -55,7 +55,7 @@ class _Recurrent(Module):
         arrays = super()._pack(dtype)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
-            tuple(PackedDirection(*(arrays.get(n + suffix) for n in names), self._lstm) for suffix in self._suffixes(k))
+            tuple(PackedDirection(self._lstm, *(arrays.get(n + suffix) for n in names)) for suffix in self._suffixes(k))
             for k in range(self.num_layers)
         ]
 

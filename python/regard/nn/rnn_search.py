@@ -176,7 +176,11 @@ class RNNSearch(Module):
         -------
         list of Translation, in the order of sources
         """
-        return self._search(sources, batch_size, progress, lambda *batch: self._greedy(*batch, max_length))
+
+        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[Translation]:
+            return self._greedy(source, lengths, one_more, max_length)
+
+        return self._search(sources, batch_size, progress, run)
 
     def beam_search(
         self,
@@ -206,9 +210,11 @@ class RNNSearch(Module):
         """
         if beam_size < 1:
             raise ValueError(f"beam_size: expected a count >= 1, got {beam_size}")
-        return self._search(
-            sources, batch_size, progress, lambda *batch: self._beam(*batch, beam_size, max_length, length_penalty)
-        )
+
+        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[list[Translation]]:
+            return self._beam(source, lengths, one_more, beam_size, max_length, length_penalty)
+
+        return self._search(sources, batch_size, progress, run)
 
     def _search(self, sources: Any, batch_size: int, progress: bool, run: Callable[..., list[Any]]) -> list[Any]:
         """run(padded tokens, lengths, a function to call for each translation) over batches of like length."""
