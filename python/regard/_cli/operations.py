@@ -95,12 +95,10 @@ def _fill(rng: np.random.Generator, name: str, shape: Shape, dtype: Any) -> Any:
         return (2.0 ** -rng.uniform(1, 8, shape)).astype(np.float32)
     if name == "sinks":
         return rng.standard_normal(shape).astype(np.float32)
-    if name.endswith("lengths"):
+    if name.endswith("_lengths"):
         return rng.integers(0, 40, shape)
     values = rng.standard_normal(shape, np.float32)
-    if name in ("w_reduce", "w_expand", "w_input", "w_hidden", "w_query", "w_key", "v") or (
-        name == "weight" and len(shape) == 2
-    ):
+    if name in ("w_reduce", "w_expand") or (name == "weight" and len(shape) == 2):
         values /= math.sqrt(shape[-1])  # so that outputs are about 1, whatever the width
     return values.astype(dtype)
 
@@ -139,31 +137,6 @@ def _excitation_flops(a: Arguments) -> float:
     return 2.0 * a["x"].size + 4.0 * a["x"].shape[0] * a["w_reduce"].size
 
 
-def _additive_terms(a: Arguments) -> int:
-    return int(a["v"].size + max(a["query"].shape[-1], *a["key"].shape[-2:]))
-
-
-def _additive_flops(a: Arguments) -> float:
-    """A sum, a tanh (as one) and a product by v for each pair and dimension, and the weighted sum."""
-    batch, len_q, _ = a["query"].shape
-    return float(batch * len_q * a["key"].shape[1]) * (4 * a["v"].size + 2 * a["value"].shape[2])
-
-
-def _multiplicative_flops(a: Arguments) -> float:
-    batch, len_q, _ = a["query"].shape
-    return 2.0 * batch * len_q * a["key"].shape[1] * (a["key"].shape[2] + a["value"].shape[2])
-
-
-def _recurrent_terms(a: Arguments) -> int:
-    """A state's products, and errors carried over from some steps before."""
-    return 4 * int(a["w_input"].shape[1] + a["w_hidden"].shape[1])
-
-
-def _recurrent_flops(a: Arguments) -> float:
-    batch, length, _ = a["x"].shape
-    return 2.0 * batch * length * (a["w_input"].size + a["w_hidden"].size)
-
-
 # Shapes.
 
 
@@ -191,35 +164,6 @@ def _excitation(label: str, x: Shape, reduced: int, **options: Any) -> Case:
         "b_expand": (channels,),
     }
     return Case(label, shapes, options)
-
-
-def _sequences(
-    label: str,
-    query: Shape,
-    keys: tuple[int, int],
-    dim_v: int | None = None,
-    more: Mapping[str, Shape] | None = None,
-    **options: Any,
-) -> Case:
-    """`query` is (batch, len_q, dim_q), `keys` (len_kv, dim_k)."""
-    shapes = {"query": query, "key": (query[0], *keys), "value": (query[0], keys[0], dim_v or keys[1])}
-    return Case(label, {**shapes, **(more or {})}, options)
-
-
-def _recurrent(
-    label: str,
-    gates: int,
-    x: Shape,
-    hidden: int,
-    bias: bool = True,
-    more: Mapping[str, Shape] | None = None,
-    **options: Any,
-) -> Case:
-    rows = gates * hidden
-    shapes: dict[str, Shape] = {"x": x, "w_input": (rows, x[2]), "w_hidden": (rows, hidden)}
-    if bias:
-        shapes |= {"b_input": (rows,), "b_hidden": (rows,)}
-    return Case(label, {**shapes, **(more or {})}, options)
 
 
 _LOWER = "lower_right"
@@ -347,105 +291,5 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         numpy=peers.numpy_squeeze_excitation,
         torch=peers.torch_squeeze_excitation,
-    ),
-    Operation(
-        "additive_attention",
-        _additive_terms,
-        _additive_flops,
-        check=(
-            _sequences("projected", (2, 9, 40), (70, 40), 24, {"v": (40,)}, return_weights=True),
-            _sequences(
-                "weights, mask, lengths",
-                (3, 5, 12),
-                (100, 20),
-                more={
-                    "v": (33,),
-                    "w_query": (33, 12),
-                    "w_key": (33, 20),
-                    "bias": (33,),
-                    "mask": (3, 1, 100),
-                    "key_lengths": (3,),
-                },
-            ),
-        ),
-        bench=(
-            _sequences("translation 8x64x512x256", (8, 64, 256), (512, 256), more={"v": (256,)}),
-            _sequences("decode 32x1x128x512", (32, 1, 512), (128, 512), more={"v": (512,)}),
-        ),
-        numpy=peers.numpy_additive_attention,
-        torch=peers.torch_additive_attention,
-    ),
-    Operation(
-        "multiplicative_attention",
-        _attention_terms,
-        _multiplicative_flops,
-        check=(
-            _sequences("dot", (2, 9, 16), (50, 16), 24, return_weights=True),
-            _sequences("general", (2, 5, 12), (70, 16), more={"w": (12, 16), "key_lengths": (2,)}),
-        ),
-        bench=(_sequences("Luong 32x30x30x1000", (32, 30, 1000), (30, 1000)),),
-        numpy=peers.numpy_multiplicative_attention,
-        torch=peers.torch_multiplicative_attention,
-    ),
-    Operation(
-        "location_sensitive_attention",
-        _additive_terms,
-        _additive_flops,
-        check=(
-            _sequences(
-                "one channel",
-                (2, 3, 20),
-                (60, 20),
-                more={
-                    "v": (20,),
-                    "previous_weights": (2, 3, 60),
-                    "w_location": (20, 5),
-                    "location_kernel": (5, 7),
-                    "mask": (2, 1, 60),
-                },
-            ),
-        ),
-        bench=(
-            _sequences(
-                "Tacotron 2, a step 8x1x200x128",
-                (8, 1, 1024),
-                (200, 128),
-                512,
-                {
-                    "v": (128,),
-                    "w_query": (128, 1024),
-                    "previous_weights": (8, 2, 200),
-                    "w_location": (128, 32),
-                    "location_kernel": (32, 2, 31),
-                },
-            ),
-        ),
-    ),
-    Operation(
-        "gru",
-        _recurrent_terms,
-        _recurrent_flops,
-        check=(
-            _recurrent("plain", 3, (3, 7, 20), 33),
-            _recurrent("reverse, lengths", 3, (5, 40, 9), 17, False, {"h0": (5, 17), "lengths": (5,)}, reverse=True),
-        ),
-        bench=(
-            _recurrent("RNNSearch 32x30x620 -> 1000", 3, (32, 30, 620), 1000),
-            _recurrent("one sentence 1x50x256 -> 256", 3, (1, 50, 256), 256),
-        ),
-        numpy=peers.numpy_gru,
-        torch=peers.torch_gru,
-    ),
-    Operation(
-        "lstm",
-        _recurrent_terms,
-        _recurrent_flops,
-        check=(
-            _recurrent("plain", 4, (3, 7, 20), 33),
-            _recurrent("states, lengths", 4, (5, 40, 9), 17, more={"h0": (5, 17), "c0": (5, 17), "lengths": (5,)}),
-        ),
-        bench=(_recurrent("series 64x100x16 -> 128", 4, (64, 100, 16), 128),),
-        numpy=peers.numpy_lstm,
-        torch=peers.torch_lstm,
     ),
 )
