@@ -35,7 +35,8 @@
 namespace regard::cpu {
 namespace {
 
-constexpr int kRecurrentChain = 128;                         // as linear's
+// Steps of one accumulation chain.
+constexpr int kRecurrentChain = 32;
 constexpr std::int64_t kChunkBytes = std::int64_t{1} << 20;  // input products held at a time, for each direction
 constexpr std::int64_t kChunkRows = 64;                      // but enough rows for linear to use its weights well
 constexpr std::int64_t kMostRows = 64;                       // sequences an item

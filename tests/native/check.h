@@ -47,6 +47,7 @@ template <class T> double ulps(T got, long double wanted) {
 void test_attention();
 void test_dtype();
 void test_parallel();
+void test_recurrent();
 void test_sequences();
 void test_simd();
 void test_strided();

@@ -17,8 +17,9 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } tests[] = {{"dtype", test::test_dtype},       {"simd", test::test_simd},           {"strided", test::test_strided},
-               {"parallel", test::test_parallel}, {"sequences", test::test_sequences}, {"attention", test::test_attention}};
+  } tests[] = {{"dtype", test::test_dtype},        {"simd", test::test_simd},           {"strided", test::test_strided},
+               {"parallel", test::test_parallel},  {"sequences", test::test_sequences}, {"attention", test::test_attention},
+               {"recurrent", test::test_recurrent}};
   for (const auto& t : tests) {
     const int before = test::checks;
     t.run();
