@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,23 +90,28 @@ def main() -> None:
         for dtype in options.dtypes:
             contenders, apart = calls(shape, dtype)
             times = harness.compare(contenders, seconds=options.seconds)
+            harness.set_threads(1)
+            alone = harness.compare(contenders, seconds=options.seconds, clock=time.thread_time)
+            harness.set_threads(options.threads)
             words = f"{shape.batch}x{shape.length}x{shape.features} -> {shape.directions}x{shape.hidden}"
             words += f", {shape.layers} layers" if shape.layers > 1 else ""
-            speed = f"{shape.gflop() / times['regard'].minimum:.0f}"
-            ratio = f"{times['regard'].speedup_over(times['torch']):.2f}"
-            milliseconds = [f"{t.minimum * 1e3:.3f}" for t in times.values()]
-            rows.append([name, shape.cell, words, dtype, *milliseconds, speed, ratio, f"{apart:.0e}"])
+            figures = []
+            for t in (times, alone):
+                figures += [f"{t['regard'].minimum * 1e3:.3f}", f"{t['regard'].speedup_over(t['torch']):.1f}"]
+            speed = f"{shape.gflop() / alone['regard'].minimum:.0f}"
+            rows.append([name, shape.cell, words, dtype, *figures, speed, f"{apart:.0e}"])
             print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-    header = ["case", "cell", "batch x len x features -> hidden", "dtype", "regard ms", "torch ms", "GFLOP/s"]
-    header += ["vs torch", "apart"]
+    header = ["case", "cell", "batch x len x features -> hidden", "dtype", "ms", "vs torch", "1 thread: ms", "vs torch"]
+    header += ["GFLOP/s", "apart"]
     if options.dry:
         print(harness.markdown_table(header, rows))
         return
     about = (
-        "`regard.nn.GRU` and `LSTM` and how many times faster they are than PyTorch's, with the same weights. 2x "
-        "stands for both directions. Times are those of the fastest round; a ratio is the median of the ratios within "
-        "rounds of one interleaved run. GFLOP/s counts the products. `apart` is the largest difference of two "
-        "outputs. Written by `python bench/bench_recurrent.py`."
+        "`regard.nn.GRU` and `LSTM`, and how many times faster they are than PyTorch's with the same weights. 2x "
+        "stands for both directions. `ms` is the fastest round; a ratio is the median of the ratios within rounds of "
+        "one interleaved run. First come all threads, by the clock on the wall; then one thread, by processor time "
+        "that it took, which other programs on the machine change little, and its GFLOP/s of products. `apart` is the "
+        "largest difference of two outputs. Written by `python bench/bench_recurrent.py`."
     )
     path = harness.write_results(
         "recurrent-cpu", "Recurrent layers on a CPU", about, header, rows, threads=options.threads

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def hardware() -> dict[str, str]:
     caches = _caches()
     if caches:
         found["caches"] = caches
+    found["load average at the end"] = f"{os.getloadavg()[0]:.1f}"
     found["system"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     found["instruction set"] = f"{_backend.isa} (of {', '.join(_backend.possible())})"
     found["numpy"] = np.__version__
