@@ -19,17 +19,21 @@ constexpr std::int64_t unit_blocks(std::int64_t hidden, DType compute) {
   return hidden / units + (hidden % units != 0);
 }
 
-// A view of a packed recurrent weight, still without memory:
-// packed[b][k][g][u] = w_hidden[g hidden + b units + u][k], packed[b][hidden] = b_hidden, zeros beyond the edges.
+// Gates that lie side by side: as many as a tile of the engine is wide. An LSTM's four are two pairs.
+constexpr std::int64_t gates_per_group(Cell cell) { return cell == Cell::gru ? 3 : 2; }
+
+// A view of a packed recurrent weight, still without memory: with n gates a group,
+// packed[b][group][k][g][u] = w_hidden[(group n + g) hidden + b units + u][k], packed[b][group][hidden] = b_hidden,
+// zeros beyond the edges.
 inline Array packed_recurrent_array(Cell cell, std::int64_t hidden, DType compute) {
   Array a;
   a.kind = Array::Kind::array;
   a.dtype = compute;
   a.writable = true;
   a.rank = 3;
-  a.shape[0] = unit_blocks(hidden, compute);
+  a.shape[0] = unit_blocks(hidden, compute) * (gates_of(cell) / gates_per_group(cell));
   a.shape[1] = hidden + 1;
-  a.shape[2] = gates_of(cell) * units_per_block(compute);
+  a.shape[2] = gates_per_group(cell) * units_per_block(compute);
   a.stride[2] = size_of(compute);
   a.stride[1] = a.shape[2] * a.stride[2];
   a.stride[0] = a.shape[1] * a.stride[1];

@@ -48,9 +48,10 @@ template <class T> void pack(const PackRecurrentProblem& p) {
   constexpr std::int64_t units = units_per_block(dtype_of<T>());
   const std::int64_t hidden = p.hidden();
   const std::int64_t gates = gates_of(p.cell);
-  const std::int64_t row = gates * units;
+  const std::int64_t group = gates_per_group(p.cell);
+  const std::int64_t row = group * units;
   const double work = static_cast<double>(gates * hidden) * static_cast<double>(hidden);
-  parallel_for(p.packed.shape[0], work, [&](std::int64_t block) {
+  parallel_for(unit_blocks(hidden, dtype_of<T>()), work, [&](std::int64_t block) {
     Scratch scratch;
     const std::int64_t length = spread_row<T>(hidden);
     const auto at = scratch.template reserve<T>(units * length);
@@ -58,7 +59,7 @@ template <class T> void pack(const PackRecurrentProblem& p) {
     T* const rows = scratch.template at<T>(at);
     const int n = static_cast<int>(std::min(units, hidden - block * units));
     for (std::int64_t g = 0; g < gates; ++g) {
-      T* const to = reinterpret_cast<T*>(p.packed.data) + block * (hidden + 1) * row + g * units;
+      T* const to = reinterpret_cast<T*>(p.packed.data) + (block * (gates / group) + g / group) * (hidden + 1) * row + g % group * units;
       const std::int64_t first = g * hidden + block * units;
       for (int r = 0; r < n; ++r) read_row(p.w_hidden.dtype, p.w_hidden.at(first + r), p.w_hidden.stride[1], hidden, rows + r * length);
       transpose_padded(rows, length, n, static_cast<int>(hidden), to, row, static_cast<int>(units));
@@ -69,13 +70,35 @@ template <class T> void pack(const PackRecurrentProblem& p) {
   });
 }
 
-// sums [rows][columns] = h W for one block of units: rows of any number, `Vectors` vectors of columns.
+// The sigmoid for gates: absolute errors of an epsilon count, the relative ones of its tail do not. So the argument may be
+// clamped to where e^-x and the denominator's reciprocal are normal numbers; NaN stays.
+template <class V> V gate(V x) {
+  using T = LaneOf<V>;
+  constexpr T most = sizeof(T) == 4 ? T(86) : T(700);
+  return reciprocal(1 + exp_normal(-min(broadcast<V>(most), max(broadcast<V>(-most), x))));
+}
+
+// tanh, as in math.h, but with the cheaper exponential: from 20 on it is 1 to rounding.
+template <class V> V squash(V x) {
+  using T = LaneOf<V>;
+  if constexpr (sizeof(T) == 8) {
+    return tanh(x);
+  } else {
+    const V a = min(broadcast<V>(20), abs(x));
+    const V large = fma(reciprocal(1 + exp_normal(a + a)), broadcast<V>(-2), broadcast<V>(1));
+    const V y = a < T(0.625) ? tanh_small(a) : large;
+    return x < 0 ? -y : y;
+  }
+}
+
+// sums [rows][sums_row] = h W for one group of gates of a block of units: any number of rows, `Vectors` vectors of columns.
 template <class T, int Vectors>
-void multiply_columns(const T* h, std::int64_t h_row, const T* w, std::int64_t columns, T* sums, std::int64_t rows, int depth) {
+void multiply_columns(const T* h, std::int64_t h_row, const T* w, std::int64_t w_row, T* sums, std::int64_t sums_row, std::int64_t rows,
+                      int depth) {
   constexpr int kRows = Tile<T>::kRows;
   const auto tile = [&]<int Rows>(std::int64_t r) {
-    detail::multiply_tile<T, Rows, Vectors, Left::depth_contiguous, kRecurrentChain>(h + r * h_row, h_row, w, columns, sums + r * columns,
-                                                                                     columns, depth, nullptr);
+    detail::multiply_tile<T, Rows, Vectors, Left::depth_contiguous, kRecurrentChain>(h + r * h_row, h_row, w, w_row, sums + r * sums_row,
+                                                                                     sums_row, depth, nullptr);
   };
   std::int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) tile.template operator()<kRows>(r);
@@ -101,6 +124,7 @@ template <class T> class Recurrent {
     hidden_ = p_.hidden();
     blocks_ = unit_blocks(hidden_, dtype_of<T>());
     columns_ = p_.gates() * kUnits;
+    group_columns_ = gates_per_group(p_.cell) * kUnits;
     products_row_ = p_.gates() * hidden_ + kUnits;  // the last block's vectors reach beyond the last gate
     state_row_ = spread_row<T>(blocks_ * kUnits);
     step_work_ = static_cast<double>(std::max(p_.batch(), kFewRows) * p_.directions) * static_cast<double>(p_.gates() * hidden_) *
@@ -226,10 +250,16 @@ template <class T> class Recurrent {
     const auto sums_at = scratch.template reserve<T>(item.rows * columns_);
     scratch.acquire();
     T* const sums = scratch.template at<T>(sums_at);
+    const std::int64_t groups = columns_ / group_columns_;
     for (std::int64_t block = first; block < last; ++block) {
-      const T* const w = reinterpret_cast<const T*>(p_.weights[item.direction].w_hidden.data) + block * (hidden_ + 1) * columns_;
-      multiply_block(before, w, sums, rows);
-      const T* const bias = w + hidden_ * columns_;
+      // All groups of the block: each is its weights and then its biases.
+      const std::int64_t group = (hidden_ + 1) * group_columns_;
+      const T* const w = reinterpret_cast<const T*>(p_.weights[item.direction].w_hidden.data) + block * groups * group;
+      T bias[4 * kUnits];
+      for (std::int64_t g = 0; g < groups; ++g) {
+        multiply_group(before, w + g * group, sums + g * group_columns_, rows);
+        std::copy_n(w + (g + 1) * group - group_columns_, group_columns_, bias + g * group_columns_);
+      }
       for (std::int64_t r = 0; r < rows; ++r) {
         const T* const input = products + item.sequences[static_cast<std::size_t>(r)] * products_row_ + block * kUnits;
         const std::int64_t at = r * state_row_ + block * kUnits;
@@ -251,16 +281,19 @@ template <class T> class Recurrent {
     }
   }
 
-  void multiply_block(const T* h, const T* w, T* sums, std::int64_t rows) const {
-    const int vectors = static_cast<int>(columns_ / kW);
+  void multiply_group(const T* h, const T* w, T* sums, std::int64_t rows) const {
+    const int vectors = static_cast<int>(group_columns_ / kW);
     const int calls = (vectors + Tile<T>::kVectors - 1) / Tile<T>::kVectors;
+    const int depth = static_cast<int>(hidden_);
     for (int c = 0, v = 0; c < calls; ++c) {
       const int n = (vectors - v + calls - c - 1) / (calls - c);
-      const int depth = static_cast<int>(hidden_);
-      if (n == 1) multiply_columns<T, 1>(h, state_row_, w + v * kW, columns_, sums + v * kW, rows, depth);
-      if (n == 2) multiply_columns<T, 2>(h, state_row_, w + v * kW, columns_, sums + v * kW, rows, depth);
+      const auto multiply = [&]<int Vectors>() {
+        multiply_columns<T, Vectors>(h, state_row_, w + v * kW, group_columns_, sums + v * kW, columns_, rows, depth);
+      };
+      if (n == 1) multiply.template operator()<1>();
+      if (n == 2) multiply.template operator()<2>();
       if constexpr (Tile<T>::kVectors == 3)
-        if (n == 3) multiply_columns<T, 3>(h, state_row_, w + v * kW, columns_, sums + v * kW, rows, depth);
+        if (n == 3) multiply.template operator()<3>();
       v += n;
     }
   }
@@ -269,21 +302,21 @@ template <class T> class Recurrent {
     for (std::int64_t u = 0; u < kUnits; u += kW) {
       const auto from_input = [&](int gate) { return load<V>(input + gate * hidden_ + u); };
       const auto from_state = [&](int gate) { return load<V>(sums + gate * kUnits + u) + load<V>(bias + gate * kUnits + u); };
-      const V r = sigmoid(from_input(0) + from_state(0));
-      const V z = sigmoid(from_input(1) + from_state(1));
-      const V n = tanh(fma(r, from_state(2), from_input(2)));
+      const V r = gate(from_input(0) + from_state(0));
+      const V z = gate(from_input(1) + from_state(1));
+      const V n = squash(fma(r, from_state(2), from_input(2)));
       store(after + u, fma(z, load<V>(before + u) - n, n));
     }
   }
 
   void lstm(const T* input, const T* sums, const T* bias, T* cell, T* after) const {
     for (std::int64_t u = 0; u < kUnits; u += kW) {
-      const auto gate = [&](int g) {
+      const auto sum = [&](int g) {
         return load<V>(input + g * hidden_ + u) + (load<V>(sums + g * kUnits + u) + load<V>(bias + g * kUnits + u));
       };
-      const V c = fma(sigmoid(gate(1)), load<V>(cell + u), sigmoid(gate(0)) * tanh(gate(2)));
+      const V c = fma(gate(sum(1)), load<V>(cell + u), gate(sum(0)) * squash(sum(2)));
       store(cell + u, c);
-      store(after + u, sigmoid(gate(3)) * tanh(c));
+      store(after + u, gate(sum(3)) * squash(c));
     }
   }
 
@@ -305,7 +338,7 @@ template <class T> class Recurrent {
   }
 
   const RecurrentProblem& p_;
-  std::int64_t hidden_, blocks_, columns_, products_row_, state_row_;
+  std::int64_t hidden_, blocks_, columns_, group_columns_, products_row_, state_row_;
   std::int64_t longest_ = 0;
   std::int64_t shares_ = 1;  // of a step
   double step_work_;
