@@ -86,7 +86,9 @@ def hardware() -> dict[str, str]:
     caches = _caches()
     if caches:
         found["caches"] = caches
-    found["load average at the end"] = f"{os.getloadavg()[0]:.1f}"
+    load = os.getloadavg()[0]
+    busy = ": other programs kept the cores busy, and times by the clock on the wall include waiting for them"
+    found["load average at the end"] = f"{load:.1f}{busy if load > 2 * cores() else ''}"
     found["system"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     found["instruction set"] = f"{_backend.isa} (of {', '.join(_backend.possible())})"
     found["numpy"] = np.__version__
