@@ -37,17 +37,6 @@ py::object linear(const py::object& x, const Array& weight, const Array& bias, c
   return outputs;
 }
 
-// Cache-line aligned, so that no vector of a panel lies across two lines (NumPy promises 16 bytes only).
-py::array aligned(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
-  py::ssize_t bytes = dtype.itemsize();
-  for (const py::ssize_t n : shape)
-    if (__builtin_mul_overflow(bytes, n, &bytes)) throw std::bad_alloc();
-  py::array memory(py::dtype::of<std::uint8_t>(), std::vector<py::ssize_t>{bytes + 64});
-  auto* p = static_cast<char*>(memory.mutable_data());
-  p += -reinterpret_cast<std::uintptr_t>(p) & 63;
-  return py::array(dtype, shape, p, memory);
-}
-
 py::object pack_linear(const Array& weight, const Array& bias, int held) {
   PackProblem p;
   p.weight = weight;

@@ -97,10 +97,10 @@ def _fill(rng: np.random.Generator, name: str, shape: Shape, dtype: Any) -> Any:
         return rng.standard_normal(shape).astype(np.float32)
     if name == "positions":
         return rng.integers(0, 40, shape)
-    if name.endswith("_lengths"):
+    if name.endswith("lengths"):
         return rng.integers(0, 40, shape)
     values = rng.standard_normal(shape, np.float32)
-    if name in ("w_reduce", "w_expand") or (name == "weight" and len(shape) == 2):
+    if name in ("w_reduce", "w_expand", "w_input", "w_hidden") or (name == "weight" and len(shape) == 2):
         values /= math.sqrt(shape[-1])  # so that outputs are about 1, whatever the width
     return values.astype(dtype)
 
@@ -137,6 +137,16 @@ def _image_terms(a: Arguments) -> int:
 
 def _excitation_flops(a: Arguments) -> float:
     return 2.0 * a["x"].size + 4.0 * a["x"].shape[0] * a["w_reduce"].size
+
+
+def _recurrent_terms(a: Arguments) -> int:
+    """A state's products, and errors carried over from some steps before."""
+    return 4 * int(a["w_input"].shape[1] + a["w_hidden"].shape[1])
+
+
+def _recurrent_flops(a: Arguments) -> float:
+    batch, length, _ = a["x"].shape
+    return 2.0 * batch * length * (a["w_input"].size + a["w_hidden"].size)
 
 
 # Shapes.
@@ -179,6 +189,22 @@ def _excitation(label: str, x: Shape, reduced: int, **options: Any) -> Case:
         "b_expand": (channels,),
     }
     return Case(label, shapes, options)
+
+
+def _recurrent(
+    label: str,
+    gates: int,
+    x: Shape,
+    hidden: int,
+    bias: bool = True,
+    more: Mapping[str, Shape] | None = None,
+    **options: Any,
+) -> Case:
+    rows = gates * hidden
+    shapes: dict[str, Shape] = {"x": x, "w_input": (rows, x[2]), "w_hidden": (rows, hidden)}
+    if bias:
+        shapes |= {"b_input": (rows,), "b_hidden": (rows,)}
+    return Case(label, {**shapes, **(more or {})}, options)
 
 
 _LOWER = "lower_right"
@@ -339,5 +365,32 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         numpy=peers.numpy_squeeze_excitation,
         torch=peers.torch_squeeze_excitation,
+    ),
+    Operation(
+        "gru",
+        _recurrent_terms,
+        _recurrent_flops,
+        check=(
+            _recurrent("plain", 3, (3, 7, 20), 33),
+            _recurrent("reverse, lengths", 3, (5, 40, 9), 17, False, {"h0": (5, 17), "lengths": (5,)}, reverse=True),
+        ),
+        bench=(
+            _recurrent("RNNSearch 32x30x620 -> 1000", 3, (32, 30, 620), 1000),
+            _recurrent("one sentence 1x50x256 -> 256", 3, (1, 50, 256), 256),
+        ),
+        numpy=peers.numpy_gru,
+        torch=peers.torch_gru,
+    ),
+    Operation(
+        "lstm",
+        _recurrent_terms,
+        _recurrent_flops,
+        check=(
+            _recurrent("plain", 4, (3, 7, 20), 33),
+            _recurrent("states, lengths", 4, (5, 40, 9), 17, more={"h0": (5, 17), "c0": (5, 17), "lengths": (5,)}),
+        ),
+        bench=(_recurrent("series 64x100x16 -> 128", 4, (64, 100, 16), 128),),
+        numpy=peers.numpy_lstm,
+        torch=peers.torch_lstm,
     ),
 )

@@ -77,6 +77,35 @@ def numpy_squeeze_excitation(x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any
     return (y * gate[:, :, None, None]).astype(x.dtype, copy=False)
 
 
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_gru(x: Any, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> Any:
+    given = _computed(x) @ _computed(w_input).T + _computed(b_input)
+    w, b = _computed(w_hidden).T, _computed(b_hidden)
+    h = np.zeros((x.shape[0], w.shape[0]), w.dtype)
+    out = np.empty((*x.shape[:2], w.shape[0]), w.dtype)
+    for t in range(x.shape[1]):
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = (np.split(a, 3, axis=1) for a in (given[:, t], h @ w + b))
+        z = _sigmoid(x_z + h_z)
+        n = np.tanh(x_n + _sigmoid(x_r + h_r) * h_n)
+        h = out[:, t] = n + z * (h - n)
+    return out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)
+
+
+def numpy_lstm(x: Any, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> Any:
+    given = _computed(x) @ _computed(w_input).T + (_computed(b_input) + _computed(b_hidden))
+    w = _computed(w_hidden).T
+    h = c = np.zeros((x.shape[0], w.shape[0]), w.dtype)
+    out = np.empty((*x.shape[:2], w.shape[0]), w.dtype)
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(given[:, t] + h @ w, 4, axis=1)
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        h = out[:, t] = _sigmoid(o) * np.tanh(c)
+    return tuple(a.astype(x.dtype, copy=False) for a in (out, h, c))
+
+
 def to_torch(x: Any) -> Any:
     """The same memory as a tensor; other arguments pass through."""
     import torch
@@ -141,3 +170,21 @@ def torch_squeeze_excitation(x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any
     linear = torch.nn.functional.linear
     hidden = torch.relu(linear(torch_global_average_pool(x), w_reduce, b_reduce))
     return x * torch.sigmoid(linear(hidden, w_expand, b_expand))[:, :, None, None]
+
+
+def torch_gru(x: Any, **named: Any) -> Any:
+    import torch
+
+    weights = tuple(named.values())
+    h0 = x.new_zeros(1, x.shape[0], weights[1].shape[1])
+    out, h_n = torch.gru(x, h0, weights, True, 1, 0.0, False, False, True)
+    return out, h_n[0]
+
+
+def torch_lstm(x: Any, **named: Any) -> Any:
+    import torch
+
+    weights = tuple(named.values())
+    zeros = x.new_zeros(1, x.shape[0], weights[1].shape[1])
+    out, h_n, c_n = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, False, False, True)
+    return out, h_n[0], c_n[0]

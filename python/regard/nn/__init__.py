@@ -9,6 +9,8 @@ from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 from regard.nn.position import PositionalEncoding
+from regard.nn.recurrent import GRU, LSTM
+from regard.nn.rnn_search import RNNSearch, Translation
 from regard.nn.transformer import (
     FeedForward,
     Transformer,
@@ -22,6 +24,8 @@ from regard.nn.weights import Safetensors, load
 
 __all__ = [
     "CBAM",
+    "GRU",
+    "LSTM",
     "AdditiveAttention",
     "EfficientChannelAttention",
     "Embedding",
@@ -35,6 +39,7 @@ __all__ = [
     "PositionalEncoding",
     "RMSNorm",
     "Safetensors",
+    "RNNSearch",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
@@ -44,4 +49,5 @@ __all__ = [
     "VisionTransformer",
     "VisionTransformerLayer",
     "load",
+    "Translation",
 ]
