@@ -35,18 +35,33 @@ class TorchCBAM(nn.Module):
 
 
 class TorchNetwork(nn.Module):
-    def __init__(self, with_cbam: bool) -> None:
+    """The network of digits_cbam.py; while it trains, with batch normalisation after each convolution."""
+
+    def __init__(self, with_cbam: bool, training: bool = False) -> None:
         super().__init__()
         for i, (inputs, outputs) in enumerate(zip((1, *CHANNELS), CHANNELS, strict=False)):
             self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, 3, padding=1))
+            self.add_module(f"norm{i}", nn.BatchNorm2d(outputs) if training else nn.Identity())
             self.add_module(f"cbam{i}", TorchCBAM(outputs) if with_cbam else nn.Identity())
         self.head = nn.Linear(CHANNELS[-1], 10)
+        self.train(training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i in range(len(CHANNELS)):
+            conv, norm, cbam = (self.get_submodule(f"{name}{i}") for name in ("conv", "norm", "cbam"))
             x = nn.functional.max_pool2d(x, 2) if i else x
-            x = self.get_submodule(f"cbam{i}")(torch.relu(self.get_submodule(f"conv{i}")(x)))
+            x = cbam(torch.relu(norm(conv(x))))
         return self.head(x.mean((2, 3)))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Of the same network without normalisation: it multiplies and adds, as the convolution before it does."""
+        found = {k: w for k, w in self.state_dict().items() if not k.startswith("norm")}
+        for i in range(len(CHANNELS)):
+            norm = self.get_submodule(f"norm{i}")
+            factor = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+            found[f"conv{i}.weight"] = found[f"conv{i}.weight"] * factor[:, None, None, None]
+            found[f"conv{i}.bias"] = (found[f"conv{i}.bias"] - norm.running_mean) * factor + norm.bias.detach()
+        return found
 
 
 def train(network: TorchNetwork, seed: int, epochs: int, batch: int = 60) -> None:
@@ -55,7 +70,7 @@ def train(network: TorchNetwork, seed: int, epochs: int, batch: int = 60) -> Non
     rng = np.random.default_rng(1000 + seed)  # never the test set's
     steps = epochs * (TRAINED // batch)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-2, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
     for _ in range(epochs):
         seen = torch.from_numpy(canvases(images, rng))
         for chosen in torch.from_numpy(rng.permutation(TRAINED)).split(batch):
@@ -78,8 +93,10 @@ def main() -> None:
     for seed in range(options.seeds):
         for name in NETWORKS:
             torch.manual_seed(seed)
+            trained = TorchNetwork(name == "cbam", training=True)
+            train(trained, seed, options.epochs)
             network = TorchNetwork(name == "cbam")
-            train(network, seed, options.epochs)
+            network.load_state_dict(trained.weights())
             with torch.inference_mode():
                 right = accuracy(network(torch.from_numpy(canvas)).numpy(), answers)
             print(f"seed {seed}  {name:5}  {right:.1%}", flush=True)
