@@ -1,7 +1,7 @@
 """Train the two networks of digits_cbam.py with PyTorch, and store their weights beside it.
 
     pip install scikit-learn torch
-    python examples/train_digits_cbam.py [--epochs 40] [--seeds 3] [--save data/digits_cbam.npz]
+    python examples/train_digits_cbam.py [--epochs 100] [--seeds 3] [--save data/digits_cbam.npz]
 
 Every epoch puts the digits on new canvases. Both networks see the same ones in the same order. Each seed's accuracy
 is printed, on the test set of digits_cbam.py, which takes no part in training; the first seed's weights are stored.
@@ -83,7 +83,7 @@ def train(network: TorchNetwork, seed: int, epochs: int, batch: int = 60) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--save", type=Path, default=WEIGHTS, metavar="NPZ")
     options = parser.parse_args()
