@@ -140,8 +140,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 1.5 * max(options.threads):
         about += (
-            f"\n\nOther programs ran beside it: the load average was {load:.1f} at the end. Medians, and even the fastest "
-            "rounds of long calls on all cores, are then less certain than on a machine of one's own."
+            f"\n\nOther programs ran beside it: the load average was {load:.1f} at the end. Medians, and even the "
+            "fastest rounds of long calls on all cores, are then less certain than on a machine of one's own."
         )
     title = "Channel and spatial attention on a CPU"
     plot = harness.bar_plot("channel-cpu", title, "times faster than PyTorch", panels, mark=1)

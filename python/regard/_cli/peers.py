@@ -30,6 +30,27 @@ def numpy_attention(query: Any, key: Any, value: Any, causal: bool = False) -> A
     return (s @ v).astype(query.dtype, copy=False)
 
 
+def numpy_attention_varlen(
+    query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any, causal: bool = False
+) -> Any:
+    out = np.zeros((*query.shape[:2], value.shape[2]), query.dtype)
+    for b in range(len(cu_seqlens_q) - 1):
+        rows, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_seqlens_kv[b : b + 2])
+        q, k, v = (x.swapaxes(0, 1)[None] for x in (query[rows], key[keys], value[keys]))
+        if q.size and k.size:
+            out[rows] = numpy_attention(q, k, v, causal)[0].swapaxes(0, 1)
+    return out
+
+
+def numpy_attention_paged(query: Any, key_pages: Any, value_pages: Any, page_table: Any, key_lengths: Any) -> Any:
+    outs = []
+    for b, length in enumerate(key_lengths):
+        gathered = (p[page_table[b]].reshape(-1, *p.shape[2:])[:length] for p in (key_pages, value_pages))
+        k, v = (x.swapaxes(0, 1)[None] for x in gathered)
+        outs.append(numpy_attention(query[b : b + 1], k, v))
+    return np.concatenate(outs)
+
+
 def numpy_linear(x: Any, weight: Any, bias: Any) -> Any:
     y = _computed(x) @ _computed(weight).T
     y += _computed(bias)
@@ -178,6 +199,31 @@ def torch_attention(query: Any, key: Any, value: Any, causal: bool = False) -> A
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def torch_attention_varlen(
+    query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any, causal: bool = False
+) -> Any:
+    import torch
+
+    out = torch.zeros((*query.shape[:2], value.shape[2]), dtype=query.dtype)
+    starts_q, starts_kv = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+    for b in range(len(starts_q) - 1):
+        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_kv[b : b + 2])
+        q, k, v = (x.transpose(0, 1)[None] for x in (query[rows], key[keys], value[keys]))
+        out[rows] = torch_attention(q, k, v, causal)[0].transpose(0, 1)
+    return out
+
+
+def torch_attention_paged(query: Any, key_pages: Any, value_pages: Any, page_table: Any, key_lengths: Any) -> Any:
+    import torch
+
+    outs = []
+    for b, length in enumerate(key_lengths.tolist()):
+        gathered = (p[page_table[b]].flatten(0, 1)[:length] for p in (key_pages, value_pages))
+        k, v = (x.transpose(0, 1)[None] for x in gathered)
+        outs.append(torch_attention(query[b : b + 1], k, v))
+    return torch.cat(outs)
 
 
 def torch_linear(x: Any, weight: Any, bias: Any) -> Any:
