@@ -120,14 +120,14 @@ PLACES: list[Noun] = _table(
 
 #: Those that people may be, and those that things may be; some are both.
 HUMAN = {
-    "small": "klein", "big": "groß", "old": "alt", "young": "jung", "beautiful": "schön", "good": "gut", "bad": "schlecht",
-    "slow": "langsam", "fast": "schnell", "loud": "laut", "strong": "stark", "weak": "schwach", "friendly": "freundlich",
-    "rich": "reich", "poor": "arm", "tired": "müd", "famous": "berühmt", "happy": "glücklich",
+    "small": "klein", "big": "groß", "old": "alt", "young": "jung", "beautiful": "schön", "good": "gut",
+    "bad": "schlecht", "slow": "langsam", "fast": "schnell", "loud": "laut", "strong": "stark", "weak": "schwach",
+    "friendly": "freundlich", "rich": "reich", "poor": "arm", "tired": "müd", "famous": "berühmt", "happy": "glücklich",
 }  # fmt: skip
 MATERIAL = {
-    "small": "klein", "big": "groß", "old": "alt", "new": "neu", "beautiful": "schön", "good": "gut", "bad": "schlecht",
-    "red": "rot", "blue": "blau", "green": "grün", "black": "schwarz", "white": "weiß", "heavy": "schwer", "light": "leicht",
-    "cheap": "billig", "clean": "sauber", "dirty": "schmutzig", "strange": "seltsam",
+    "small": "klein", "big": "groß", "old": "alt", "new": "neu", "beautiful": "schön", "good": "gut",
+    "bad": "schlecht", "red": "rot", "blue": "blau", "green": "grün", "black": "schwarz", "white": "weiß", "heavy": "schwer",
+    "light": "leicht", "cheap": "billig", "clean": "sauber", "dirty": "schmutzig", "strange": "seltsam",
 }  # fmt: skip
 
 TRANSITIVE: list[Verb] = _table(
@@ -202,14 +202,32 @@ TIMES = {
 
 PREPOSITIONS = (("in", "in"), ("behind", "hinter"), ("in front of", "vor"), ("next to", "neben"))
 
-ONES = "null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
-ENGLISH_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
+ONES = ["null", "ein", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"]
+ENGLISH_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 TEENS = {13: "dreizehn", 14: "vierzehn", 15: "fünfzehn", 16: "sechzehn", 17: "siebzehn", 18: "achtzehn", 19: "neunzehn"}
-TENS = " zehn zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split(" ")
-ENGLISH_TENS = " ten twenty thirty forty fifty sixty seventy eighty ninety".split(" ")
+TENS = ["", "zehn", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
+ENGLISH_TENS = ["", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def english_number(n: int) -> str:

@@ -1,9 +1,11 @@
 """stub"""
-import json
+
 from pathlib import Path
+
 import english_german as corpus
+
 PAD, BOS, EOS = 0, 1, 2
-SHAPE = {"d_model": 128, "nhead": 4, "num_encoder_layers": 3, "num_decoder_layers": 3, "dim_feedforward": 384}
+SHAPE = {"d_model": 128, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 2, "dim_feedforward": 320}
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "english_german.safetensors"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from regard.nn.additive import AdditiveAttention
 from regard.nn.attention import MultiheadAttention
 from regard.nn.channel import CBAM, EfficientChannelAttention, SqueezeExcitation
+from regard.nn.decoding import CachedDecoder
+from regard.nn.generate import Decoder, Generation, Recomputing, beam_search, generate, stream
 from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
@@ -21,9 +23,12 @@ from regard.nn.transformer import (
 __all__ = [
     "CBAM",
     "AdditiveAttention",
+    "CachedDecoder",
+    "Decoder",
     "EfficientChannelAttention",
     "Embedding",
     "FeedForward",
+    "Generation",
     "LayerNorm",
     "Linear",
     "Module",
@@ -31,10 +36,14 @@ __all__ = [
     "MultiheadAttention",
     "PositionalEncoding",
     "RMSNorm",
+    "Recomputing",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "beam_search",
+    "generate",
+    "stream",
 ]
