@@ -126,8 +126,9 @@ HUMAN = {
 }  # fmt: skip
 MATERIAL = {
     "small": "klein", "big": "groß", "old": "alt", "new": "neu", "beautiful": "schön", "good": "gut",
-    "bad": "schlecht", "red": "rot", "blue": "blau", "green": "grün", "black": "schwarz", "white": "weiß", "heavy": "schwer",
-    "light": "leicht", "cheap": "billig", "clean": "sauber", "dirty": "schmutzig", "strange": "seltsam",
+    "bad": "schlecht", "red": "rot", "blue": "blau", "green": "grün", "black": "schwarz", "white": "weiß",
+    "heavy": "schwer", "light": "leicht", "cheap": "billig", "clean": "sauber", "dirty": "schmutzig",
+    "strange": "seltsam",
 }  # fmt: skip
 
 TRANSITIVE: list[Verb] = _table(
