@@ -139,7 +139,7 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
     half = WINDOW // 2
     filled = np.zeros(SECONDS * RATE + WINDOW, np.float32)
     filled[half : half + len(sound)] = sound
-    filled[:half] = filled[WINDOW : half : -1]  # the ends are mirrored
+    filled[:half] = filled[WINDOW:half:-1]  # the ends are mirrored
     filled[-half:] = filled[-half - 2 : -WINDOW - 2 : -1]
     # Frames of silence alone need no transform.
     heard = min(FRAMES, -(-(len(sound) + half) // HOP)) if len(sound) < SECONDS * RATE - half else FRAMES

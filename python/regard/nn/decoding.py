@@ -187,7 +187,7 @@ class _Cache:
 
 
 class _Memory:
-    """The memory's keys and values of each layer, projected once: (sources, len, heads, dim).
+    """The memory's keys and values of each layer, projected once: (sources, heads, len, dim).
 
     Rows that stem from one source, such as beam search's, stand side by side and are attended as the
     queries of one sequence, so that its keys are read once for all of them.
@@ -211,7 +211,9 @@ class _Memory:
         k, v = self._kv[layer]
         packed = module._packed_projection(module._weights_for("query", x), "q")
         q = dense.linear(x, packed).reshape(len(k), self._each * x.shape[1], module.num_heads, module.head_dim)
-        return attention(q, k, v, layout="bshd", **self._options).reshape(x.shape)
+        out = np.empty_like(q)
+        attention(q.swapaxes(1, 2), k, v, out=out.swapaxes(1, 2), **self._options)
+        return out.reshape(x.shape)
 
     def select(self, rows: np.ndarray) -> None:
         sources = self._sources[rows]
@@ -228,10 +230,13 @@ class _Memory:
 
 
 def _projected(module: MultiheadAttention, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values (batch, len, heads, dim)."""
+    """Keys and values (batch, heads, len, dim).
+
+    Copied so that a head's are in one stretch: read once a token, rows apart take 2 to 4 times as long.
+    """
     packed = module._packed_projection(module._weights_for("memory", memory), "kv")
     kv = dense.linear(memory, packed).reshape(*memory.shape[:2], 2, module.num_heads, module.head_dim)
-    return kv[:, :, 0], kv[:, :, 1]
+    return np.ascontiguousarray(kv[:, :, 0].swapaxes(1, 2)), np.ascontiguousarray(kv[:, :, 1].swapaxes(1, 2))
 
 
 def _numpy(x: Any) -> Any:
