@@ -347,6 +347,10 @@ def test_cached_decoder_refuses_what_does_not_fit():
         cached(stack=nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"^memory: expected shape"):
         cached(memory=MEMORY[..., :3])
+    with pytest.raises(TypeError, match=r"^memory_key_padding_mask: expected a bool"):
+        cached(padding=np.zeros((3, 5)))
+    with pytest.raises(ValueError, match=r"^memory_key_padding_mask: expected a bool"):
+        cached(padding=np.zeros((3, 4), bool))
     with pytest.raises(ValueError, match=r"^tokens: expected no more than max_len = 4"):
         nn.generate(cached(max_len=4), PROMPTS, max_new_tokens=3)
     with pytest.raises(ValueError, match=r"^tokens: expected shape"):
