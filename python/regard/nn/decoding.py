@@ -198,10 +198,7 @@ class _Memory:
         if memory.ndim != 3 or memory.shape[-1] != width:
             raise ValueError(f"memory: expected shape (batch, len, {width}), got {describe(memory)}")
         batch, length, _ = memory.shape
-        options = layers[0].multihead_attn._masks(
-            (batch, 1, length), length, _numpy(padding), None, False, True, memory.dtype
-        )
-        self._options: dict[str, Any] = options
+        self._options = _seen(_numpy(padding), batch, length)
         self._kv = [_projected(layer.multihead_attn, memory) for layer in layers]
         self._sources = np.arange(batch)  # of each row, an index into self._kv
         self._each = 1
@@ -235,8 +232,23 @@ def _projected(module: MultiheadAttention, memory: np.ndarray) -> tuple[np.ndarr
     Copied so that a head's are in one stretch: read once a token, rows apart take 2 to 4 times as long.
     """
     packed = module._packed_projection(module._weights_for("memory", memory), "kv")
-    kv = dense.linear(memory, packed).reshape(*memory.shape[:2], 2, module.num_heads, module.head_dim)
-    return np.ascontiguousarray(kv[:, :, 0].swapaxes(1, 2)), np.ascontiguousarray(kv[:, :, 1].swapaxes(1, 2))
+    kv = dense.linear(memory, packed)
+    k, v = np.split(kv.reshape(*memory.shape[:2], -1, module.head_dim), 2, axis=2)
+    return np.ascontiguousarray(k.swapaxes(1, 2)), np.ascontiguousarray(v.swapaxes(1, 2))
+
+
+def _seen(padding: Any, batch: int, length: int) -> dict[str, Any]:
+    """A padding mask as an option of regard.attention; one that only hides ends is read as lengths."""
+    if padding is None:
+        return {}
+    if not isinstance(padding, np.ndarray) or padding.dtype != np.bool_ or padding.shape != (batch, length):
+        expected = f"a bool array (True = ignore) of shape ({batch}, {length})"
+        error = ValueError if getattr(padding, "dtype", None) == np.bool_ else TypeError
+        raise error(f"memory_key_padding_mask: expected {expected}, got {describe(padding)}")
+    lengths = (length - np.count_nonzero(padding, axis=1)).astype(np.int64)
+    if np.array_equal(padding, np.arange(length) >= lengths[:, None]):
+        return {"key_lengths": lengths}
+    return {"mask": ~padding[:, None, None]}
 
 
 def _numpy(x: Any) -> Any:
