@@ -35,7 +35,9 @@ def covering_rows(factors: Mapping[str, Sequence[object]], candidates: int = 20)
     rows: list[Row] = []
     while missing:
         ordered = sorted(missing)
-        best = max((candidate(sizes, missing, draw, draw.choice(ordered)) for _ in range(candidates)), key=gain(missing))
+        best = max(
+            (candidate(sizes, missing, draw, draw.choice(ordered)) for _ in range(candidates)), key=gain(missing)
+        )
         missing -= pairs_of(best)
         rows.append(best)
     return rows

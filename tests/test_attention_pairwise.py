@@ -46,7 +46,9 @@ FACTORS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "query_lengths": ({}, dict(query_lengths=lambda c: lengths(c.len_q, c)[::-1].astype(np.int32))),
     "key_lengths": ({}, dict(key_lengths=lambda c: lengths(c.len_kv or 0, c))),
     "layout": ({}, dict(layout="bshd")),
-    "strides": tuple(dict(strides=s) for s in ("contiguous", "reversed", "every_other", "last_axis_slow", "misaligned")),
+    "strides": tuple(
+        dict(strides=s) for s in ("contiguous", "reversed", "every_other", "last_axis_slow", "misaligned")
+    ),
     "repeated": ({}, dict(strides="one_batch_repeated")),
     "lse": ({}, dict(return_lse=True)),
     "out": ({}, dict(out="strided")),

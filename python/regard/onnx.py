@@ -1,8 +1,8 @@
 """The ONNX operators Attention and RotaryEmbedding as functions: their inputs in order, their attributes by name.
 
-The onnx package is not needed: `regard.onnx.attention(q, k, v, None, past_key, past_value, is_causal=1)` computes what a
-node of that operator with these inputs and attributes means. Numbers differ from the operator's own description where
-regard's do: scores, softmax and sums are float32, or float64, never less.
+The onnx package is not needed: `regard.onnx.attention(q, k, v, None, past_key, past_value, is_causal=1)` computes what
+a node of that operator with these inputs and attributes means. Scores, softmax and sums are float32, or float64, never
+less, whatever softmax_precision says.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NAMES = {
 }
 
 
-def attention(*inputs: Array | None, opset: int = 25, **attributes: Any) -> tuple[Array | None, ...]:
+def attention(*inputs: Any, opset: int = 25, **attributes: Any) -> tuple[Any, ...]:
     """The ONNX operator Attention, opsets 23 to 25  [1]_.
 
     ``Y = softmax(softcap(scale Q K^T) + attn_mask) V``, with the keys of past_key before those of K.
@@ -114,11 +114,12 @@ def attention(*inputs: Array | None, opset: int = 25, **attributes: Any) -> tupl
     .. [1] https://onnx.ai/onnx/operators/onnx__Attention.html
     """
     _known("Attention", opset, inputs, _ATTENTION_INPUTS, attributes, _ATTENTION_ATTRIBUTES)
-    return _arrays.through_numpy("onnx.attention", _attention, inputs, attributes)  # type: ignore[no-any-return]
+    return _arrays.through_numpy("onnx.attention", _attention, inputs, attributes)
 
 
-def _attention(*inputs: Array | None, _opset: int, **attributes: Any) -> tuple[Array | None, ...]:
-    q, k, v, mask, past_key, past_value, valid = (*inputs, *[None] * (7 - len(inputs)))
+def _attention(*inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
+    inputs += (None,) * (7 - len(inputs))
+    q, k, v, mask, past_key, past_value, valid = inputs
     for name, x in (("Q", q), ("K", k), ("V", v)):
         _array(name, x, (3, 4) if name == "Q" else (q.ndim,))
     causal = bool(_whole(attributes, "is_causal", 0, (0, 1)))
@@ -173,7 +174,7 @@ def _attention(*inputs: Array | None, _opset: int, **attributes: Any) -> tuple[A
     return y.astype(dtype, copy=False), present_key, present_value, stage
 
 
-def rotary_embedding(*inputs: Array | None, opset: int = 25, **attributes: Any) -> Array:
+def rotary_embedding(*inputs: Any, opset: int = 25, **attributes: Any) -> Array:
     """The ONNX operator RotaryEmbedding, opset 23  [1]_.
 
     Parameters
@@ -212,7 +213,7 @@ def rotary_embedding(*inputs: Array | None, opset: int = 25, **attributes: Any) 
 
 
 def _rotary_embedding(
-    x: Array, cos: Array, sin: Array, positions: Array | None = None, *, _opset: int, **attributes: Any
+    x: Array, cos: Array, sin: Array, positions: Any = None, *, _opset: int, **attributes: Any
 ) -> Array:
     raise NotImplementedError("onnx.rotary_embedding: not available on the CPU yet")
 
@@ -292,7 +293,7 @@ def _extended(name: str, past: Array, new: Array) -> Array:
     return np.concatenate((past, new), axis=2)
 
 
-def _mask(mask: Array | None, total: int, compute: Any, *, padded: bool) -> dict[str, Array]:
+def _mask(mask: Any, total: int, compute: Any, *, padded: bool) -> dict[str, Array]:
     """attn_mask as regard.attention's mask or bias."""
     if mask is None:
         return {}
@@ -308,9 +309,7 @@ def _mask(mask: Array | None, total: int, compute: Any, *, padded: bool) -> dict
     return {"bias" if added else "mask": mask}
 
 
-def _window(
-    left: int | None, right: int | None, offset: int, len_q: int, total: int, mask: Array | None
-) -> dict[str, Any]:
+def _window(left: int | None, right: int | None, offset: int, len_q: int, total: int, mask: Any) -> dict[str, Any]:
     """The keys from `left` before to `right` after i + offset, as a window on one of regard's two diagonals."""
     for alignment, diagonal in (("upper_left", 0), ("lower_right", total - len_q)):
         shift = offset - diagonal
@@ -318,11 +317,12 @@ def _window(
         if all(bound is None or bound >= 0 for bound in bounds):
             return {"window": bounds, "alignment": alignment}
     # Neither diagonal has the band on both its sides (past keys, and new ones that are not as many as queries).
-    band = _band(left, right, offset, len_q, total)
+    band = _band((left, right), offset, len_q, total)
     return {"mask": band if mask is None else mask & band}
 
 
-def _band(left: int | None, right: int | None, offset: Array | int, len_q: int, total: int) -> Array:
+def _band(bounds: tuple[int | None, int | None], offset: Array | int, len_q: int, total: int) -> Array:
+    left, right = bounds
     distance = np.arange(total) - np.arange(len_q)[:, None] - offset
     visible = np.ones(distance.shape, np.bool_)
     if left is not None:
@@ -359,7 +359,7 @@ def _stage(mode: int, q: Array, k: Array, options: Mapping[str, Any]) -> Array:
         diagonal: Array | int = 0 if options["alignment"] == "upper_left" else total - len_q
         if lengths is not None:
             diagonal = np.reshape(lengths, (-1, 1, 1, 1)) - len_q
-        visible = visible & _band(*options["window"], diagonal, len_q, total)
+        visible = visible & _band(options["window"], diagonal, len_q, total)
     if lengths is not None:
         visible = visible & (np.arange(total) < np.reshape(lengths, (-1, 1, 1, 1)))
     s = np.where(visible, s + np.asarray(options.get("bias", 0), compute), compute(-np.inf))
@@ -367,8 +367,8 @@ def _stage(mode: int, q: Array, k: Array, options: Mapping[str, Any]) -> Array:
         return s
     m = s.max(axis=-1, keepdims=True, initial=-np.inf)
     p = np.exp(s - np.where(m == -np.inf, compute(0), m))  # a row that sees no key weighs 0 everywhere
-    l = p.sum(axis=-1, keepdims=True)
-    return np.divide(p, l, out=np.zeros_like(p), where=l != 0)
+    total_weight = p.sum(axis=-1, keepdims=True)
+    return np.divide(p, total_weight, out=np.zeros_like(p), where=total_weight != 0)
 
 
 @contextlib.contextmanager
