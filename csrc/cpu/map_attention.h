@@ -53,7 +53,7 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     if (images * elements == 0) return;
     const double work = static_cast<double>(images) * static_cast<double>(elements) * count_ * kWorkAnElement;
     if (elements * static_cast<std::int64_t>(sizeof(S)) <= kSmallImage) {
-      parallel_for(images, work, [this](std::int64_t i) {
+      parallel_for(images, work, Rehearse::scratch, [this](std::int64_t i) {
         Buffers b;
         take(b, 1);
         for (int s = 0; s < count_; ++s) {
