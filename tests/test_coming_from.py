@@ -148,10 +148,9 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "mask=mask": lambda: plain(visible=A["mask"]),
         "is_causal=True": lambda: plain(visible=UPPER_CAUSAL),
         "(q, k, v)": plain,
-        "AdditiveAttention()": lambda: softmax(
-            (A["scale_weight"] * np.tanh(A["query"][:, :, None] + A["key"][:, None])).sum(axis=-1)
-        )
-        @ A["value"],
+        "AdditiveAttention()": lambda: (
+            softmax((A["scale_weight"] * np.tanh(A["query"][:, :, None] + A["key"][:, None])).sum(axis=-1)) @ A["value"]
+        ),
         "Attention()": lambda: softmax(A["query"] @ A["key"].swapaxes(1, 2)) @ A["value"],
     },
     "ONNX": {
@@ -160,9 +159,7 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "bias, is_causal=1": lambda: plain(bias=A["bias"], visible=UPPER_CAUSAL),
         "softcap=20.0, scale=0.1": lambda: plain(cap=20.0, scale=0.1),
         "left_window_size=8": lambda: plain(visible=(J >= I - 8) & (J <= I + 2)),
-        "lengths, is_causal=1": lambda: plain(
-            visible=PREFIX & (J <= I + (A["lengths"] - LEN_Q)[:, None, None, None])
-        ),
+        "lengths, is_causal=1": lambda: plain(visible=PREFIX & (J <= I + (A["lengths"] - LEN_Q)[:, None, None, None])),
         "(q, k, v)": plain,
     },
 }

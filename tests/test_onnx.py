@@ -297,3 +297,47 @@ def test_refusals(error, message, inputs, attributes):
     with pytest.raises(error) as caught:
         regard.onnx.attention(*inputs, **attributes)
     assert str(caught.value).startswith(message)
+
+
+CACHE = example(9, 4)
+TOKENS = example(2, 4, 3, 8)
+
+
+def test_rotary_embedding_of_other_arrays(backend):
+    torch = pytest.importorskip("torch", reason="an array that is not NumPy's")
+    positions = np.array([[0, 1, 8], [5, 5, 2]])
+    want = regard.onnx.rotary_embedding(TOKENS, CACHE, CACHE, positions)
+    found = regard.onnx.rotary_embedding(*map(torch.from_numpy, (TOKENS, CACHE, CACHE, positions)))
+    assert isinstance(found, torch.Tensor)
+    np.testing.assert_array_equal(found.numpy(), want)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "inputs", "attributes"),
+    [
+        (TypeError, "sin_cache: expected an array", (TOKENS, CACHE), {}),
+        (ValueError, "X: expected 3 or 4 axes", (CACHE, CACHE, CACHE), {}),
+        (TypeError, "num_heads: expected a number of heads", (FLAT, CACHE, CACHE), {}),
+        (ValueError, "cos_cache: expected 3 axes", (TOKENS, CACHE, CACHE), {}),
+        (ValueError, "cos_cache: expected 2 axes", (TOKENS, TOKENS[0], CACHE, np.zeros((2, 3), np.int64)), {}),
+        (
+            ValueError,
+            "cos_cache: expected a last axis of half of what is rotated, 3",
+            (TOKENS, CACHE, CACHE, np.zeros((2, 3), np.int64)),
+            dict(rotary_embedding_dim=6),
+        ),
+        (
+            ValueError,
+            "rotary_embedding_dim: expected an even number",
+            (TOKENS, CACHE, CACHE),
+            dict(rotary_embedding_dim=10),
+        ),
+        (ValueError, "position_ids: expected", (TOKENS, CACHE, CACHE, np.full((2, 3), 9)), {}),
+        (ValueError, "position_ids: expected", (TOKENS, CACHE, CACHE, np.full((2, 3), -1)), {}),
+        (ValueError, "interleaved: expected one of 0, 1", (TOKENS, CACHE, CACHE), dict(interleaved=2)),
+    ],
+)
+def test_rotary_refusals(error, message, inputs, attributes):
+    with pytest.raises(error) as caught:
+        regard.onnx.rotary_embedding(*inputs, **attributes)
+    assert str(caught.value).startswith(message)

@@ -187,7 +187,9 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     }
     tiles = dict(_backend.cpu.tile_sizes(_arrays.native(operation, first)))
     if main is not None and "attention_" in main.source:
-        tiles |= _backend.cpu.attention_sizes(arguments.arguments["query"].shape[-1], arguments.arguments["value"].shape[-1])
+        tiles |= _backend.cpu.attention_sizes(
+            arguments.arguments["query"].shape[-1], arguments.arguments["value"].shape[-1]
+        )
     return Explanation(
         operation=operation,
         call=call,

@@ -48,7 +48,7 @@ _ROTARY_ATTRIBUTES = {"interleaved": 23, "num_heads": 23, "rotary_embedding_dim"
 _PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _DOUBLE = 11
 
-#: What regard.attention calls the inputs, for its messages.
+#: What regard calls the inputs, for its messages.
 _NAMES = {
     "query": "Q",
     "key": "K",
@@ -57,6 +57,7 @@ _NAMES = {
     "bias": "attn_mask",
     "key_lengths": "nonpad_kv_seqlen",
 }
+_ROTARY_NAMES = {"x": "X", "cos": "cos_cache", "sin": "sin_cache", "positions": "position_ids"}
 
 
 def attention(*inputs: Any, opset: int = 25, **attributes: Any) -> tuple[Any, ...]:
@@ -166,7 +167,7 @@ def _attention(*inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
     shape = (q4.shape[0], len_q, q4.shape[1], v4.shape[3])  # heads inside: 3 axes come out without a transposition
     y = np.empty(shape if flat else (shape[0], shape[2], shape[1], shape[3]), compute)
     q4, k4, v4 = (x.astype(compute, copy=False) for x in (q4, k4, v4))
-    with _renamed():
+    with _renamed(_NAMES):
         dot_product.attention(q4, k4, v4, out=y.swapaxes(1, 2) if flat else y, **options)
     if flat:
         y = y.reshape(*shape[:2], -1)
@@ -213,9 +214,30 @@ def rotary_embedding(*inputs: Any, opset: int = 25, **attributes: Any) -> Array:
 
 
 def _rotary_embedding(
-    x: Array, cos: Array, sin: Array, positions: Any = None, *, _opset: int, **attributes: Any
+    x: Array, cos: Array, sin: Array, positions: Array = None, *, _opset: int, **attributes: Any
 ) -> Array:
-    raise NotImplementedError("onnx.rotary_embedding: not available on the CPU yet")
+    _array("X", x, (3, 4))
+    interleaved = bool(_whole(attributes, "interleaved", 0, (0, 1)))
+    dim = _whole(attributes, "rotary_embedding_dim", 0)
+    flat = x.ndim == 3
+    by_heads = _by_heads("X", x, "num_heads", attributes.get("num_heads") or None)
+    head_size = by_heads.shape[3]
+    if dim > head_size or dim % 2 or dim < 0:
+        raise ValueError(f"rotary_embedding_dim: expected an even number up to head_size = {head_size}, got {dim}")
+    if not dim and head_size % 2:
+        raise ValueError(f"X: expected an even head_size, or a rotary_embedding_dim, got {_checks.describe(x)}")
+    for name, cache in (("cos_cache", cos), ("sin_cache", sin)):
+        _array(name, cache, (3,) if positions is None else (2,))
+        if cache.shape[-1] != (dim or head_size) // 2:
+            raise ValueError(
+                f"{name}: expected a last axis of half of what is rotated, {(dim or head_size) // 2},"
+                f" got {_checks.describe(cache)}"
+            )
+    from regard import rotary
+
+    with _renamed(_ROTARY_NAMES):
+        y = rotary.rotary_embedding(by_heads, cos, sin, positions, interleaved)
+    return y.swapaxes(1, 2).reshape(x.shape) if flat else y
 
 
 def _known(
@@ -372,12 +394,12 @@ def _stage(mode: int, q: Array, k: Array, options: Mapping[str, Any]) -> Array:
 
 
 @contextlib.contextmanager
-def _renamed() -> Iterator[None]:
-    """Within it, regard.attention's refusals name the operator's inputs."""
+def _renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, regard's refusals name the operator's inputs."""
     try:
         yield
     except (TypeError, ValueError) as error:
         name, colon, rest = str(error).partition(":")
-        if colon and name in _NAMES:
-            raise type(error)(f"{_NAMES[name]}:{rest}") from None
+        if colon and name in names:
+            raise type(error)(f"{names[name]}:{rest}") from None
         raise
