@@ -74,8 +74,8 @@ def in_layout_of(library: str) -> dict[str, Array]:
 
 # ---- The other libraries' words, in float64 ------------------------------------------------------
 
-I, J = np.arange(LEN_Q)[:, None], np.arange(LEN_KV)[None, :]
-LOWER = J - (LEN_KV - LEN_Q)  # a key's place relative to the last query's
+QUERY_AT, KEY_AT = np.arange(LEN_Q)[:, None], np.arange(LEN_KV)[None, :]
+LOWER = KEY_AT - (LEN_KV - LEN_Q)  # a key's place relative to the last query's
 A = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in arrays().items()}
 
 
@@ -106,16 +106,21 @@ def softmax(s: Array) -> Array:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-UPPER_CAUSAL, LOWER_CAUSAL = J <= I, LOWER <= I
-ALIBI_UPPER, ALIBI_LOWER = (-A["slopes"][:, None, None] * np.abs(I - j) for j in (J, LOWER))
+def in_order(lengths: Array) -> Array:
+    """Causal between each sequence's own ends."""
+    return KEY_AT - (lengths[:, None, None, None] - LEN_Q) <= QUERY_AT
+
+
+UPPER_CAUSAL, LOWER_CAUSAL = KEY_AT <= QUERY_AT, LOWER <= QUERY_AT
+ALIBI_UPPER, ALIBI_LOWER = (-A["slopes"][:, None, None] * np.abs(QUERY_AT - j) for j in (KEY_AT, LOWER))
 PREFIX = (np.arange(LEN_KV) < A["lengths"][:, None])[:, None, None, :]
 
 #: By part of the other library's call: what it means. The first that occurs in the call is taken.
 MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
     "PyTorch": {},
     "flash-attn": {
-        "causal=True, window_size=(8, -1)": lambda: plain(visible=LOWER_CAUSAL & (LOWER >= I - 8)),
-        "window_size=(8, 2)": lambda: plain(visible=(LOWER >= I - 8) & (LOWER <= I + 2)),
+        "causal=True, window_size=(8, -1)": lambda: plain(visible=LOWER_CAUSAL & (LOWER >= QUERY_AT - 8)),
+        "window_size=(8, 2)": lambda: plain(visible=(LOWER >= QUERY_AT - 8) & (LOWER <= QUERY_AT + 2)),
         "causal=True": lambda: plain(visible=LOWER_CAUSAL),
         "softmax_scale=0.1": lambda: plain(scale=0.1),
         "softcap=20.0": lambda: plain(cap=20.0),
@@ -129,8 +134,8 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "v, bias)": lambda: plain(bias=A["bias"]),
         "mask=mask": lambda: plain(visible=A["mask"]),
         "is_causal=True": lambda: plain(visible=UPPER_CAUSAL),
-        "local_window_size=8": lambda: plain(visible=np.abs(I - J) <= 8),
-        "local_window_size=(8, 2)": lambda: plain(visible=(J >= I - 8) & (J <= I + 2)),
+        "local_window_size=8": lambda: plain(visible=np.abs(QUERY_AT - KEY_AT) <= 8),
+        "local_window_size=(8, 2)": lambda: plain(visible=(KEY_AT >= QUERY_AT - 8) & (KEY_AT <= QUERY_AT + 2)),
         "key_value_seq_lengths": lambda: plain(visible=PREFIX),
         "(q, k2, v2)": lambda: plain("2"),
         "(q, k, v)": plain,
@@ -140,7 +145,9 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "attn_bias=bias": lambda: plain(bias=A["bias"]),
         "LowerTriangularMask": lambda: plain(visible=UPPER_CAUSAL),
         "LowerTriangularFromBottomRightMask": lambda: plain(visible=LOWER_CAUSAL),
-        "LocalAttentionFromBottomRightMask(8, 2)": lambda: plain(visible=(LOWER >= I - 8) & (LOWER <= I + 2)),
+        "LocalAttentionFromBottomRightMask(8, 2)": lambda: plain(
+            visible=(LOWER >= QUERY_AT - 8) & (LOWER <= QUERY_AT + 2)
+        ),
         "(q, k, v)": plain,
     },
     "Keras": {
@@ -158,8 +165,8 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "v, mask)": lambda: plain(visible=A["mask"]),
         "bias, is_causal=1": lambda: plain(bias=A["bias"], visible=UPPER_CAUSAL),
         "softcap=20.0, scale=0.1": lambda: plain(cap=20.0, scale=0.1),
-        "left_window_size=8": lambda: plain(visible=(J >= I - 8) & (J <= I + 2)),
-        "lengths, is_causal=1": lambda: plain(visible=PREFIX & (J <= I + (A["lengths"] - LEN_Q)[:, None, None, None])),
+        "left_window_size=8": lambda: plain(visible=(KEY_AT >= QUERY_AT - 8) & (KEY_AT <= QUERY_AT + 2)),
+        "lengths, is_causal=1": lambda: plain(visible=PREFIX & in_order(A["lengths"])),
         "(q, k, v)": plain,
     },
 }

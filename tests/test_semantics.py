@@ -56,7 +56,7 @@ def test_no_keys(backend, len_q):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_causal_when_lengths_differ(backend, shape):
     q, k, v = arrays(*shape)
-    with pytest.raises(ValueError, match="'upper_left'.*'lower_right'"):
+    with pytest.raises(ValueError, match=r"'upper_left'.*'lower_right'"):
         regard.attention(q, k, v, causal=True)
     for alignment, diagonal in (("upper_left", 0), ("lower_right", shape[1] - shape[0])):
         out = regard.attention(q, k, v, causal=True, alignment=alignment)

@@ -1,4 +1,4 @@
-"""What operations cost at least: arithmetic that the answer needs, and bytes that must move. Counts, no measurements."""
+"""What operations cost at least: arithmetic that the answer needs, bytes that must move. Counts, no measurements."""
 
 from __future__ import annotations
 
