@@ -35,12 +35,12 @@ py::dict attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
   return d;
 }
 
-// ([(file, items, threads, work, bytes of scratch an item), ...], bytes for all items)
+// ([(file, file of an item, items, threads, work, bytes of scratch an item), ...], bytes for all items)
 py::tuple end_rehearsal() {
   const cpu::Rehearsal rehearsal = cpu::end_rehearsal();
   py::list stages;
   for (const cpu::RehearsedStage& s : rehearsal.stages)
-    stages.append(py::make_tuple(within_sources(s.file), s.items, s.threads, s.work, s.scratch));
+    stages.append(py::make_tuple(within_sources(s.file), within_sources(s.item), s.items, s.threads, s.work, s.scratch));
   return py::make_tuple(stages, rehearsal.shared);
 }
 

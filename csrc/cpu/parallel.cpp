@@ -131,7 +131,8 @@ bool stop_requested() {
 void parallel_for(std::int64_t items, double work, Body body, void* context, const Site& site) {
   const std::int64_t useful = work < kWorkWorthThreads || in_forked_child || current_call != nullptr ? 1 : items;
   const int threads = static_cast<int>(std::min<std::int64_t>(get_num_threads(), useful));
-  if (rehearsal != nullptr) return rehearse({site.at.file_name(), items, threads, work, 0}, body, context, site.rehearse);
+  if (rehearsal != nullptr)
+    return rehearse({site.at.file_name(), site.at.file_name(), items, threads, work, 0}, body, context, site.rehearse);
   Call call;
   call.next_poll = Clock::now() + kPollInterval;
   if (threads <= 1) {
@@ -171,7 +172,7 @@ std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
 
 void Scratch::acquire(std::source_location at) {
   if (rehearsed_stage != nullptr) {
-    rehearsed_stage->file = at.file_name();
+    rehearsed_stage->item = at.file_name();
     rehearsed_stage->scratch = bytes_;
     throw Rehearsed{};
   }

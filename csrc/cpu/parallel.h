@@ -56,7 +56,8 @@ template <class F> void parallel_for(std::int64_t items, double work, F&& body, 
 // A rehearsal: from its start to its end, calls of this thread do all but their items, and tell what they would have done.
 // It is the call itself, so it cuts the work and refuses arguments as the call does. Results are allocated and hold nothing.
 struct RehearsedStage {
-  const char* file;  // that calls parallel_for, or, where an item was started, that takes Scratch
+  const char* file;  // that calls parallel_for
+  const char* item;  // that takes an item's Scratch, where one was started; else file
   std::int64_t items;
   int threads;  // that would share them
   double work;

@@ -65,7 +65,7 @@ def scaled_dot_product_attention(a: Arguments) -> Cost:
         {
             "query": _Shaped((*shape, *query.shape[-2:])),
             "value": _Shaped((*shape, *value.shape[-2:])),
-            "causal": a["is_causal"],
+            "causal": a.get("is_causal"),
         }
     )
 

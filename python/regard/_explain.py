@@ -31,6 +31,8 @@ class Stage:
     ----------
     source : str
         The file of the kernel.
+    item : str
+        The file of what runs for an item, where that is another one.
     items : int
         Pieces that the work is cut into, the same whatever the number of threads.
     threads : int
@@ -42,6 +44,7 @@ class Stage:
     """
 
     source: str
+    item: str
     items: int
     threads: int
     work: float
@@ -57,7 +60,7 @@ class Explanation:
     operation, call : str
         The public name, and the call in words.
     kernel : str
-        Source file of the stage with most work; "" where there is nothing to compute.
+        Source file of the stage with most work, and of its items; "" where there is nothing to compute.
     instruction_set, reason : str
         The compiled module in use, and why it is that one.
     tiles : dict
@@ -114,19 +117,19 @@ class Explanation:
             ("instruction set", f"{self.instruction_set}: {self.reason}"),
             ("tiles", ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in self.tiles.items())),
             *(("stage", _stage_words(stage)) for stage in self.stages),
-            ("arithmetic", f"{_count(self.flops)}flop" + self._exponentials()),
-            ("traffic", f"{_count(self.bytes)}B at least, {self.intensity:.3g} flop a byte"),
-            ("extra memory", f"{_count(self.memory)}B"),
-            ("ceilings", ", ".join(f"{value:.0f} {unit}" for unit, value in self.ceilings.items())),
-            ("at these", ", ".join(f"{name} {_count(t)}s" for name, t in self.times.items())),
+            ("arithmetic", _count(self.flops, "flop") + self._exponentials()),
+            ("traffic", f"{_count(self.bytes, 'B')} at least, {self.intensity:.3g} flop a byte"),
+            ("extra memory", _count(self.memory, "B")),
+            ("ceilings", ", ".join(f"{value:.3g} {unit}" for unit, value in self.ceilings.items())),
+            ("at these", ", ".join(f"{name} {_count(t, 's')}" for name, t in self.times.items())),
             ("bound by", self.bound),
-            ("least time", f"{_count(self.seconds)}s"),
+            ("least time", _count(self.seconds, "s")),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join([self.call, *(f"  {name:{width}}  {words}" for name, words in rows)])
 
     def _exponentials(self) -> str:
-        return f", {_count(self.exponentials)}exponentials" if self.exponentials else ""
+        return f", {_count(self.exponentials, ' exponentials')}" if self.exponentials else ""
 
 
 def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
@@ -193,7 +196,7 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     return Explanation(
         operation=operation,
         call=call,
-        kernel=main.source if main else "",
+        kernel=_kernel_words(main) if main and main.items else "",
         instruction_set=_backend.isa,
         reason=_reason(),
         tiles=tiles,
@@ -216,20 +219,21 @@ def _rehearsed(
         result = function(*args, **options)
     finally:
         stages, shared = backend.end_rehearsal()
-    merged: list[Stage] = []
+    merged: dict[tuple[str, str], Stage] = {}
     for stage in (Stage(*s) for s in stages):
         # The same loop over one group of sequences after another is one stage to the reader.
-        if merged and merged[-1].source == stage.source:
-            last = merged.pop()
-            stage = Stage(
-                stage.source,
-                last.items + stage.items,
-                max(last.threads, stage.threads),
-                last.work + stage.work,
-                max(last.scratch, stage.scratch),
+        key = stage.source, stage.item
+        if key in merged:
+            before = merged[key]
+            stage = dataclasses.replace(
+                stage,
+                items=before.items + stage.items,
+                threads=max(before.threads, stage.threads),
+                work=before.work + stage.work,
+                scratch=max(before.scratch, stage.scratch),
             )
-        merged.append(stage)
-    return result, tuple(merged), shared
+        merged[key] = stage
+    return result, tuple(merged.values()), shared
 
 
 def _overhead(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> float:
@@ -294,17 +298,20 @@ def _words(x: Any) -> str:
     return repr(x)[:60]
 
 
+def _kernel_words(stage: Stage) -> str:
+    return stage.source if stage.item == stage.source else f"{stage.source} ({stage.item.rpartition('/')[2]})"
+
+
 def _stage_words(stage: Stage) -> str:
     threads = "1 thread" if stage.threads == 1 else f"{stage.threads} threads"
-    scratch = f", {_count(stage.scratch)}B of scratch each" if stage.scratch else ""
-    return f"{stage.items} item{'s' * (stage.items != 1)} on {threads}{scratch} ({stage.source})"
+    scratch = f", {_count(stage.scratch, 'B')} of scratch each" if stage.scratch else ""
+    return f"{stage.items} item{'s' * (stage.items != 1)} on {threads}{scratch}: {_kernel_words(stage)}"
 
 
-def _count(n: float) -> str:
-    """Three digits and a prefix, with a space between number and unit."""
+def _count(n: float, unit: str) -> str:
+    """Three digits, and a prefix to the unit."""
     if n == 0:
-        return "0 "
-    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("u", 1e-6)):
-        if abs(n) >= unit * 0.9995:
-            return f"{n / unit:.3g} {prefix}"
-    return f"{n / 1e-9:.3g} n"
+        return f"0 {unit.strip()}"
+    prefixes = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
+    prefix, factor = next((p for p in prefixes if abs(n) >= 0.9995 * p[1]), prefixes[-1])
+    return f"{n / factor:.3g} {prefix}{unit}".replace("  ", " ")

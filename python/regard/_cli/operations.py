@@ -11,6 +11,7 @@ import numpy as np
 
 import regard
 from regard import reference
+from regard._costs import COSTS
 from regard._cli import peers
 
 Arguments = dict[str, Any]
@@ -107,7 +108,7 @@ def _widened(x: Any) -> Any:
     return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind in "fV" else x
 
 
-# Costs. Multiply-adds count as two operations; activations and norms by their plain formula.
+# Costs.
 
 
 def _attention_terms(a: Arguments) -> int:
@@ -115,14 +116,11 @@ def _attention_terms(a: Arguments) -> int:
 
 
 def _attention_flops(a: Arguments) -> float:
-    batch, heads, len_q, dim_qk = a["query"].shape
-    pairs = float(batch * heads * len_q * a["key"].shape[2])
-    hidden = 0.5 if a.get("causal") or a.get("is_causal") else 1.0
-    return 2 * pairs * hidden * (dim_qk + a["value"].shape[3])
+    return COSTS["attention"]({**a, "causal": a.get("causal") or a.get("is_causal")}).flops
 
 
 def _linear_flops(a: Arguments) -> float:
-    return 2.0 * a["x"].size * a["weight"].shape[0]
+    return COSTS["linear"](a).flops
 
 
 def _norm_terms(a: Arguments) -> int:
@@ -134,7 +132,7 @@ def _image_terms(a: Arguments) -> int:
 
 
 def _excitation_flops(a: Arguments) -> float:
-    return 2.0 * a["x"].size + 4.0 * a["x"].shape[0] * a["w_reduce"].size
+    return COSTS["squeeze_excitation"](a).flops
 
 
 # Shapes.
