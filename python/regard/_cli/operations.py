@@ -11,8 +11,8 @@ import numpy as np
 
 import regard
 from regard import reference
-from regard._costs import COSTS
 from regard._cli import peers
+from regard._costs import COSTS
 
 Arguments = dict[str, Any]
 Shape = tuple[int, ...]
