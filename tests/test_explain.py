@@ -89,8 +89,56 @@ def test_pairs_are_those_that_masks_leave(seed):
     found = regard.explain("attention", q, k, k, **options)
     assert found.exponentials == heads * visible.sum()
     seen = visible.any(axis=2).sum() / max(batch * len_kv, 1)
-    # All keys between the first and the last that a sequence sees; windows leave no gaps when rows are not sparse.
+    # All keys between the first and the last that a sequence sees.
     assert found.bytes >= seen * (2 * k.nbytes) + 2 * q.nbytes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pairs_under_a_block_mask(seed):
+    rng = np.random.default_rng(seed)
+    batch, heads, len_q, len_kv = int(rng.integers(1, 3)), 2, 37, 50
+    blocks = rng.random((*[(1, 1), (batch, 1), (batch, heads), (1, heads)][seed % 4], 5, 4)) < 0.5
+    mask = regard.BlockMask.from_blocks(blocks, len_q=len_q, len_kv=len_kv, block_size=(8, 16))
+    options: dict[str, Any] = {"causal": bool(seed % 2), "alignment": "lower_right"}
+    if seed % 3 == 0:
+        options["key_lengths"] = rng.integers(0, len_kv + 1, batch)
+    q, k = np.zeros((batch, heads, len_q, 4)), np.zeros((batch, heads, len_kv, 4))
+    found = regard.explain("attention", q, k, k, mask=mask, **options)
+    steps = reference.dot_product
+    distance = steps.distance_to_diagonal(len_q, len_kv, "lower_right", None, options.get("key_lengths"))
+    visible = (
+        steps.in_window(distance, None, None, causal=options["causal"])
+        & steps.in_prefix(options.get("key_lengths"), len_kv)[:, None, None, :]
+        & mask.to_dense()
+    )
+    assert found.exponentials == np.broadcast_to(visible, (batch, heads, len_q, len_kv)).sum()
+    assert found.bytes <= regard.explain("attention", q, k, k, **options).bytes
+
+
+def test_packed_and_paged_sequences(backend):
+    """As many flops as the same sequences padded, and the pages that hold keys are read."""
+    q, k = normal(0, 2, 4, 9, 16), normal(1, 2, 2, 20, 16)
+    queries, keys = np.array([9, 4]), np.array([20, 7])
+    options: dict[str, Any] = {"causal": True, "alignment": "lower_right"}
+    padded = regard.explain("attention", q, k, k, query_lengths=queries, key_lengths=keys, **options)
+    rows, stored = np.zeros((13, 4, 16), np.float32), np.zeros((27, 2, 16), np.float32)
+    packed = regard.explain(
+        "attention_varlen", rows, stored, stored, np.array([0, 9, 13]), np.array([0, 20, 27]), **options
+    )
+    pages = np.zeros((9, 5, 2, 16), np.float32)
+    table = np.arange(8).reshape(2, 4)
+    paged = regard.explain("attention_paged", q, pages, pages, table, keys, query_lengths=queries, **options)
+    assert padded.flops == packed.flops == paged.flops > 0
+    assert paged.bytes == 2 * 27 * 2 * 16 * 4 + 2 * q.nbytes + table.nbytes + keys.nbytes + queries.nbytes
+
+
+def test_few_queries_take_their_own_path(backend):
+    q, k = np.zeros((1, 8, 1, 64), np.float32), np.zeros((1, 2, 9000, 64), np.float32)
+    found = regard.explain("attention", q, k, k)
+    assert found.kernel == "csrc/cpu/attention_forward.cpp (attention_rows.h)"
+    splits = -(-9000 // found.tiles["keys_per_split"])
+    assert found.stages[0].items == 2 * splits
+    assert found.tiles["few_queries"] >= 1
 
 
 def test_memory_is_counted_once_however_often_it_is_repeated(backend):
@@ -173,6 +221,7 @@ def test_nothing_is_written(backend, size):
     q = normal(0, 1, 2, size, 16)
     out = np.full_like(q, 7)
     regard.explain("attention", q, q, q, out=out)
+    regard.explain("attention", q, q, q, query_lengths=np.array([size - 2]), out=out)
     assert (out == 7).all()
     out = np.full((1, 2, size, 4), 7, np.float32)
     regard.explain("linear", q, normal(1, 4, 16), out=out)

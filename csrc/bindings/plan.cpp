@@ -32,6 +32,8 @@ py::dict attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
   py::dict d;
   d["queries_per_item"] = s.queries_per_item;
   d["keys_per_block"] = s.keys_per_block;
+  d["few_queries"] = s.few_queries;
+  d["keys_per_split"] = s.keys_per_split;
   return d;
 }
 

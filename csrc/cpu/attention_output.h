@@ -7,6 +7,7 @@
 
 #include "cpu/attention_plain.h"
 #include "cpu/attention_scores.h"
+#include "cpu/parallel.h"
 #include "cpu/strided.h"
 
 namespace regard::cpu {

@@ -14,6 +14,8 @@ TileSizes tile_sizes(DType dtype) {
           wide ? Tile<double>::kColumns : Tile<float>::kColumns, kChain};
 }
 
-AttentionSizes attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) { return {queries_per_item(std::max(dim_qk, dim_v)), kKeys}; }
+AttentionSizes attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
+  return {queries_per_item(std::max(dim_qk, dim_v)), kKeys, kFewQueries, kSplit};
+}
 
 }  // namespace regard::cpu

@@ -19,6 +19,8 @@ TileSizes tile_sizes(DType dtype);
 struct AttentionSizes {
   std::int64_t queries_per_item;  // at most
   std::int64_t keys_per_block;
+  std::int64_t few_queries;     // sequences of no more than this are split along their keys
+  std::int64_t keys_per_split;  // there
 };
 AttentionSizes attention_sizes(std::int64_t dim_qk, std::int64_t dim_v);
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from regard.block_mask import BlockMask
 
 Arguments = Mapping[str, Any]
 
@@ -21,7 +23,7 @@ class Cost(NamedTuple):
     exponentials : float
         Of the softmax, which cost more than all else outside of products.
     read : float
-        The share of key and value that is read at all: a window leaves the rest alone.
+        The share of keys and values that is read at all: a window leaves the rest alone.
     """
 
     flops: float
@@ -39,62 +41,122 @@ def size(x: Any) -> int:
     return item * math.prod(n for n, stride in zip(x.shape, strides, strict=True) if stride or not n)
 
 
-def attention(a: Arguments) -> Cost:
-    """Only the keys that a query may see by window, causality and lengths; a mask hides without saving work."""
-    axes = (0, 2, 1, 3) if a.get("layout") == "bshd" else (0, 1, 2, 3)
-    batch, heads, len_q, dim_qk = (a["query"].shape[i] for i in axes)
-    _, _, len_kv, dim_v = (a["value"].shape[i] for i in axes)
+class Sequences(NamedTuple):
+    """Of one batch: how many queries and keys each sequence has, and which keys a query may see."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    left: int | None
+    right: int | None
+    lower_right: bool
+
+    def ranges(self, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """First and end of the keys that each of n queries sees of m keys."""
+        centre = np.arange(n) + (m - n if self.lower_right else 0)
+        first = np.zeros(n, np.int64) if self.left is None else np.clip(centre - self.left, 0, m)
+        end = np.full(n, m) if self.right is None else np.clip(centre + self.right + 1, first, m)
+        return first, end
+
+    def counted(self) -> Iterator[tuple[int, int, int]]:
+        """(queries, keys, how many sequences have so many)."""
+        lengths, times = np.unique(np.stack((self.queries, self.keys)), axis=1, return_counts=True)
+        for n, m, t in zip(*lengths, times, strict=True):
+            yield int(n), int(m), int(t)
+
+    def seen(self) -> tuple[float, float]:
+        """Pairs of a query and a key it may see, and keys that any query may see, over all sequences."""
+        pairs = read = 0.0
+        for n, m, times in self.counted():
+            first, end = self.ranges(n, m)
+            pairs += times * float((end - first).sum())
+            read += times * float(end[-1] - first[0]) if n else 0.0
+        return pairs, read
+
+    def seen_in_blocks(self, mask: BlockMask) -> tuple[float, float]:
+        """The same for one head, where a block mask leaves out what it does not name."""
+        batch, heads, len_q, _ = mask.shape
+        block_q, block_kv = mask.block_size
+        rows = np.repeat(np.arange(len(mask.row_offsets) - 1), np.diff(mask.row_offsets))
+        by_head, row = np.divmod(rows, max(-(-len_q // block_q), 1))
+        i = (row[:, None] * block_q + np.arange(block_q)).ravel()
+        j = np.repeat(mask.columns * block_kv, block_q)
+        owner = np.repeat(by_head // max(heads, 1), block_q)
+        pairs = 0.0
+        for b, (n, m) in enumerate(zip(self.queries, self.keys, strict=True)):
+            first, end = self.ranges(int(n), int(m))
+            mine = (i < n) & ((owner == b) | (batch == 1))
+            overlap = np.minimum(end[i[mine]], j[mine] + block_kv) - np.maximum(first[i[mine]], j[mine])
+            pairs += float(np.maximum(overlap, 0).sum())
+        used = len(np.unique(np.stack((by_head, mask.columns)), axis=1).T) * block_kv
+        read = self.seen()[1]
+        return pairs / max(heads, 1), min(read, used / max(batch * heads, 1) * len(self.queries))
+
+
+def _cost(
+    a: Arguments, heads: int, dims: tuple[int, int], queries: np.ndarray, keys: np.ndarray, stored: float
+) -> Cost:
+    """Of dot-product attention, over the keys that a query may see by window, causality, lengths and block mask.
+
+    A bool mask hides without saving work. `stored` is the keys that key and value have room for.
+    """
     left, right = a.get("window") or (None, None)
-    seen, read = _seen(
+    right = 0 if a.get("causal") else right
+    sequences = Sequences(queries, keys, left, right, a.get("alignment") == "lower_right")
+    mask = a.get("mask")
+    seen, read = sequences.seen_in_blocks(mask) if type(mask) is BlockMask else sequences.seen()
+    pairs = heads * seen
+    return Cost(2 * pairs * sum(dims), pairs, min(read / stored, 1.0) if stored else 1.0)
+
+
+def _query(a: Arguments) -> tuple[int, int, int, int]:
+    """(batch, heads, len_q, dim_qk)."""
+    batch, heads, len_q, dim = a["query"].shape
+    return (batch, len_q, heads, dim) if a.get("layout") == "bshd" else (batch, heads, len_q, dim)
+
+
+def attention(a: Arguments) -> Cost:
+    batch, heads, len_q, dim_qk = _query(a)
+    len_kv = a["key"].shape[1 if a.get("layout") == "bshd" else 2]
+    return _cost(
+        a,
+        heads,
+        (dim_qk, a["value"].shape[3]),
         _lengths(a.get("query_lengths"), batch, len_q),
         _lengths(a.get("key_lengths"), batch, len_kv),
-        left,
-        0 if a.get("causal") else right,
-        lower_right=a.get("alignment") == "lower_right",
+        batch * len_kv,
     )
-    pairs = float(heads) * seen
-    return Cost(2 * pairs * (dim_qk + dim_v), pairs, read / (batch * len_kv) if batch * len_kv else 1.0)
 
 
-def scaled_dot_product_attention(a: Arguments) -> Cost:
+def _varlen(a: Arguments) -> Cost:
+    total_kv = a["key"].shape[0]
+    queries, keys = (
+        np.diff(np.asarray(a[name]).astype(np.int64)) if a.get(valid) is None else _lengths(a[valid], 0, 0)
+        for name, valid in (("cu_seqlens_q", "query_lengths"), ("cu_seqlens_kv", "key_lengths"))
+    )
+    _, heads, dim_qk = a["query"].shape
+    return _cost(a, heads, (dim_qk, a["value"].shape[2]), queries, keys, total_kv)
+
+
+def _paged(a: Arguments) -> Cost:
+    batch, heads, len_q, dim_qk = _query(a)
+    pages, page_size, _, dim_v = a["value_pages"].shape
+    queries = _lengths(a.get("query_lengths"), batch, len_q)
+    return _cost(a, heads, (dim_qk, dim_v), queries, _lengths(a["key_lengths"], batch, 0), pages * page_size)
+
+
+def _broadcast(a: Arguments) -> Cost:
+    """PyTorch's signature: leading axes broadcast, and one pair of lengths serves all."""
     query, value = a["query"], a["value"]
     lead = np.broadcast_shapes(tuple(query.shape[:-3]), tuple(value.shape[:-3]))
     heads = max([1, *(x.shape[-3] for x in (query, value) if len(x.shape) > 2)])
-    shape = (math.prod(lead), heads)
-    return attention(
-        {
-            "query": _Shaped((*shape, *query.shape[-2:])),
-            "value": _Shaped((*shape, *value.shape[-2:])),
-            "causal": a.get("is_causal"),
-        }
-    )
-
-
-class _Shaped(NamedTuple):
-    shape: tuple[int, ...]
+    (len_q, dim_qk), (len_kv, dim_v) = query.shape[-2:], value.shape[-2:]
+    one = np.ones(1, np.int64)
+    options = {"causal": a.get("is_causal"), "alignment": "upper_left"}
+    return _cost(options, heads * math.prod(lead), (dim_qk, dim_v), one * len_q, one * len_kv, len_kv)
 
 
 def _lengths(lengths: Any, batch: int, full: int) -> np.ndarray:
     return np.full(batch, full) if lengths is None else np.asarray(lengths).astype(np.int64)
-
-
-def _seen(
-    queries: np.ndarray, keys: np.ndarray, left: int | None, right: int | None, *, lower_right: bool
-) -> tuple[int, int]:
-    """Pairs of a query and a key that it may see, and keys that any query may see, over all sequences."""
-    pairs = read = 0
-    for (n, m), times in _counted(queries, keys):
-        centre = np.arange(n) + (m - n if lower_right else 0)
-        first = np.zeros(n, np.int64) if left is None else np.clip(centre - left, 0, m)
-        last = np.full(n, m) if right is None else np.clip(centre + right + 1, first, m)
-        pairs += times * int((last - first).sum())
-        read += times * (int(last[-1]) - int(first[0]) if n else 0)
-    return pairs, read
-
-
-def _counted(queries: np.ndarray, keys: np.ndarray) -> list[tuple[tuple[int, int], int]]:
-    lengths, times = np.unique(np.stack((queries, keys)), axis=1, return_counts=True)
-    return [((int(n), int(m)), int(t)) for n, m, t in zip(*lengths, times, strict=True)]
 
 
 def _projected(x: Any, weight: Any) -> float:
@@ -153,7 +215,9 @@ def _spatial(a: Arguments) -> float:
 #: By the public name; arguments as the function's signature names them.
 COSTS: dict[str, Callable[[Arguments], Cost]] = {
     "attention": attention,
-    "scaled_dot_product_attention": scaled_dot_product_attention,
+    "attention_paged": _paged,
+    "attention_varlen": _varlen,
+    "scaled_dot_product_attention": _broadcast,
     "additive_attention": _additive,
     "location_sensitive_attention": _location,
     "multiplicative_attention": _multiplicative,

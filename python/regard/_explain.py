@@ -189,10 +189,9 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
         "call overhead": _overhead(function, args, options),
     }
     tiles = dict(_backend.cpu.tile_sizes(_arrays.native(operation, first)))
-    if main is not None and "attention_" in main.source:
-        tiles |= _backend.cpu.attention_sizes(
-            arguments.arguments["query"].shape[-1], arguments.arguments["value"].shape[-1]
-        )
+    if main is not None and main.source.endswith("attention_forward.cpp"):
+        values = next(x for name, x in arguments.arguments.items() if name.startswith("value"))
+        tiles |= _backend.cpu.attention_sizes(first.shape[-1], values.shape[-1])
     return Explanation(
         operation=operation,
         call=call,
@@ -253,7 +252,9 @@ def _overhead(function: Callable[..., Any], args: tuple[Any, ...], options: dict
 
 def _moved(arguments: dict[str, Any], cost: Cost, result: Any) -> float:
     inputs = sum(
-        size(x) * (cost.read if name in ("key", "value") else 1.0) for name, x in arguments.items() if name != "out"
+        size(x) * (cost.read if name.startswith(("key", "value")) and name != "key_lengths" else 1.0)
+        for name, x in arguments.items()
+        if name != "out"
     )
     return inputs + sum(size(x) for x in (result if isinstance(result, tuple) else (result,)))
 
