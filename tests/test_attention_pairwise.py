@@ -27,6 +27,14 @@ def lengths(most: int, c: Case) -> Array:
     return np.array([most, most // 3, 0], np.int64)[: c.batch]
 
 
+def blocks(batch: int, heads: int, c: Case) -> regard.BlockMask:
+    """Two thirds of the blocks, and a block row that sees none."""
+    len_kv = c.len_q if c.len_kv is None else c.len_kv
+    seen = np.random.default_rng(1).random((batch, heads, -(-c.len_q // 16), -(-len_kv // 24))) < 0.67
+    seen[:, :, -1:] &= c.len_q <= 16
+    return regard.BlockMask.from_blocks(seen, len_q=c.len_q, len_kv=len_kv, block_size=(16, 24))
+
+
 #: What can be combined: a factor a line, each value some fields of Case or arguments of regard.attention. Functions get
 #: the case's sizes. A new option is a new line.
 FACTORS: dict[str, tuple[Mapping[str, Any], ...]] = {
@@ -50,7 +58,14 @@ FACTORS: dict[str, tuple[Mapping[str, Any], ...]] = {
         dict(strides=s) for s in ("contiguous", "reversed", "every_other", "last_axis_slow", "misaligned")
     ),
     "repeated": ({}, dict(strides="one_batch_repeated")),
+    "block_mask": (
+        {},
+        dict(block_mask=lambda c: blocks(1, 1, c)),
+        dict(block_mask=lambda c: blocks(c.batch, c.heads, c)),
+    ),
+    "dropout": ({}, dict(dropout_p=0.3, seed=7)),
     "lse": ({}, dict(return_lse=True)),
+    "weights": ({}, dict(return_weights=True)),
     "out": ({}, dict(out="strided")),
     "logits": ({}, dict(logits=30.0)),
 }
@@ -67,7 +82,16 @@ def problem_of(index: int) -> tuple[str, Array, Array, Array, dict[str, Any]]:
     fields = {name: words.pop(name) for name in tuple(words) if name in Case.__dataclass_fields__}
     case = Case(f"pairwise {index}", **fields)
     options = {name: value(case) if callable(value) else value for name, value in words.items()}
+    block_mask = options.pop("block_mask", None)
     query, key, value, arrays = build(Case(f"pairwise {index}", options=options, **fields), dtype)
+    if block_mask is not None:
+        # One of the two is `mask`: where both are drawn, blocks hide by it and single keys by the bias.
+        hidden = arrays.pop("mask", None)
+        if hidden is not None:
+            added = np.where(hidden, np.float32(0), np.float32(-np.inf))
+            arrays["bias"] = arrays["bias"] + added if "bias" in arrays else added
+            arrays["bias"] = arrays["bias"].astype(np.float32)
+        arrays["mask"] = block_mask
     return dtype, query, key, value, arrays
 
 
@@ -85,15 +109,27 @@ def test_every_pair_occurs():
 @pytest.mark.parametrize("index", range(len(ROWS)))
 def test_pairwise(backend, index):
     dtype, query, key, value, options = problem_of(index)
-    returned = options.pop("return_lse", False)
+    with_lse, with_weights = (options.pop(name, False) for name in ("return_lse", "return_weights"))
     strided = options.pop("out", None) is not None
-    want, want_lse = reference.attention(*as_float64(query, key, value), return_lse=True, **options)
+    wide = as_float64(query, key, value)
+    want, want_lse, want_weights = reference.attention(*wide, return_lse=True, return_weights=True, **options)
     out = strided_output(want, dtype) if strided else None
-    result = regard.attention(query, key, value, return_lse=returned, out=out, **options)
-    actual = result[0] if returned else result
+    more = {"return_lse": with_lse, "return_weights": with_weights, "out": out}
+    result = regard.attention(query, key, value, **more, **options)
+    actual, *extras = result if with_lse or with_weights else (result,)
+    assert len(extras) == with_lse + with_weights
     assert actual is out if strided else actual.dtype == DTYPES[dtype]
     assert actual.shape == want.shape
-    assert_near(actual, want, output_tolerance(query, key, value, options, dtype), "out")
-    if returned:
-        assert result[1].shape == want_lse.shape and result[1].dtype == np.float32
-        assert_near(result[1], want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+    # What dropout keeps is scaled by 1 / (1 - p), and so are its errors.
+    factor = 1 / (1 - options.get("dropout_p", 0.0))
+    assert_near(actual, want, factor * output_tolerance(query, key, value, options, dtype), "out")
+    if with_lse:
+        lse = extras[0]
+        assert lse.shape == want_lse.shape and lse.dtype == np.float32
+        assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+    if with_weights:
+        weights = extras[-1]
+        assert weights.shape == want_weights.shape and weights.dtype == DTYPES[dtype]
+        # Weights err as an output over values of magnitude 1 does.
+        tolerance = factor * output_tolerance(query, key, np.ones_like(value), options, dtype)
+        assert_near(weights, want_weights, tolerance, "weights")

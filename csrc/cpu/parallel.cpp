@@ -79,10 +79,12 @@ struct KeptMemory {
 thread_local KeptMemory kept;
 
 void rehearse(RehearsedStage stage, Body body, void* context, Rehearse how) {
-  if (how == Rehearse::scratch && stage.items > 0) {
+  // The first and the last item: where one of them is a shorter rest, the other one is whole.
+  for (const std::int64_t item : {std::int64_t{0}, stage.items - 1}) {
+    if (how == Rehearse::nothing || stage.items == 0) break;
     rehearsed_stage = &stage;
     try {
-      body(context, 0);
+      body(context, item);
     } catch (const Rehearsed&) {
     }
     rehearsed_stage = nullptr;
@@ -173,7 +175,7 @@ std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
 void Scratch::acquire(std::source_location at) {
   if (rehearsed_stage != nullptr) {
     rehearsed_stage->item = at.file_name();
-    rehearsed_stage->scratch = bytes_;
+    rehearsed_stage->scratch = std::max(rehearsed_stage->scratch, bytes_);
     throw Rehearsed{};
   }
   note_memory(bytes_);

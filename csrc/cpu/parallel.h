@@ -32,8 +32,8 @@ bool stop_requested();
 // A forked child runs serially (the parent's threads do not exist there). The first exception is thrown again.
 using Body = void (*)(void* context, std::int64_t item);
 
-// What a rehearsal may do with the items: nothing, or start the first one, if every item takes its Scratch before it
-// writes anything.
+// What a rehearsal may do with the items: nothing, or start the first and the last one, if every item takes its Scratch
+// before it writes anything.
 enum class Rehearse : std::uint8_t { nothing, scratch };
 
 struct Site {
@@ -61,7 +61,7 @@ struct RehearsedStage {
   std::int64_t items;
   int threads;  // that would share them
   double work;
-  std::size_t scratch;  // bytes an item takes
+  std::size_t scratch;  // bytes an item takes, at most
 };
 struct Rehearsal {
   std::vector<RehearsedStage> stages;

@@ -8,13 +8,12 @@ less, whatever softmax_precision says.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from regard import _arrays, _checks, dense, dot_product
+from regard import _arrays, _checks, dot_product
 
 __all__ = ["attention", "rotary_embedding"]
 
@@ -47,6 +46,9 @@ _ROTARY_ATTRIBUTES = {"interleaved": 23, "num_heads": 23, "rotary_embedding_dim"
 #: TensorProto's numbers of the types that softmax_precision may name.
 _PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _DOUBLE = 11
+
+#: What qk_matmul_output_mode shows.
+_STAGES = ("scaled", "capped", "masked", "weights")
 
 #: What regard calls the inputs, for its messages.
 _NAMES = {
@@ -171,7 +173,9 @@ def _attention(*inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
         dot_product.attention(q4, k4, v4, out=y.swapaxes(1, 2) if flat else y, **options)
     if flat:
         y = y.reshape(*shape[:2], -1)
-    stage = None if mode is None else _stage(mode, q4, k4, options).astype(dtype, copy=False)
+    stage = None
+    if mode is not None:
+        stage = dot_product.scores(q4, k4, stage=_STAGES[mode], **options).astype(dtype, copy=False)
     return y.astype(dtype, copy=False), present_key, present_value, stage
 
 
@@ -339,58 +343,13 @@ def _window(left: int | None, right: int | None, offset: int, len_q: int, total:
         if all(bound is None or bound >= 0 for bound in bounds):
             return {"window": bounds, "alignment": alignment}
     # Neither diagonal has the band on both its sides (past keys, and new ones that are not as many as queries).
-    band = _band((left, right), offset, len_q, total)
-    return {"mask": band if mask is None else mask & band}
-
-
-def _band(bounds: tuple[int | None, int | None], offset: Array | int, len_q: int, total: int) -> Array:
-    left, right = bounds
     distance = np.arange(total) - np.arange(len_q)[:, None] - offset
-    visible = np.ones(distance.shape, np.bool_)
+    band = np.ones(distance.shape, np.bool_)
     if left is not None:
-        visible &= distance >= -left
+        band &= distance >= -left
     if right is not None:
-        visible &= distance <= right
-    return visible
-
-
-def _stage(mode: int, q: Array, k: Array, options: Mapping[str, Any]) -> Array:
-    """One of the steps between Q K^T and the weights, (batch, heads, len_q, total)."""
-    compute = np.float64 if q.dtype == np.float64 else np.float32
-    q, k = q.astype(compute, copy=False), k.astype(compute, copy=False)
-    batch, heads, len_q, dim = q.shape
-    heads_kv, total = k.shape[1:3]
-    s = np.empty((batch, heads, len_q, total), compute)
-    group = heads // max(heads_kv, 1)
-    for b in range(batch):
-        for h in range(heads_kv):
-            mine = slice(h * group, (h + 1) * group)
-            dense.linear(q[b, mine], k[b, h], out=s[b, mine])
-    scale = options["scale"]
-    s *= compute(1 / math.sqrt(dim) if scale is None else scale)
-    if mode == 0:
-        return s
-    if options["softcap"] is not None:
-        cap = compute(options["softcap"])
-        s = cap * np.tanh(s / cap)
-    if mode == 1:
-        return s
-    visible = np.asarray(options.get("mask", True))
-    lengths = options.get("key_lengths")
-    if "window" in options:
-        diagonal: Array | int = 0 if options["alignment"] == "upper_left" else total - len_q
-        if lengths is not None:
-            diagonal = np.reshape(lengths, (-1, 1, 1, 1)) - len_q
-        visible = visible & _band(options["window"], diagonal, len_q, total)
-    if lengths is not None:
-        visible = visible & (np.arange(total) < np.reshape(lengths, (-1, 1, 1, 1)))
-    s = np.where(visible, s + np.asarray(options.get("bias", 0), compute), compute(-np.inf))
-    if mode == 2:
-        return s
-    m = s.max(axis=-1, keepdims=True, initial=-np.inf)
-    p = np.exp(s - np.where(m == -np.inf, compute(0), m))  # a row that sees no key weighs 0 everywhere
-    total_weight = p.sum(axis=-1, keepdims=True)
-    return np.divide(p, total_weight, out=np.zeros_like(p), where=total_weight != 0)
+        band &= distance <= right
+    return {"mask": band if mask is None else mask & band}
 
 
 @contextlib.contextmanager
