@@ -61,6 +61,12 @@ def arrays() -> dict[str, Array]:
         "key": draw("key", 2, LEN_KV, DIM),
         "value": draw("value", 2, LEN_KV, DIM),
         "scale_weight": draw("scale_weight", DIM),
+        "tq": draw("tq", 14, HEADS, DIM),
+        "tk": draw("tk", 25, HEADS, DIM),
+        "tv": draw("tv", 25, HEADS, DIM),
+        "cu_q": np.int32([0, 5, 14]),
+        "cu_k": np.int32([0, 8, 25]),
+        "chequered": (np.arange(4)[:, None] + np.arange(3)) % 2 == 0,
     }
 
 
@@ -101,6 +107,19 @@ def plain(
     return (out, (s.max(axis=-1, keepdims=True) + np.log(total))[..., 0]) if give == "lse" else out
 
 
+def packed(*, causal: bool) -> Array:
+    """Each sequence by itself; causal from its last query and key backwards."""
+    out = np.zeros_like(A["tq"])
+    for b in range(2):
+        rows, keys = (slice(A[name][b], A[name][b + 1]) for name in ("cu_q", "cu_k"))
+        q, k, v = (x.swapaxes(0, 1) for x in (A["tq"][rows], A["tk"][keys], A["tv"][keys]))
+        s = q @ k.swapaxes(1, 2) / DIM**0.5
+        if causal:
+            s[:, ~np.tri(*s.shape[1:], s.shape[2] - s.shape[1], dtype=bool)] = -np.inf
+        out[rows] = (softmax(s) @ v).swapaxes(0, 1)
+    return out
+
+
 def softmax(s: Array) -> Array:
     p = np.exp(s - s.max(axis=-1, keepdims=True))
     return p / p.sum(axis=-1, keepdims=True)
@@ -119,6 +138,7 @@ PREFIX = (np.arange(LEN_KV) < A["lengths"][:, None])[:, None, None, :]
 MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
     "PyTorch": {},
     "flash-attn": {
+        "flash_attn_varlen_func": lambda: packed(causal=True),
         "causal=True, window_size=(8, -1)": lambda: plain(visible=LOWER_CAUSAL & (LOWER >= QUERY_AT - 8)),
         "window_size=(8, 2)": lambda: plain(visible=(LOWER >= QUERY_AT - 8) & (LOWER <= QUERY_AT + 2)),
         "causal=True": lambda: plain(visible=LOWER_CAUSAL),
@@ -141,6 +161,7 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "(q, k, v)": plain,
     },
     "xFormers": {
+        "BlockDiagonalMask": lambda: packed(causal=False),
         "scale=0.1": lambda: plain(scale=0.1),
         "attn_bias=bias": lambda: plain(bias=A["bias"]),
         "LowerTriangularMask": lambda: plain(visible=UPPER_CAUSAL),
@@ -211,7 +232,7 @@ def ours_of(library: str, call: str) -> str:
 @pytest.mark.parametrize(("library", "theirs", "ours"), rows())
 def test_mapping(backend, library, theirs, ours):
     want = meant(library, theirs)
-    found = eval(ours, {"regard": regard, "np": np, **in_layout_of(library)})
+    found = eval(ours, {"regard": regard, "np": np, "len_q": LEN_Q, "len_kv": LEN_KV, **in_layout_of(library)})
     outputs = found if isinstance(found, tuple) else (found,)
     assert len(outputs) == len(want)
     for actual, wanted in zip(outputs, want, strict=True):

@@ -158,6 +158,19 @@ def test_mask_and_causal_both_hold(backend):
     )
 
 
+def test_what_dropout_keeps(backend):
+    q, k, v = arrays(40, 60)
+    _, weights = regard.attention(q, k, v, return_weights=True)
+    options = {"dropout_p": 0.5, "seed": 3, "return_weights": True}
+    _, dropped = regard.attention(q, k, v, **options)
+    kept = dropped != 0
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_allclose(dropped[kept], 2 * weights[kept], rtol=20 * EPSILON["float32"])
+    # A place drops or stays whatever else the call holds.
+    _, fewer = regard.attention(q[:, :1, :7], k[:, :1], v[:, :1], **options)
+    np.testing.assert_array_equal(fewer != 0, kept[:, :1, :7])
+
+
 def test_fewer_key_heads(backend):
     q, k, v = normal(0, 1, 4, 3, 16), normal(1, 1, 2, 5, 16), normal(2, 1, 2, 5, 16)
     repeated = (np.repeat(x, 2, axis=1) for x in (k, v))
@@ -179,5 +192,6 @@ TESTED = {
     "A float mask": test_what_masks_mean,
     "An integer mask": test_what_masks_mean,
     "Mask and causal together": test_mask_and_causal_both_hold,
+    "What dropout keeps": test_what_dropout_keeps,
     "Fewer key heads than heads": test_fewer_key_heads,
 }
