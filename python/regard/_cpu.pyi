@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cbam', 'channel_attention', 'efficient_channel_attention', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_fma', 'measure_read', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'set_num_threads', 'spatial_attention', 'squeeze_excitation']
+__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes']
 
 def additive_attention(query: typing.Any, key: typing.Any, value: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, bias: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...
@@ -15,6 +15,9 @@ def attention_paged(query: typing.Any, key_pages: typing.Any, value_pages: typin
     ...
 
 def attention_scores(query: typing.Any, key: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, stage: int) -> typing.Any:
+    ...
+
+def attention_sizes(dim_qk: int, dim_v: int) -> dict:
     ...
 
 def attention_varlen(query: typing.Any, key: typing.Any, value: typing.Any, cu_seqlens_q: typing.Any, cu_seqlens_kv: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, return_lse: bool, return_weights: bool) -> typing.Any:
@@ -35,6 +38,9 @@ def channel_attention(x: typing.Any, w_reduce: typing.Any, b_reduce: typing.Any,
 def efficient_channel_attention(x: typing.Any, w: typing.Any, out: typing.Any, gate: int, gate_alpha: float, gate_beta: float, channels_last: bool) -> typing.Any:
     ...
 
+def end_rehearsal() -> tuple:
+    ...
+
 def get_num_threads() -> int:
     ...
 
@@ -45,6 +51,9 @@ def linear(x: typing.Any, weight: typing.Any, bias: typing.Any, out: typing.Any,
     ...
 
 def location_sensitive_attention(query: typing.Any, key: typing.Any, value: typing.Any, previous_weights: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, w_location: typing.Any, location_kernel: typing.Any, location_bias: typing.Any, bias: typing.Any, mask: typing.Any) -> typing.Any:
+    ...
+
+def measure_exp(seconds: float) -> float:
     ...
 
 def measure_fma(seconds: float) -> float:
@@ -69,5 +78,11 @@ def spatial_attention(x: typing.Any, w_spatial: typing.Any, b_spatial: typing.An
     ...
 
 def squeeze_excitation(x: typing.Any, w_reduce: typing.Any, b_reduce: typing.Any, w_expand: typing.Any, b_expand: typing.Any, out: typing.Any, activation: int, gate: int, gate_alpha: float, gate_beta: float, channels_last: bool) -> typing.Any:
+    ...
+
+def start_rehearsal() -> None:
+    ...
+
+def tile_sizes(like: typing.Any) -> dict:
     ...
 openmp: int
