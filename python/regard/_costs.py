@@ -32,7 +32,9 @@ class Cost(NamedTuple):
 
 
 def size(x: Any) -> int:
-    """Bytes of an array of any framework: each element once, however often a stride of 0 repeats it."""
+    """Bytes of an array, or a list of them, of any framework: each element once, though a stride of 0 repeats it."""
+    if isinstance(x, (list, tuple)):
+        return sum(map(size, x))
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return 0
     strides = x.stride() if callable(getattr(x, "stride", None)) else getattr(x, "strides", None)
@@ -197,6 +199,18 @@ def _multiplicative(a: Arguments) -> Cost:
     return Cost(projected + 2 * pairs * (dim_k + dim_v), pairs)
 
 
+def _merged(a: Arguments) -> Cost:
+    """A multiply-add for each number of each part, an exponential for each of its rows."""
+    outs = a["outs"]
+    shapes = [tuple(x.shape) for x in outs] if isinstance(outs, (list, tuple)) else [tuple(outs.shape)]
+    return Cost(2.0 * sum(map(math.prod, shapes)), float(sum(math.prod(s[:-1]) for s in shapes)))
+
+
+def _rotary(a: Arguments) -> Cost:
+    """Four products and two sums a pair."""
+    return Cost(6 * _elements(a) / max(a["x"].shape[-1], 1) * a["cos"].shape[-1])
+
+
 def _elements(a: Arguments) -> float:
     return float(math.prod(a["x"].shape))
 
@@ -221,6 +235,8 @@ COSTS: dict[str, Callable[[Arguments], Cost]] = {
     "additive_attention": _additive,
     "location_sensitive_attention": _location,
     "multiplicative_attention": _multiplicative,
+    "merge_attention": _merged,
+    "rotary_embedding": _rotary,
     "linear": lambda a: Cost(2 * _elements(a) * a["weight"].shape[0]),
     "layer_norm": lambda a: Cost(8 * _elements(a)),
     "rms_norm": lambda a: Cost(4 * _elements(a)),

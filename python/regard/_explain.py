@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import regard
@@ -173,7 +173,7 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     cost = COSTS[operation](arguments.arguments)
     main = max(stages, key=lambda s: s.work, default=None)
     moved = _moved(arguments.arguments, cost, result)
-    first = next(x for x in arguments.arguments.values() if hasattr(x, "dtype"))
+    first = next(_arrays_in(arguments.arguments.values()))
     ceilings = _ceilings()
     dtype = str(first.dtype).rpartition(".")[2]
     share = _share(main) * (0.5 if dtype == "float64" else 1.0)
@@ -286,6 +286,14 @@ def _reason() -> str:
     return "; ".join([words, *refused])
 
 
+def _arrays_in(arguments: Iterable[Any]) -> Iterator[Any]:
+    for x in arguments:
+        if isinstance(x, (list, tuple)):
+            yield from _arrays_in(x)
+        elif hasattr(x, "dtype"):
+            yield x
+
+
 # Words.
 
 
@@ -296,6 +304,8 @@ def _call_words(operation: str, arguments: dict[str, Any]) -> str:
 def _words(x: Any) -> str:
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"{str(x.dtype).rpartition('.')[2]}{list(x.shape)}"
+    if isinstance(x, (list, tuple)) and any(hasattr(y, "dtype") for y in x):
+        return f"[{', '.join(map(_words, x))}]"
     return repr(x)[:60]
 
 
