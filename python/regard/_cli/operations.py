@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,11 @@ def _attention_flops(a: Arguments) -> float:
     return COSTS["attention"]({**a, "causal": a.get("causal") or a.get("is_causal")}).flops
 
 
+def _sequence_terms(a: Arguments) -> int:
+    """The longest sums run over keys and over dimensions, one after another."""
+    return sum(a[name].shape[i] for name, i in (("key", -1), ("query", -1), ("key", 0 if "cu_seqlens_kv" in a else -2)))
+
+
 def _linear_flops(a: Arguments) -> float:
     return COSTS["linear"](a).flops
 
@@ -150,6 +155,34 @@ def _attention(
     batch, _, _, dim = query
     shapes = {"query": query, "key": (batch, *keys, dim), "value": (batch, *keys, dim_v or dim)}
     return Case(label, {**shapes, **(more or {})}, options)
+
+
+def _sequences(label: str, lengths: tuple[int, int], dims: tuple[int, int, int], **more: Shape) -> Case:
+    """Of Bahdanau's and Luong's families: dims are those of query, key and value."""
+    (len_q, len_kv), (dim_q, dim_k, dim_v) = lengths, dims
+    shapes = {"query": (2, len_q, dim_q), "key": (2, len_kv, dim_k), "value": (2, len_kv, dim_v)}
+    return Case(label, {**shapes, **more})
+
+
+def _packed(label: str, lengths: Sequence[int], heads: tuple[int, int], dim: int, **options: Any) -> Case:
+    ends = np.cumsum([0, *lengths])
+    shapes = {"query": (ends[-1], heads[0], dim), "key": (ends[-1], heads[1], dim), "value": (ends[-1], heads[1], dim)}
+    return Case(label, shapes, {"cu_seqlens_q": ends, "cu_seqlens_kv": ends, **options})
+
+
+def _paged(label: str, lengths: Sequence[int], heads: tuple[int, int], dim: int, page: int, **options: Any) -> Case:
+    """One query a sequence; pages are dealt out from the last to the first."""
+    width = -(-max(lengths) // page)
+    table = np.arange(len(lengths) * width)[::-1].reshape(-1, width)
+    stored = (table.size, page, heads[1], dim)
+    shapes = {"query": (len(lengths), heads[0], 1, dim), "key_pages": stored, "value_pages": stored}
+    return Case(label, shapes, {"page_table": table, "key_lengths": np.array(lengths), **options})
+
+
+def _spatial(label: str, x: Shape, kernel: int, reduced: int = 0, **options: Any) -> Case:
+    """With the channels' own network too where `reduced` is not 0."""
+    excited = _excitation(label, x, reduced, **options) if reduced else Case(label, {"x": x}, options)
+    return Case(label, {**excited.shapes, "w_spatial": (1, 2, kernel, kernel), "b_spatial": (1,)}, options)
 
 
 def _excitation(label: str, x: Shape, reduced: int, **options: Any) -> Case:
@@ -271,6 +304,129 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         numpy=peers.numpy_global_average_pool,
         torch=peers.torch_global_average_pool,
+    ),
+    Operation(
+        "attention_varlen",
+        _sequence_terms,
+        lambda a: COSTS["attention_varlen"](a).flops,
+        check=(
+            _packed("plain", (5, 0, 70, 1), (4, 2), 16, return_lse=True),
+            _packed("causal", (33, 3), (2, 2), 40, causal=True),
+        ),
+        bench=(_packed("BERT-base, 8 of 16 to 128 tokens", (16, 32, 48, 64, 80, 96, 112, 128), (12, 12), 64),),
+    ),
+    Operation(
+        "attention_paged",
+        lambda a: int(a["key_lengths"].max()) + 2 * a["query"].shape[-1],
+        lambda a: COSTS["attention_paged"](a).flops,
+        check=(
+            _paged("plain", (50, 1, 33), (4, 2), 32, 16, return_lse=True),
+            _paged("window", (70, 9), (2, 1), 16, 8, window=(20, 0), alignment="lower_right"),
+        ),
+        bench=(_paged("decode 8x32/8x1 over 256 to 2048 keys", range(256, 2049, 256), (32, 8), 128, 16),),
+    ),
+    Operation(
+        "additive_attention",
+        _sequence_terms,
+        lambda a: COSTS["additive_attention"](a).flops,
+        check=(
+            _sequences("plain", (7, 33), (24, 24, 9), v=(24,)),
+            _sequences(
+                "projected, masked",
+                (7, 33),
+                (17, 40, 30),
+                v=(24,),
+                w_query=(24, 17),
+                w_key=(24, 40),
+                bias=(24,),
+                mask=(2, 1, 33),
+            ),
+        ),
+        bench=(_sequences("2x64x512x256", (64, 512), (256, 256, 256), v=(256,), w_query=(256, 256), w_key=(256, 256)),),
+    ),
+    Operation(
+        "multiplicative_attention",
+        _sequence_terms,
+        lambda a: COSTS["multiplicative_attention"](a).flops,
+        check=(
+            _sequences("dot", (7, 33), (8, 8, 30)),
+            _sequences("general, masked", (7, 33), (6, 10, 30), w=(6, 10), mask=(7, 33)),
+        ),
+        bench=(_sequences("2x64x512x256", (64, 512), (256, 256, 256), w=(256, 256)),),
+    ),
+    Operation(
+        "location_sensitive_attention",
+        _sequence_terms,
+        lambda a: COSTS["location_sensitive_attention"](a).flops,
+        check=(
+            _sequences(
+                "one channel",
+                (3, 33),
+                (24, 24, 9),
+                previous_weights=(2, 33),
+                v=(24,),
+                w_location=(24, 5),
+                location_kernel=(5, 1, 7),
+            ),
+        ),
+        bench=(
+            _sequences(
+                "Tacotron 2 step 2x1x512",
+                (1, 512),
+                (128, 128, 512),
+                previous_weights=(2, 2, 512),
+                v=(128,),
+                w_location=(128, 32),
+                location_kernel=(32, 2, 31),
+            ),
+        ),
+    ),
+    Operation(
+        "global_max_pool",
+        lambda a: 1,
+        lambda a: float(a["x"].size),
+        check=(Case("nchw", {"x": (2, 19, 7, 9)}), Case("nhwc", {"x": (2, 7, 9, 19)}, {"layout": "nhwc"})),
+        bench=(Case("ResNet-50 8x2048x7x7", {"x": (8, 2048, 7, 7)}),),
+    ),
+    Operation(
+        "channel_attention",
+        _image_terms,
+        lambda a: COSTS["channel_attention"](a).flops,
+        check=(
+            _excitation("nchw", (2, 24, 7, 9), 6),
+            _excitation("nhwc", (2, 7, 9, 24), 6, layout="nhwc"),
+        ),
+        bench=(_excitation("ResNet-50 8x256x56x56", (8, 256, 56, 56), 16),),
+    ),
+    Operation(
+        "spatial_attention",
+        _image_terms,
+        lambda a: COSTS["spatial_attention"](a).flops,
+        check=(
+            _spatial("nchw", (2, 24, 7, 9), 7),
+            _spatial("nhwc", (2, 7, 9, 24), 3, layout="nhwc"),
+        ),
+        bench=(_spatial("ResNet-50 8x256x56x56", (8, 256, 56, 56), 7),),
+    ),
+    Operation(
+        "cbam",
+        _image_terms,
+        lambda a: COSTS["cbam"](a).flops,
+        check=(
+            _spatial("nchw", (2, 24, 7, 9), 7, 6),
+            _spatial("nhwc", (2, 7, 9, 24), 3, 6, layout="nhwc"),
+        ),
+        bench=(_spatial("ResNet-50 8x256x56x56", (8, 256, 56, 56), 7, 16),),
+    ),
+    Operation(
+        "efficient_channel_attention",
+        _image_terms,
+        lambda a: COSTS["efficient_channel_attention"](a).flops,
+        check=(
+            Case("nchw", {"x": (2, 24, 7, 9), "w": (3,)}),
+            Case("nhwc", {"x": (2, 7, 9, 24), "w": (5,)}, {"layout": "nhwc"}),
+        ),
+        bench=(Case("ResNet-50 8x256x56x56", {"x": (8, 256, 56, 56), "w": (5,)}),),
     ),
     Operation(
         "squeeze_excitation",
