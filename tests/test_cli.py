@@ -172,7 +172,9 @@ def test_numpy_peers_do_the_same_work() -> None:
         assert operation.numpy is not None
         for case in operation.bench:
             shapes = {n: tuple(min(s, 12) for s in shape) for n, shape in case.shapes.items()}
-            if "query" in shapes and case.shapes["query"][1] != case.shapes["key"][1]:
+            if {"cu_seqlens_q", "page_table"} & case.options.keys():
+                shapes = dict(case.shapes)  # they hold places in arrays of these sizes
+            elif len(shapes.get("query", ())) == 4 and case.shapes["query"][1] != case.shapes["key"][1]:
                 shapes = {n: (s[0], 4 if n == "query" else 2, *s[2:]) for n, s in shapes.items()}
             arguments = dataclasses.replace(case, shapes=shapes).arguments(np.float32)
             error, tolerance = check.compared(

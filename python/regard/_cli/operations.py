@@ -314,6 +314,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _packed("causal", (33, 3), (2, 2), 40, causal=True),
         ),
         bench=(_packed("BERT-base, 8 of 16 to 128 tokens", (16, 32, 48, 64, 80, 96, 112, 128), (12, 12), 64),),
+        numpy=peers.numpy_attention_varlen,
     ),
     Operation(
         "attention_paged",
@@ -323,7 +324,8 @@ OPERATIONS: tuple[Operation, ...] = (
             _paged("plain", (50, 1, 33), (4, 2), 32, 16, return_lse=True),
             _paged("window", (70, 9), (2, 1), 16, 8, window=(20, 0), alignment="lower_right"),
         ),
-        bench=(_paged("decode 8x32/8x1 over 256 to 2048 keys", range(256, 2049, 256), (32, 8), 128, 16),),
+        bench=(_paged("decode 8x32/8x1 over 64 to 512 keys", range(64, 513, 64), (32, 8), 128, 16),),
+        numpy=peers.numpy_attention_paged,
     ),
     Operation(
         "additive_attention",
@@ -343,6 +345,7 @@ OPERATIONS: tuple[Operation, ...] = (
             ),
         ),
         bench=(_sequences("2x64x512x256", (64, 512), (256, 256, 256), v=(256,), w_query=(256, 256), w_key=(256, 256)),),
+        numpy=peers.numpy_additive_attention,
     ),
     Operation(
         "multiplicative_attention",
@@ -353,6 +356,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _sequences("general, masked", (7, 33), (6, 10, 30), w=(6, 10), mask=(7, 33)),
         ),
         bench=(_sequences("2x64x512x256", (64, 512), (256, 256, 256), w=(256, 256)),),
+        numpy=peers.numpy_multiplicative_attention,
     ),
     Operation(
         "location_sensitive_attention",
@@ -380,6 +384,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 location_kernel=(32, 2, 31),
             ),
         ),
+        numpy=peers.numpy_location_sensitive_attention,
     ),
     Operation(
         "global_max_pool",
@@ -387,6 +392,7 @@ OPERATIONS: tuple[Operation, ...] = (
         lambda a: float(a["x"].size),
         check=(Case("nchw", {"x": (2, 19, 7, 9)}), Case("nhwc", {"x": (2, 7, 9, 19)}, {"layout": "nhwc"})),
         bench=(Case("ResNet-50 8x2048x7x7", {"x": (8, 2048, 7, 7)}),),
+        numpy=peers.numpy_global_max_pool,
     ),
     Operation(
         "channel_attention",
@@ -397,6 +403,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _excitation("nhwc", (2, 7, 9, 24), 6, layout="nhwc"),
         ),
         bench=(_excitation("ResNet-50 8x256x56x56", (8, 256, 56, 56), 16),),
+        numpy=peers.numpy_channel_attention,
     ),
     Operation(
         "spatial_attention",
@@ -407,6 +414,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _spatial("nhwc", (2, 7, 9, 24), 3, layout="nhwc"),
         ),
         bench=(_spatial("ResNet-50 8x256x56x56", (8, 256, 56, 56), 7),),
+        numpy=peers.numpy_spatial_attention,
     ),
     Operation(
         "cbam",
@@ -417,6 +425,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _spatial("nhwc", (2, 7, 9, 24), 3, 6, layout="nhwc"),
         ),
         bench=(_spatial("ResNet-50 8x256x56x56", (8, 256, 56, 56), 7, 16),),
+        numpy=peers.numpy_cbam,
     ),
     Operation(
         "efficient_channel_attention",
@@ -427,6 +436,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Case("nhwc", {"x": (2, 7, 9, 24), "w": (5,)}, {"layout": "nhwc"}),
         ),
         bench=(Case("ResNet-50 8x256x56x56", {"x": (8, 256, 56, 56), "w": (5,)}),),
+        numpy=peers.numpy_efficient_channel_attention,
     ),
     Operation(
         "squeeze_excitation",
