@@ -20,6 +20,13 @@ double measure_fma(double seconds) {
   return rate;
 }
 
+double measure_exp(double seconds) {
+  check_seconds(seconds);
+  double rate = 0;
+  without_gil([&] { rate = cpu::measure_exp(seconds); });
+  return rate;
+}
+
 double measure_read(std::int64_t bytes, double seconds) {
   check_seconds(seconds);
   if (bytes < 1) throw py::value_error("bytes: expected a count of at least 1, got " + std::to_string(bytes));
@@ -33,6 +40,7 @@ double measure_read(std::int64_t bytes, double seconds) {
 void bind_ceilings(py::module_& m) {
   m.attr("openmp") = cpu::openmp_date();
   m.def("measure_fma", &measure_fma, py::arg("seconds"));
+  m.def("measure_exp", &measure_exp, py::arg("seconds"));
   m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("seconds"));
 }
 

@@ -95,7 +95,7 @@ template <class T> class Additive {
       if (w_key_) project_sequences(p_.key, b0, sequences, w_key_, keys_.get(), dim_row_);
       const double work =
           static_cast<double>(sequences * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(8 * dim_ + p_.dim_v());
-      parallel_for(sequences * blocks, work, [&](std::int64_t item) {
+      parallel_for(sequences * blocks, work, Rehearse::scratch, [&](std::int64_t item) {
         const std::int64_t i0 = item % blocks * block_;
         run_item(b0, b0 + item / blocks, i0, static_cast<int>(std::min(block_, p_.len_q() - i0)));
       });

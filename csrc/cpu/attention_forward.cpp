@@ -229,7 +229,7 @@ template <class T> class Forward {
     const std::int64_t items = lay_out();
     rows_.allocate();
     // Late queries see the most keys under a causal mask: they go first, so that threads end together.
-    parallel_for(items, work_, [this](std::int64_t item) { run_item(item); });
+    parallel_for(items, work_, Rehearse::scratch, [this](std::int64_t item) { run_item(item); });
     rows_.merge();
   }
 

@@ -7,6 +7,7 @@
 
 #include "cpu/attention_plain.h"
 #include "cpu/attention_scores.h"
+#include "cpu/parallel.h"
 #include "cpu/strided.h"
 
 namespace regard::cpu {
@@ -28,21 +29,26 @@ template <class T> class AttentionOutput {
     write_lse(at, h, lse);
   }
 
-  // A query beyond its sequence's length.
-  void write_empty(std::int64_t b, std::int64_t h, std::int64_t i) const { write_empty_at(p_.query_place(b, i), h); }
+  // A query beyond its sequence's length sees no key: only the sink is left.
+  void write_empty(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    write_empty_at(p_.query_place(b, i), h, p_.sinks.present() ? read<float>(p_.sinks.at(h)) : kNothing);
+  }
 
   // Packed rows behind the last sequence belong to none.
   void write_unowned() const {
     if (p_.storage != Storage::packed) return;
     for (std::int64_t row = p_.query_starts.back(); row < p_.query.shape[2]; ++row)
-      for (std::int64_t h = 0; h < p_.heads(); ++h) write_empty_at({0, row}, h);
+      for (std::int64_t h = 0; h < p_.heads(); ++h) write_empty_at({0, row}, h, kNothing);
   }
 
  private:
-  void write_empty_at(Place at, std::int64_t h) const {
+  static constexpr double kNothing = -std::numeric_limits<double>::infinity();
+
+  void write_empty_at(Place at, std::int64_t h, double lse) const {
+    if (rehearsing()) return;
     char* p = p_.out.at(at.outer, h, at.position);
     for (std::int64_t d = 0; d < p_.dim_v(); ++d, p += p_.out.stride[3]) std::memset(p, 0, static_cast<std::size_t>(size_of(p_.out.dtype)));
-    write_lse(at, h, -std::numeric_limits<double>::infinity());
+    write_lse(at, h, lse);
   }
 
   void write_lse(Place at, std::int64_t h, double lse) const {

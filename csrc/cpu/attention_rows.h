@@ -92,7 +92,9 @@ template <class T> class Rows {
 
   // Memory for the states of rows whose keys are split.
   void allocate() {
-    if (states_ > 0) memory_.reset(new T[static_cast<std::size_t>(states_ * state_row_)]);
+    if (states_ == 0) return;
+    memory_.reset(new T[static_cast<std::size_t>(states_ * state_row_)]);
+    note_memory(static_cast<std::size_t>(states_ * state_row_) * sizeof(T));
   }
 
  private:

@@ -32,7 +32,7 @@ template <class T> class Weights {
     const std::int64_t tiles = (p_.len_q() + kColumns - 1) / kColumns;
     const double work =
         static_cast<double>(p_.batch() * p_.heads() * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(p_.dim_qk());
-    parallel_for(p_.batch() * p_.heads() * tiles, work, [this, tiles](std::int64_t item) {
+    parallel_for(p_.batch() * p_.heads() * tiles, work, Rehearse::scratch, [this, tiles](std::int64_t item) {
       const std::int64_t row = item / tiles;
       run_tile(row / p_.heads(), row % p_.heads(), item % tiles * kColumns);
     });

@@ -25,6 +25,9 @@ using V = Vec<float>;
 // registers for the two factors in every instruction set, and 24 where there are 32.
 constexpr int kChains = kVectorRegisters == 32 ? 24 : 12;
 
+// Independent exponentials: each is one chain of some 15 instructions.
+constexpr int kExpChains = 8;
+
 // Steps between looks at the clock: some 10 us.
 constexpr int kSteps = 2048;
 
@@ -100,6 +103,24 @@ double measure_fma(double seconds) {
     do {
       multiply_add_chunk(chains, f, t);
       done += 2.0 * kChains * kSteps * kWidth<float>;
+    } while (Clock::now() < deadline && !stop_requested());
+    keep(chains);
+    return done;
+  });
+}
+
+double measure_exp(double seconds) {
+  const volatile float start = -0.5f;
+  return rate(seconds, [&](std::int64_t, Clock::time_point deadline) {
+    V chains[kExpChains];
+    for (int c = 0; c < kExpChains; ++c) chains[c] = broadcast<V>(start - static_cast<float>(c));
+    double done = 0;
+    do {
+      for (int s = 0; s < kSteps; ++s) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kExpChains; ++c) chains[c] = -exp_nonpositive(chains[c]);  // stays in (-1, 0)
+      }
+      done += static_cast<double>(kExpChains) * kSteps * kWidth<float>;
     } while (Clock::now() < deadline && !stop_requested());
     keep(chains);
     return done;

@@ -103,7 +103,8 @@ template <class T> class Linear {
   void run() {
     const double work =
         static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8);
-    parallel_for(row_blocks_ * groups_, work, [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
+    parallel_for(row_blocks_ * groups_, work, Rehearse::scratch,
+                 [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
   }
 
  private:
@@ -261,7 +262,7 @@ template <class T> void pack(const PackProblem& p) {
   const std::int64_t out_features = p.weight.shape[0];
   const std::int64_t in_features = p.weight.shape[1];
   const double work = static_cast<double>(out_features) * static_cast<double>(in_features + 1);
-  parallel_for(p.packed.shape[0], work, [&](std::int64_t panel) {
+  parallel_for(p.packed.shape[0], work, Rehearse::scratch, [&](std::int64_t panel) {
     Scratch scratch;
     const auto staging = scratch.reserve<T>(kPanel<T> * row_length<T>(kDepth));
     scratch.acquire();
@@ -287,6 +288,7 @@ void linear(const LinearProblem& problem) {
     PackProblem p{problem.weight, problem.bias, packed_array(problem.out_features(), problem.in_features(), dtype_of<T>())};
     const std::unique_ptr<T[], AlignedDelete> memory(new (std::align_val_t{64}) T[static_cast<std::size_t>(p.packed.size())]);
     p.packed.data = reinterpret_cast<char*>(memory.get());
+    note_memory(static_cast<std::size_t>(p.packed.size()) * sizeof(T));
     pack<T>(p);
     LinearProblem q = problem;
     q.packed_out_features = problem.out_features();

@@ -53,20 +53,21 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     stages_[count_++] = Stage::rescale;
   }
 
-  void run() {
+  void run(std::source_location at) {
     const std::int64_t images = p_.batch();
     const std::int64_t elements = x_.channels * x_.positions;
     if (images * elements == 0) return;
     const double work = static_cast<double>(images) * static_cast<double>(elements) * count_ * kWorkAnElement;
     if (one_thread_an_image(images, elements * static_cast<std::int64_t>(sizeof(S)))) {
-      parallel_for(images, work, [this](std::int64_t i) {
+      const auto whole_image = [this](std::int64_t i) {
         Buffers b;
         take(b, 1);
         for (int s = 0; s < count_; ++s) {
           for (std::int64_t k = 0; k < pieces(stages_[s]); ++k) piece(b, i, stages_[s], k);
           finish(b, i, stages_[s]);
         }
-      });
+      };
+      parallel_for(images, work, Rehearse::scratch, whole_image, at);
       return;
     }
     const std::int64_t in_flight = std::min(images, kInFlight);
@@ -76,7 +77,7 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     for (int s = 0; s < count_; ++s) counts[s] = pieces(stages_[s]);
     run_stages(
         images, count_, counts, work, [&](std::int64_t i, int s, std::int64_t k) { piece(all.set(i % kInFlight), i, stages_[s], k); },
-        [&](std::int64_t i, int s) { finish(all.set(i % kInFlight), i, stages_[s]); });
+        [&](std::int64_t i, int s) { finish(all.set(i % kInFlight), i, stages_[s]); }, at);
   }
 
  private:
@@ -195,10 +196,12 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
   int count_ = 0;
 };
 
-template <bool WithMax, bool Spatial> inline void map_attention(const ChannelProblem& p) {
+// `at` is the operation, for rehearsals.
+template <bool WithMax, bool Spatial>
+inline void map_attention(const ChannelProblem& p, std::source_location at = std::source_location::current()) {
   with_compute(p.x.dtype, [&](auto t) {
     using T = decltype(t);
-    with_storage<T>(p.x.dtype, [&](auto s) { MapAttention<decltype(s), T, WithMax, Spatial>(p).run(); });
+    with_storage<T>(p.x.dtype, [&](auto s) { MapAttention<decltype(s), T, WithMax, Spatial>(p).run(at); });
   });
 }
 

@@ -38,7 +38,7 @@ template <class T> class Weights {
   void run() const {
     const std::int64_t blocks = (p_.len_q() + block_ - 1) / block_;
     const double work = static_cast<double>(p_.batch() * p_.len_q()) * static_cast<double>(p_.len_kv()) * static_cast<double>(p_.dim_k());
-    parallel_for(p_.batch() * blocks, work, [&](std::int64_t item) {
+    parallel_for(p_.batch() * blocks, work, Rehearse::scratch, [&](std::int64_t item) {
       const std::int64_t i0 = item % blocks * block_;
       run_item(item / blocks, i0, static_cast<int>(std::min(block_, p_.len_q() - i0)));
     });

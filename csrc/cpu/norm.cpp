@@ -49,7 +49,7 @@ template <class T> class Norm {
   void run() {
     if (p_.features() == 0) return;
     const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.features()) * kWorkAnElement;
-    parallel_for((x_.count() + rows_per_item_ - 1) / rows_per_item_, work,
+    parallel_for((x_.count() + rows_per_item_ - 1) / rows_per_item_, work, Rehearse::scratch,
                  [this](std::int64_t item) { run_item(item * rows_per_item_, std::min((item + 1) * rows_per_item_, x_.count())); });
   }
 

@@ -8,8 +8,10 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 
 namespace regard::cpu {
 namespace {
@@ -34,6 +36,13 @@ struct Call {
   std::exception_ptr failure;
   bool interrupted = false;
 };
+
+// Leaves the item that a rehearsal has started.
+struct Rehearsed {};
+
+// Of this thread; null where calls are meant.
+thread_local Rehearsal* rehearsal = nullptr;
+thread_local RehearsedStage* rehearsed_stage = nullptr;
 
 thread_local Call* current_call = nullptr;
 thread_local bool is_calling_thread = false;
@@ -66,6 +75,20 @@ struct KeptMemory {
   ~KeptMemory() { std::free(base); }
 };
 thread_local KeptMemory kept;
+
+void rehearse(RehearsedStage stage, Body body, void* context, Rehearse how) {
+  // The first and the last item: where one of them is a shorter rest, the other one is whole.
+  for (const std::int64_t item : {std::int64_t{0}, stage.items - 1}) {
+    if (how == Rehearse::nothing || stage.items == 0) break;
+    rehearsed_stage = &stage;
+    try {
+      body(context, item);
+    } catch (const Rehearsed&) {
+    }
+    rehearsed_stage = nullptr;
+  }
+  rehearsal->stages.push_back(stage);
+}
 
 char* allocate(std::size_t bytes) {
   void* p = nullptr;
@@ -105,10 +128,12 @@ bool stop_requested() {
   return true;
 }
 
-void parallel_for(std::int64_t items, double work, Body body, void* context) {
-  Call call;
+void parallel_for(std::int64_t items, double work, Body body, void* context, const Site& site) {
   const std::int64_t useful = work < kWorkWorthThreads || in_forked_child || current_call != nullptr ? 1 : items;
   const int threads = static_cast<int>(std::min<std::int64_t>(get_num_threads(), useful));
+  if (rehearsal != nullptr)
+    return rehearse({site.at.file_name(), site.at.file_name(), items, threads, work, 0}, body, context, site.rehearse);
+  Call call;
   if (threads <= 1) {
     run_items(call, items, body, context, true);
   } else {
@@ -119,6 +144,23 @@ void parallel_for(std::int64_t items, double work, Body body, void* context) {
   if (call.interrupted) throw Interrupted{};
 }
 
+void note_memory(std::size_t bytes) {
+  if (rehearsal != nullptr) rehearsal->shared += bytes;
+}
+
+bool rehearsing() { return rehearsal != nullptr; }
+
+void start_rehearsal() {
+  delete rehearsal;
+  rehearsal = new Rehearsal;
+}
+
+Rehearsal end_rehearsal() {
+  const std::unique_ptr<Rehearsal> ended(rehearsal);
+  rehearsal = nullptr;
+  return ended ? std::move(*ended) : Rehearsal{};
+}
+
 std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
   const std::size_t offset = bytes_;
   std::size_t more = 0;
@@ -127,7 +169,13 @@ std::size_t Scratch::reserve_bytes(std::int64_t n, std::size_t size) {
   return offset;
 }
 
-void Scratch::acquire() {
+void Scratch::acquire(std::source_location at) {
+  if (rehearsed_stage != nullptr) {
+    rehearsed_stage->item = at.file_name();
+    rehearsed_stage->scratch = std::max(rehearsed_stage->scratch, bytes_);
+    throw Rehearsed{};
+  }
+  note_memory(bytes_);
   if (bytes_ == 0) return;
   if (bytes_ > kKeptBytes || kept.taken) {
     base_ = allocate(bytes_);

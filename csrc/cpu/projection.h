@@ -16,7 +16,7 @@ namespace regard::cpu {
 template <class T> class Shared {
  public:
   Shared() = default;
-  explicit Shared(std::int64_t n) : base_(static_cast<T*>(::operator new(bytes(n), std::align_val_t{64}))) {}
+  explicit Shared(std::int64_t n) : base_(static_cast<T*>(::operator new(bytes(n), std::align_val_t{64}))) { note_memory(bytes(n)); }
   T* get() const { return base_.get(); }
   explicit operator bool() const { return base_ != nullptr; }
 
@@ -50,7 +50,7 @@ template <class T> class Projection {
   explicit Projection(const Array& w) : out_(w.shape[0]), in_(w.shape[1]) {
     const std::int64_t panels = (out_ + kColumns - 1) / kColumns;
     packed_ = Shared<T>(panels * in_ * kColumns);
-    parallel_for(panels, static_cast<double>(out_) * static_cast<double>(in_), [&](std::int64_t panel) {
+    parallel_for(panels, static_cast<double>(out_) * static_cast<double>(in_), Rehearse::scratch, [&](std::int64_t panel) {
       Scratch scratch;
       const std::int64_t row = spread_row<T>(in_);
       const auto staging = scratch.template reserve<T>(kColumns * row);
@@ -92,7 +92,7 @@ inline void project_sequences(const Array& x, std::int64_t b0, std::int64_t sequ
   const std::int64_t length = x.shape[1];
   const std::int64_t rows = sequences * length;
   const double work = static_cast<double>(rows) * static_cast<double>(w.in()) * static_cast<double>(w.out());
-  parallel_for((rows + kBlock - 1) / kBlock, work, [&](std::int64_t block) {
+  parallel_for((rows + kBlock - 1) / kBlock, work, Rehearse::scratch, [&](std::int64_t block) {
     Scratch scratch;
     const std::int64_t row = spread_row<T>(w.in());
     const auto staging = scratch.template reserve<T>(kBlock * row);

@@ -28,7 +28,8 @@ constexpr int kLooksBeforeYield = 1 << 16;
 
 // body(image, stage, piece) for every piece, then finish(image, stage) once, by whoever ends the stage's last piece.
 template <class Work, class Finish>
-void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, double work, Work&& body, Finish&& finish) {
+void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, double work, Work&& body, Finish&& finish,
+                std::source_location at) {
   struct Progress {
     std::atomic<std::int64_t> left[kMostStages];
     std::atomic<bool> done[kMostStages];
@@ -55,7 +56,7 @@ void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, dou
     return true;
   };
 
-  parallel_for((images + stages - 1) * step, work, [&](std::int64_t item) {
+  const auto one_piece = [&](std::int64_t item) {
     std::int64_t piece = item % step;
     int stage = stages - 1;
     while (piece >= pieces[stage]) piece -= pieces[stage--];
@@ -66,7 +67,8 @@ void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, dou
     if (progress[image].left[stage].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     finish(image, stage);
     progress[image].done[stage].store(true, std::memory_order_release);
-  });
+  };
+  parallel_for((images + stages - 1) * step, work, one_piece, at);
 }
 
 }  // namespace regard::cpu

@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 from regard import _backend
+from regard._explain import explain
 from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
 from regard.block_mask import BlockMask
 from regard.cache import KVCache
@@ -38,6 +39,7 @@ __all__ = [
     "cbam",
     "channel_attention",
     "efficient_channel_attention",
+    "explain",
     "get_num_threads",
     "global_average_pool",
     "global_max_pool",

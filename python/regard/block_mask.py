@@ -102,7 +102,7 @@ class BlockMask:
         if not 2 <= blocks.ndim <= 4 or blocks.shape[-2:] != wanted:
             raise ValueError(f"blocks: expected shape ([[batch,] heads,] {wanted[0]}, {wanted[1]}), got {blocks.shape}")
         blocks = blocks.reshape((1,) * (4 - blocks.ndim) + blocks.shape)
-        rows, columns = np.nonzero(blocks.reshape(-1, wanted[1]))
+        rows, columns = np.nonzero(blocks.reshape(math.prod(blocks.shape[:3]), wanted[1]))
         offsets = np.searchsorted(rows, np.arange(math.prod(blocks.shape[:3]) + 1))
         return cls(offsets, columns, shape=(*blocks.shape[:2], len_q, len_kv), block_size=block_size)
 

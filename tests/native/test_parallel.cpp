@@ -122,6 +122,35 @@ void test_scratch() {
   }
 }
 
+void test_rehearsal() {
+  set_num_threads(3);
+  int started = 0, ended = 0;
+  const auto item = [&](std::int64_t i) {
+    ++started;
+    Scratch s;
+    s.reserve<char>(i == 0 ? 64 : 640);
+    s.acquire();
+    ++ended;
+  };
+  start_rehearsal();
+  CHECK(rehearsing());
+  parallel_for(7, kMuchWork, item);
+  CHECK(started == 0);
+  parallel_for(7, kMuchWork, Rehearse::scratch, item);
+  parallel_for(1, 0, Rehearse::scratch, item);
+  parallel_for(0, kMuchWork, Rehearse::scratch, item);
+  note_memory(100);
+  const Rehearsal r = end_rehearsal();
+  CHECK(!rehearsing() && started == 4 && ended == 0);
+  CHECK(r.stages.size() == 4 && r.shared == 100);
+  CHECK(r.stages[0].items == 7 && r.stages[0].threads == 3 && r.stages[0].scratch == 0);
+  CHECK(r.stages[1].scratch == 640 && r.stages[2].threads == 1 && r.stages[3].items == 0);
+  CHECK(std::strstr(r.stages[1].file, "test_parallel") != nullptr);
+  parallel_for(7, 0, Rehearse::scratch, item);
+  CHECK(ended == 7);
+  CHECK(end_rehearsal().stages.empty());  // none was started
+}
+
 }  // namespace
 
 void test_parallel() {
@@ -131,6 +160,7 @@ void test_parallel() {
   test_exceptions();
   test_interrupt();
   test_scratch();
+  test_rehearsal();
   set_num_threads(before);
 }
 

@@ -13,15 +13,13 @@ import numpy as np
 
 import regard
 from regard import _backend
+from regard._ceilings import LARGEST_READ, Ceilings
 from regard._cli import models, operations, table
 from regard._cli.check import chosen_operations
 from regard._cli.info import processor
 from regard._cli.operations import Arguments, Case, Operation
 from regard._cli.peers import to_torch
 from regard._cli.timing import Timing, compare, set_threads
-
-#: Above this size, memory is read and no longer a cache.
-_LARGEST_READ = 256 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,23 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row; default 2")
     parser.add_argument("--quick", action="store_true", help="a few rounds of each operation's smallest call")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out even where installed")
-
-
-class Ceilings:
-    """What this machine reaches at most, on the instruction set and threads in use."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._read: dict[int, float] = {}
-        # The best of three: a neighbour's load lowers a ceiling, nothing raises it.
-        self.gflops = max(_backend.cpu.measure_fma(seconds) for _ in range(3))
-
-    def gbytes(self, working_set: int) -> float:
-        """Read bandwidth of whichever cache, or memory, holds so many bytes."""
-        size = min(1 << max(12, math.ceil(math.log2(max(working_set, 1)))), _LARGEST_READ)
-        if size not in self._read:
-            self._read[size] = max(_backend.cpu.measure_read(size, self._seconds) for _ in range(3))
-        return self._read[size]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,7 +65,7 @@ def _run(options: argparse.Namespace, torch: bool) -> None:
             rows.append(measured(operation, case, dtype, ceilings, torch=torch, seconds=seconds, rounds=rounds))
     header = ["operation", "case", "ms", "GFLOP/s", "GB/s", "of ceiling", "NumPy ms", "faster"]
     header += ["torch ms", "faster"] if torch else []
-    memory = ceilings.gbytes(_LARGEST_READ)
+    memory = ceilings.gbytes(LARGEST_READ)
     title = (
         f"{processor()}, {_backend.isa}, {regard.get_num_threads()} threads, {dtype.name}\n"
         f"ceilings: {ceilings.gflops:.0f} GFLOP/s float32 multiply-add, {memory:.0f} GB/s read from memory"

@@ -1,0 +1,58 @@
+// What regard.explain asks: the sizes that kernels were built with, and rehearsals of calls.
+
+#include "cpu/plan.h"
+
+#include <string>
+
+#include "bindings/call.h"
+#include "bindings/operations.h"
+
+namespace regard::bindings {
+namespace {
+
+// Of the sources; where they were when they were compiled is nobody's business.
+std::string within_sources(const std::string& file) {
+  const auto at = file.rfind("csrc/");
+  return at == std::string::npos ? file : file.substr(at);
+}
+
+py::dict tile_sizes(const Array& like) {
+  const cpu::TileSizes t = cpu::tile_sizes(like.dtype);
+  py::dict d;
+  d["vector_bytes"] = t.vector_bytes;
+  d["vector_registers"] = t.vector_registers;
+  d["rows"] = t.rows;
+  d["columns"] = t.columns;
+  d["chain"] = t.chain;
+  return d;
+}
+
+py::dict attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
+  const cpu::AttentionSizes s = cpu::attention_sizes(dim_qk, dim_v);
+  py::dict d;
+  d["queries_per_item"] = s.queries_per_item;
+  d["keys_per_block"] = s.keys_per_block;
+  d["few_queries"] = s.few_queries;
+  d["keys_per_split"] = s.keys_per_split;
+  return d;
+}
+
+// ([(file, file of an item, items, threads, work, bytes of scratch an item), ...], bytes for all items)
+py::tuple end_rehearsal() {
+  const cpu::Rehearsal rehearsal = cpu::end_rehearsal();
+  py::list stages;
+  for (const cpu::RehearsedStage& s : rehearsal.stages)
+    stages.append(py::make_tuple(within_sources(s.file), within_sources(s.item), s.items, s.threads, s.work, s.scratch));
+  return py::make_tuple(stages, rehearsal.shared);
+}
+
+}  // namespace
+
+void bind_plan(py::module_& m) {
+  m.def("tile_sizes", &tile_sizes, py::arg("like"));
+  m.def("attention_sizes", &attention_sizes, py::arg("dim_qk"), py::arg("dim_v"));
+  m.def("start_rehearsal", &cpu::start_rehearsal);
+  m.def("end_rehearsal", &end_rehearsal);
+}
+
+}  // namespace regard::bindings
