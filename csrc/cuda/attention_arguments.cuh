@@ -50,6 +50,8 @@ struct AttentionArguments {
   std::int64_t right;
   double scale;
   double softcap;
+  float scale_float;    // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
+  float scale_to_exp2;
 };
 
 // Data may be null where an array is empty: such views are never read, and must not look absent.
@@ -92,6 +94,8 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.right = std::min(p.window_right, beyond);
   a.scale = p.scale;
   a.softcap = p.softcap;
+  a.scale_float = static_cast<float>(p.scale);
+  a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;
 }
 

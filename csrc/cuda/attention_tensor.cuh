@@ -39,8 +39,9 @@ template <int kDim> struct SharedTile {
     // A lane keeps its chunk and steps down the rows: one address to carry, where one a copy cost 60 registers.
     constexpr int kStep = kTensorThreads / kChunks;
     static_assert(kTensorThreads % kChunks == 0 && kRows % kStep == 0);
-    const int chunk = thread_index() % kChunks;
-    const int first = thread_index() / kChunks;
+    const int thread = opaque(thread_index());
+    const int chunk = thread % kChunks;
+    const int first = thread / kChunks;
     const int end = chunk < chunks ? rows : 0;
     from += first * row_stride + chunk * 16;
 #pragma unroll
@@ -65,6 +66,14 @@ struct RowState {
   float l;
 };
 
+// Which row of the block a lane's fragments have first (the others are 8 and multiples of 16 below), and which column of
+// every eight (and the next). Found anew where they are needed: registers are short.
+struct Place {
+  int row;
+  int column;
+  REGARD_DEVICE Place(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
+};
+
 // kPlain: no bias, ALiBi, softcap, mask or sinks, and a positive scale: scores stay unscaled until exp2.
 template <class T, int kDim, int kQueries, int kKeys, bool kPlain>
 REGARD_KERNEL(kTensorThreads, 1)
@@ -76,11 +85,10 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   constexpr float kLog2E = 1.4426950408889634f;
 
   const auto [b, h, i0] = block_of(a, block_index(), kQueries);
-  const SequenceMask sequence = sequence_of(a, b);
-  const int lane = thread_index() % kWarp;
-  const int warp_row = thread_index() / kWarp * kRowTiles * 16;
-  const int row = lane / 4;         // of a fragment; the other rows are + 8
-  const int column = lane % 4 * 2;  // likewise; a lane has this one and the next
+  // Found again where it is needed: a length that is not given is a constant of the launch, and takes no register.
+  const auto sequence = [&] { return sequence_of(a, opaque(b)); };
+  const SequenceMask whole = sequence();
+  const Place at_start(thread_index(), kRowTiles);
 
   using Tile = SharedTile<kDim>;
   const Tile queries{shared_address(dynamic_shared())};
@@ -90,24 +98,23 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   const auto value_tile = [&](int tile) { return Tile{key_tile(tile).base + static_cast<SharedAddress>(Shape::kKeyBytes)}; };
 
   // What the block's queries see, in whole tiles of keys.
-  const int end = static_cast<int>(sequence.len_q < i0 + kQueries ? sequence.len_q : i0 + kQueries);
-  const KeyRange any = sequence.seen_by_any(i0, end);
-  const KeyRange all = i0 < end ? sequence.seen_by_all(i0, end) : KeyRange{0, 0};
+  const int end = whole.len_q < i0 + kQueries ? static_cast<int>(whole.len_q) : i0 + kQueries;
+  const KeyRange any = whole.seen_by_any(i0, end);
+  const KeyRange all = i0 < end ? whole.seen_by_all(i0, end) : KeyRange{0, 0};
+  const int all_first = static_cast<int>(all.first);
+  const int all_last = static_cast<int>(all.last);
   const int first_tile = static_cast<int>(any.first) / kKeys;
   const int last_tile = any.last > any.first ? static_cast<int>((any.last + kKeys - 1) / kKeys) : first_tile;
 
-  const char* const keys = a.key.at(b, h / a.group);
-  const char* const values = a.value.at(b, h / a.group);
-  const int chunks_qk = (a.dim_qk + 7) / 8;
-  const int chunks_v = (a.dim_v + 7) / 8;
   const auto fetch = [&](int tile) {
-    const std::int64_t j0 = static_cast<std::int64_t>(tile) * kKeys;
-    const int rows = static_cast<int>(sequence.len_kv - j0);
-    key_tile(tile).template fetch<kKeys>(keys + j0 * a.key.stride[2], a.key.stride[2], rows, chunks_qk);
-    value_tile(tile).template fetch<kKeys>(values + j0 * a.value.stride[2], a.value.stride[2], rows, chunks_v);
+    const int j0 = tile * kKeys;
+    const int rows = static_cast<int>(sequence().len_kv) - j0;
+    const int head = opaque(h) / a.group;
+    key_tile(tile).template fetch<kKeys>(a.key.at(b, head, j0), a.key.stride[2], rows, (a.dim_qk + 7) / 8);
+    value_tile(tile).template fetch<kKeys>(a.value.at(b, head, j0), a.value.stride[2], rows, (a.dim_v + 7) / 8);
   };
 
-  queries.template fetch<kQueries>(a.query.at(b, h, i0), a.query.stride[2], end - i0, chunks_qk);
+  queries.template fetch<kQueries>(a.query.at(b, h, i0), a.query.stride[2], end - i0, (a.dim_qk + 7) / 8);
   if (first_tile < last_tile) fetch(first_tile);
   close_copies();
 
@@ -117,9 +124,8 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) state[r][half] = {sink, sink > -infinity<float>() && lane % 4 == 0 ? 1.0f : 0.0f};
-  const float scale = static_cast<float>(a.scale);
-  const float factor = kPlain ? scale * kLog2E : kLog2E;  // from a score's unit to powers of two
+    for (int half = 0; half < 2; ++half) state[r][half] = {sink, sink > -infinity<float>() && at_start.column == 0 ? 1.0f : 0.0f};
+  const auto factor = [&] { return kPlain ? a.scale_to_exp2 : kLog2E; };  // from a score's unit to powers of two
   const float slope = kPlain ? 0.0f : slope_of<float>(a, b, h);
 
   for (int tile = first_tile; tile < last_tile; ++tile) {
@@ -128,7 +134,8 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
     close_copies();
     await_copies<1>();
     block_barrier();
-    const SharedAddress query_at = queries.at(warp_row + lane % 16, lane / 16);
+    const int lane = opaque(thread_index()) % kWarp;
+    const SharedAddress query_at = queries.at(opaque(thread_index()) / kWarp * kRowTiles * 16 + lane % 16, lane / 16);
     const SharedAddress key_at = key_tile(tile).at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     const SharedAddress value_at = value_tile(tile).at(lane % 16, lane / 16);
 
@@ -150,26 +157,28 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
       }
     }
 
-    const bool partial = all.first > j0 || all.last < j0 + kKeys;
+    const bool partial = all_first > j0 || all_last < j0 + kKeys;
     if (!kPlain || partial) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int i = i0 + warp_row + r * 16 + half * 8 + opaque(row);
-          const KeyRange range = sequence.keys_of(i);
+          const Place place(opaque(thread_index()), kRowTiles);
+          const int i = i0 + place.row + r * 16 + half * 8;
+          const SequenceMask here = sequence();
+          const KeyRange range = here.keys_of(i);
           const int first = static_cast<int>(range.first);
           const int last = static_cast<int>(range.last);
 #pragma unroll
           for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-              const int j = j0 + n * 8 + column + c;
+              const int j = j0 + n * 8 + place.column + c;
               float& score = s[r][n][half * 2 + c];
               if (j < first || j >= last)
                 score = -infinity<float>();
               else if (!kPlain)
-                score = finished_score<T, float>(a, score * scale, b, h, i, j, slope, i + sequence.diagonal);
+                score = finished_score<T, float>(a, score * a.scale_float, b, h, i, j, slope, i + here.diagonal);
             }
         }
     }
@@ -184,15 +193,15 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
         for (int n = 0; n < kKeyTiles; ++n) m = fmaxf(m, fmaxf(s[r][n][half * 2], s[r][n][half * 2 + 1]));
         m = fmaxf(m, shuffle_xor(m, 1));
         m = fmaxf(m, shuffle_xor(m, 2));
-        const float base = m == -infinity<float>() ? 0.0f : m * factor;
-        const float alpha = exp2_fast(x.m * factor - base);
+        const float base = m == -infinity<float>() ? 0.0f : m * factor();
+        const float alpha = exp2_fast(x.m * factor() - base);
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             float& p = s[r][n][half * 2 + c];
-            p = exp2_fast(p * factor - base);
+            p = exp2_fast(p * factor() - base);
             sum += p;
           }
         x = {m, x.l * alpha + sum};
@@ -228,13 +237,16 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   }
   await_copies<0>();
 
+  const Place place(opaque(thread_index()), kRowTiles);
+  const int len_q = static_cast<int>(sequence().len_q);
+  unsigned bad_rows = 0;  // one bit for each row that this lane has a part of
   const bool pairs = a.out.stride[3] == 2 && a.dim_v % 2 == 0 &&
                      ((a.out.stride[0] | a.out.stride[1] | a.out.stride[2] | reinterpret_cast<std::intptr_t>(a.out.data)) & 3) == 0;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = i0 + warp_row + r * 16 + half * 8 + row;
+      const int i = i0 + place.row + r * 16 + half * 8;
       float l = state[r][half].l;
       l += shuffle_xor(l, 1);
       l += shuffle_xor(l, 2);
@@ -250,29 +262,31 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
         }
       rest += shuffle_xor(rest, 1);
       rest += shuffle_xor(rest, 2);
-      const bool bad = !(rest == 0.0f) || i >= sequence.len_q;
-      if (i < a.len_q && !bad) {
-        char* const to = a.out.at(b, h, i);
+      const bool bad = !(rest == 0.0f) || i >= len_q;
+      if (bad) bad_rows |= 1u << (r * 2 + half);
+      if (i >= a.len_q || bad) continue;
+      char* const to = a.out.at(b, h, i);
 #pragma unroll
-        for (int n = 0; n < kDimTiles; ++n) {
-          const int d = n * 8 + column;
-          const float(&x)[4] = o[r][n];
-          if (pairs && d < a.dim_v) {
-            *reinterpret_cast<std::uint32_t*>(to + d * 2) = pack_pair<T>(x[half * 2], x[half * 2 + 1]);
-          } else if (!pairs) {
-            if (d < a.dim_v) write<T>(to + d * a.out.stride[3], x[half * 2]);
-            if (d + 1 < a.dim_v) write<T>(to + (d + 1) * a.out.stride[3], x[half * 2 + 1]);
-          }
-        }
-        if (a.lse.data != nullptr && lane % 4 == 0) write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? scale : 1.0f) + logf(l));
-      }
-      if (any_lane(bad)) {
-        for (int n = 0; n < 8; ++n) {
-          const int bad_row = i0 + warp_row + r * 16 + half * 8 + n;
-          if (shuffle(bad ? 1 : 0, n * 4) != 0 && bad_row < a.len_q) plain_row<T>(a, b, h, bad_row, 0, a.dim_v, true);
+      for (int n = 0; n < kDimTiles; ++n) {
+        const int d = n * 8 + place.column;
+        const float(&x)[4] = o[r][n];
+        if (pairs && d < a.dim_v) {
+          *reinterpret_cast<std::uint32_t*>(to + d * 2) = pack_pair<T>(x[half * 2], x[half * 2 + 1]);
+        } else if (!pairs) {
+          if (d < a.dim_v) write<T>(to + d * a.out.stride[3], x[half * 2]);
+          if (d + 1 < a.dim_v) write<T>(to + (d + 1) * a.out.stride[3], x[half * 2 + 1]);
         }
       }
+      if (a.lse.data != nullptr && place.column == 0) write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
     }
+
+  // After all is written: a call takes the registers that the outputs were in.
+  if (!any_lane(bad_rows != 0)) return;
+  for (int n = 0; n < kRowTiles * 16; ++n) {
+    const int i = i0 + thread_index() / kWarp * kRowTiles * 16 + n;
+    const unsigned bits = shuffle(bad_rows, n % 8 * 4);
+    if ((bits >> n / 8 & 1) != 0 && i < a.len_q) plain_row<T>(a, b, h, i, 0, a.dim_v, true);
+  }
 }
 
 }  // namespace regard::cuda

@@ -79,6 +79,8 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
   a.right = x.causal ? 0 : kUnlimited;
   a.lower_right = true;
   a.scale = 0.3;
+  a.scale_float = 0.3f;
+  a.scale_to_exp2 = static_cast<float>(0.3 * 1.4426950408889634);
   run(a);
 
   for (int h = 0; h < x.heads; ++h)
