@@ -45,7 +45,7 @@ inline Array view_of_tuple(const py::tuple& x) {
 // One call on a device: its arrays, all of which must be there, and its stream.
 class DeviceCall {
  public:
-  DeviceCall(std::uintptr_t stream, py::function allocate) : allocate_(std::move(allocate)) {
+  DeviceCall(std::uintptr_t stream, py::function allocator) : allocate_(std::move(allocator)) {
     queue.stream = reinterpret_cast<cuda::Stream>(stream);
     queue.scratch = [this](std::int64_t bytes) { return allocate(py::make_tuple(bytes), "uint8").data; };
   }

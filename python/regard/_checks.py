@@ -275,6 +275,10 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     floats = "float32, float64, float16 or bfloat16"
     if rule == "type":
         return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")
+    if rule == "device":
+        return TypeError(f"{argument}: expected an array on the device of {first}, got {got}")
+    if rule == "aligned":
+        return ValueError(f"{argument}: expected elements at multiples of their size in a GPU's memory, got {got}")
     if rule == "dtype":
         expected = DTYPES.get(argument, floats)
         return TypeError(f"{argument}: expected dtype {expected} in native byte order, got {got}")
