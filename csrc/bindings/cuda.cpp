@@ -8,6 +8,12 @@ namespace {
 
 py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
 
+void require_kernel(bool there, const char* what) {
+  if (there) return;
+  py::set_error(PyExc_NotImplementedError, (std::string(what) + " is not available on CUDA yet").c_str());
+  throw py::error_already_set();
+}
+
 // Lengths come on the host, and are checked, or on the device, and are held to their range there, without waiting.
 struct Lengths {
   Array host;
@@ -32,9 +38,11 @@ struct Lengths {
 
 py::object attention(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
                      const py::object& bias, const py::object& alibi_slopes, const py::object& sinks, const py::object& query_lengths,
-                     const py::object& key_lengths, const py::object& out, std::int64_t window_left, std::int64_t window_right,
-                     int alignment, double scale, double softcap, bool sequence_first, bool return_lse, std::uintptr_t stream,
-                     const py::function& allocate) {
+                     const py::object& key_lengths, const py::object& out, const py::object& block_mask, std::int64_t window_left,
+                     std::int64_t window_right, int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed,
+                     bool sequence_first, bool return_lse, bool return_weights, std::uintptr_t stream, const py::function& allocate) {
+  require_kernel(block_mask.is_none(), "attention: a BlockMask as mask");
+  require_kernel(!return_weights, "attention: return_weights");
   DeviceCall call(stream, allocate);
   AttentionProblem p;
   p.query = call.view(query, "query");
@@ -55,6 +63,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   p.alignment = static_cast<Alignment>(alignment);
   p.scale = scale;
   p.softcap = softcap;
+  p.dropout = {dropout_p, seed};
   if (sequence_first) p.swap_sequence_and_heads();
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
@@ -95,9 +104,10 @@ void bind_cuda(py::module_& m) {
   m.def("why_not", &cuda::why_not);
   m.def("extent", &extent, py::arg("x"));
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
-        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("window_left"),
-        py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("sequence_first"),
-        py::arg("return_lse"), py::arg("stream"), py::arg("allocate"));
+        py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
+        py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
+        py::arg("seed"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"), py::arg("stream"),
+        py::arg("allocate"));
 }
 
 }  // namespace regard::bindings

@@ -50,6 +50,7 @@ struct AttentionArguments {
   std::int64_t right;
   double scale;
   double softcap;
+  Dropout dropout;
   float scale_float;    // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
   float scale_to_exp2;
 };
@@ -94,6 +95,7 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.right = std::min(p.window_right, beyond);
   a.scale = p.scale;
   a.softcap = p.softcap;
+  a.dropout = p.dropout;
   a.scale_float = static_cast<float>(p.scale);
   a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;

@@ -1,6 +1,6 @@
 // Dot-product attention, forward: which kernel has a problem, and the copies that the tensor-core kernel asks for.
 //
-// The choice hangs on dtype, head dimensions, scale and device alone, so that a result's bits never depend on strides.
+// The choice hangs on dtype, head dimensions, options and device alone, so that a result's bits never depend on strides.
 
 #include <cmath>
 
@@ -12,6 +12,7 @@ namespace {
 
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
+  if (p.dropout.present()) return false;
   if (device.capability < 80 || std::max(p.dim_qk(), p.dim_v()) > kTensorDim) return false;
   // Unscaled products must not overflow where scaled scores do not.
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;

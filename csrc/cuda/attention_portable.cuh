@@ -131,8 +131,9 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
 #pragma unroll
       for (int c = 0; c < P::kScores; ++c) {
         const C weight = exp_of(s[r][c] - base);
-        shared.p[row0 + r][across + P::kAcross * c] = weight;
         sum += weight;
+        const C kept = a.dropout.present() ? static_cast<C>(a.dropout.factor(b, h, i, j0 + across + P::kAcross * c)) : C(1);
+        shared.p[row0 + r][across + P::kAcross * c] = weight * kept;
       }
       for (int step = 1; step < P::kAcross; step *= 2) sum += shuffle_xor(sum, step);
       m[r] = most;

@@ -96,7 +96,8 @@ REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int
       for (int k = 0; k < kWarp; ++k) {
         const double s = shuffle(mine, k);
         if (s == -infinity<double>()) continue;
-        const double weight = exp(s - m) / sum;
+        double weight = exp(s - m) / sum;
+        if (a.dropout.present()) weight *= a.dropout.factor(b, h, i, j0 + k);
         for (int c = 0; c < kColumns; ++c) {
           const int d = column + c * kWarp + lane;
           if (d < d1) o[c] += weight * static_cast<double>(to_float(read<T>(a.value.at(b, h / a.group, j0 + k, d))));

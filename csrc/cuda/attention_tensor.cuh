@@ -68,10 +68,10 @@ struct RowState {
 
 // Which row of the block a lane's fragments have first (the others are 8 and multiples of 16 below), and which column of
 // every eight (and the next). Found anew where they are needed: registers are short.
-struct Place {
+struct LanePlace {
   int row;
   int column;
-  REGARD_DEVICE Place(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
+  REGARD_DEVICE LanePlace(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
 };
 
 // kPlain: no bias, ALiBi, softcap, mask or sinks, and a positive scale: scores stay unscaled until exp2.
@@ -88,7 +88,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   // Found again where it is needed: a length that is not given is a constant of the launch, and takes no register.
   const auto sequence = [&] { return sequence_of(a, opaque(b)); };
   const SequenceMask whole = sequence();
-  const Place at_start(thread_index(), kRowTiles);
+  const LanePlace at_start(thread_index(), kRowTiles);
 
   using Tile = SharedTile<kDim>;
   const Tile queries{shared_address(dynamic_shared())};
@@ -163,7 +163,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const Place place(opaque(thread_index()), kRowTiles);
+          const LanePlace place(opaque(thread_index()), kRowTiles);
           const int i = i0 + place.row + r * 16 + half * 8;
           const SequenceMask here = sequence();
           const KeyRange range = here.keys_of(i);
@@ -237,7 +237,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   }
   await_copies<0>();
 
-  const Place place(opaque(thread_index()), kRowTiles);
+  const LanePlace place(opaque(thread_index()), kRowTiles);
   const int len_q = static_cast<int>(sequence().len_q);
   unsigned bad_rows = 0;  // one bit for each row that this lane has a part of
   const bool pairs = a.out.stride[3] == 2 && a.dim_v % 2 == 0 &&

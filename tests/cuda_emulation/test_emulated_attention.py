@@ -198,7 +198,7 @@ def test_errors_name_the_argument(cupy):
         regard.attention(q, arrays_on(cupy, 1, "float64")[0], v)
     with pytest.raises(TypeError, match="key_lengths: expected dtype int32 or int64"):
         regard.attention(q, k, v, key_lengths=cupy.asarray(np.float32([3])))
-    with pytest.raises(NotImplementedError, match="CPU"):
+    with pytest.raises(NotImplementedError, match="no kernel for arrays of cupy"):
         regard.attention(cupy.asnumpy(q), k, v)
 
 
@@ -209,8 +209,26 @@ def test_misaligned_arrays_are_refused(cupy):
         regard.attention(q, shifted, v)
 
 
-def test_operations_without_a_kernel_say_so(cupy):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
+    # Values of 1 turn the output into the sum of the weights that stay.
+    query, key = (normal(i, 2, 2, 33, 24, dtype=dtype) for i in range(2))
+    value = np.eye(33, dtype=query.dtype)[None, None].repeat(2, 0).repeat(2, 1)
+    options = dict(dropout_p=0.4, seed=2**40 + 7, return_lse=True)
+    out, lse = regard.attention(*map(cupy.asarray, (query, key, value)), **options)
+    want, want_lse = regard.attention(query, key, value, **options)
+    assert ((cupy.asnumpy(out) == 0) == (want == 0)).all() and (want == 0).any()
+    tolerance = output_tolerance(query, key, value, {}, dtype) / 0.6
+    assert_near(cupy.asnumpy(out), as_float64(want)[0], 2 * tolerance)
+    assert_near(cupy.asnumpy(lse), as_float64(want_lse)[0], 2 * lse_tolerance(query, key, want_lse, {}, dtype))
+
+
+def test_operations_and_options_without_a_kernel_say_so(cupy):
     x = arrays_on(cupy, 1)[0]
+    with pytest.raises(NotImplementedError, match="attention: return_weights is not available on CUDA yet"):
+        regard.attention(x, x, x, return_weights=True)
+    with pytest.raises(NotImplementedError, match="attention_varlen: not available on CUDA yet"):
+        regard.attention_varlen(*arrays_on(cupy, 3, shape=(9, 2, 8)), np.int32([0, 9]), np.int32([0, 9]))
     with pytest.raises(NotImplementedError, match="linear: not available on CUDA yet"):
         regard.linear(x, x)
 
