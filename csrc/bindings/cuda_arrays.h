@@ -68,7 +68,8 @@ class DeviceCall {
     }
     if (first_) queue.device = device;
     if (a.kind != Array::Kind::array || device != queue.device) refusal = {rules::kDevice, argument};
-    if (reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size_of(a.dtype)) != 0) refusal = {rules::kAligned, argument};
+    if (reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size_of(a.dtype)) != 0)
+      refusal = {rules::kAligned, argument};
     first_ = false;
     return a;
   }

@@ -22,15 +22,15 @@ struct View {
 };
 
 struct AttentionArguments {
-  View query;         // [batch, heads, len_q, dim_qk]
-  View key;           // [batch, heads_kv, len_kv, dim_qk]
-  View value;         // [batch, heads_kv, len_kv, dim_v]
-  View mask;          // bool [batch, heads, len_q, len_kv]
-  View bias;          // float32 or the query's type, likewise
-  View alibi_slopes;  // float [batch, heads]
-  View sinks;         // float [heads]
-  View out;           // [batch, heads, len_q, dim_v]
-  View lse;           // float [batch, heads, len_q]
+  View query;          // [batch, heads, len_q, dim_qk]
+  View key;            // [batch, heads_kv, len_kv, dim_qk]
+  View value;          // [batch, heads_kv, len_kv, dim_v]
+  View mask;           // bool [batch, heads, len_q, len_kv]
+  View bias;           // float32 or the query's type, likewise
+  View alibi_slopes;   // float [batch, heads]
+  View sinks;          // float [heads]
+  View out;            // [batch, heads, len_q, dim_v]
+  View lse;            // float [batch, heads, len_q]
   View query_lengths;  // [batch]
   View key_lengths;    // [batch]
   bool bias_is_float;
@@ -51,7 +51,7 @@ struct AttentionArguments {
   double scale;
   double softcap;
   Dropout dropout;
-  float scale_float;    // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
+  float scale_float;  // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
   float scale_to_exp2;
 };
 

@@ -66,8 +66,7 @@ template <class T> REGARD_DEVICE double plain_score(const AttentionArguments& a,
 REGARD_DEVICE double max_or_nan(double a, double b) { return a != a || a > b ? a : b; }
 
 // Columns [d0, d1) of one output row, and with `with_lse` its lse; all lanes of the warp call it.
-template <class T>
-REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int i, int d0, int d1, bool with_lse) {
+template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int i, int d0, int d1, bool with_lse) {
   constexpr int kColumns = 4;  // a lane, a sweep over the keys
   const int lane = thread_index() % kWarp;
   const SequenceMask sequence = sequence_of(a, b);

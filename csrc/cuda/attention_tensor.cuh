@@ -219,7 +219,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
-          const float(&from)[4] = s[r][2 * k + part / 2];
+          const float (&from)[4] = s[r][2 * k + part / 2];
           p[r][part] = pack_pair<T>(from[part % 2 * 2], from[part % 2 * 2 + 1]);
         }
 #pragma unroll
@@ -269,7 +269,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 #pragma unroll
       for (int n = 0; n < kDimTiles; ++n) {
         const int d = n * 8 + place.column;
-        const float(&x)[4] = o[r][n];
+        const float (&x)[4] = o[r][n];
         if (pairs && d < a.dim_v) {
           *reinterpret_cast<std::uint32_t*>(to + d * 2) = pack_pair<T>(x[half * 2], x[half * 2 + 1]);
         } else if (!pairs) {
@@ -277,7 +277,8 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
           if (d + 1 < a.dim_v) write<T>(to + (d + 1) * a.out.stride[3], x[half * 2 + 1]);
         }
       }
-      if (a.lse.data != nullptr && place.column == 0) write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
+      if (a.lse.data != nullptr && place.column == 0)
+        write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
     }
 
   // After all is written: a call takes the registers that the outputs were in.

@@ -19,8 +19,8 @@ void check(int status);  // throws Error for anything but cudaSuccess
 const char* why_not();
 
 struct Device {
-  int capability = 0;     // major * 10 + minor
-  int shared_bytes = 0;   // the most that one block may have
+  int capability = 0;    // major * 10 + minor
+  int shared_bytes = 0;  // the most that one block may have
 };
 Device device(int id);
 

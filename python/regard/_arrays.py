@@ -96,7 +96,9 @@ class _Gpu:
         self._framework = _framework(like)
         name = self._framework.__name__
         if name not in ("cupy", "torch"):
-            raise NotImplementedError(f"{operation}: no kernel for {name} arrays on a GPU; CuPy's and PyTorch's have one")
+            raise NotImplementedError(
+                f"{operation}: no kernel for {name} arrays on a GPU; CuPy's and PyTorch's have one"
+            )
         self._cupy = name == "cupy"
         self.device = int(like.__dlpack_device__()[1])
 

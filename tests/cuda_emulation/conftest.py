@@ -1,8 +1,8 @@
 """These tests run where REGARD_CUDA_EMULATION names the folder of a build of the emulator:
 
-    cmake -S . -B build/emulation -G Ninja -DREGARD_CUDA_EMULATION=ON -DREGARD_PYTHON=ON -DREGARD_CUDA=OFF
-    cmake --build build/emulation --target regard_cuda_emulated
-    REGARD_CUDA_EMULATION=build/emulation/tests/cuda_emulation python -m pytest tests/cuda_emulation
+cmake -S . -B build/emulation -G Ninja -DREGARD_CUDA_EMULATION=ON -DREGARD_PYTHON=ON -DREGARD_CUDA=OFF
+cmake --build build/emulation --target regard_cuda_emulated
+REGARD_CUDA_EMULATION=build/emulation/tests/cuda_emulation python -m pytest tests/cuda_emulation
 """
 
 from __future__ import annotations

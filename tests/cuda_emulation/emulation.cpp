@@ -22,7 +22,6 @@ namespace context = boost::context::detail;
 
 // A kernel's frames are small, but AddressSanitizer's red zones multiply them.
 constexpr std::size_t kStack = 256 * 1024;
-constexpr int kPoison = 0xff;  // NaN in every float type
 
 struct Copy {
   std::uint32_t to;
@@ -53,9 +52,7 @@ bool same_place(const std::source_location& a, const std::source_location& b) {
   return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
-std::string place(const std::source_location& w) {
-  return std::string(w.file_name()) + ":" + std::to_string(w.line());
-}
+std::string place(const std::source_location& w) { return std::string(w.file_name()) + ":" + std::to_string(w.line()); }
 
 struct Stack {
   Stack() : memory(static_cast<char*>(std::malloc(kStack))) {}
@@ -246,7 +243,10 @@ int shared_size() { return machine->shared_bytes; }
 // The lane's frames are abandoned: nothing on them may own memory.
 void fail(const char* what, std::source_location where) {
   machine->failure.assign(what).append(" at ").append(place(where));
-  machine->failure.append(", block ").append(std::to_string(machine->block)).append(", lane ").append(std::to_string(machine->current->index));
+  machine->failure.append(", block ")
+      .append(std::to_string(machine->block))
+      .append(", lane ")
+      .append(std::to_string(machine->current->index));
   machine->rest();
   std::abort();  // a failed block is never resumed
 }

@@ -2,8 +2,8 @@
 //
 // A lane runs until it comes to a barrier or a warp operation; there it rests until the others have come. Results are
 // those of a GPU if the kernel is right; what is wrong shows:
-//   - shared memory starts as NaN patterns, has its exact size on the heap (AddressSanitizer sees a stray access), and
-//     asynchronous copies land only where their lane waits for them: until then their target is NaN patterns too;
+//   - shared memory starts poisoned, has its exact size on the heap (AddressSanitizer sees a stray access), and
+//     asynchronous copies land only where their lane waits for them: until then their target is poisoned too;
 //   - lanes that come to different barriers or warp operations, or leave while others wait, are reported as divergence;
 //   - with Settings::random lanes run in random order: a missing barrier changes the result.
 #pragma once
@@ -18,6 +18,10 @@
 namespace regard::emulation {
 
 constexpr int kWarp = 32;
+
+// The byte of poison: large, but finite in every float type (1.5e16, 203 in float16). Kernels mend rows that come out
+// non-finite by their plain path: NaN would hide a mistake.
+constexpr int kPoison = 0x5a;
 
 class Failure : public std::runtime_error {
  public:

@@ -18,8 +18,6 @@ const char* why_not() { return nullptr; }
 Device device(int) { return model::device(); }
 OnDevice::OnDevice(int) {}
 OnDevice::~OnDevice() = default;
-void copy_to_device(void* to, const void* from, std::int64_t bytes, Stream) {
-  std::memcpy(to, from, static_cast<std::size_t>(bytes));
-}
+void copy_to_device(void* to, const void* from, std::int64_t bytes, Stream) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
 
 }  // namespace regard::cuda

@@ -57,8 +57,7 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
   Buffer<T> out(static_cast<std::int64_t>(x.heads) * x.len_q * x.dim_v);
   Buffer<float> lse(static_cast<std::int64_t>(x.heads) * x.len_q);
   for (Buffer<T>* b : {&q, &k, &v})
-    for (std::size_t i = 0; i < b->bytes / sizeof(T); ++i)
-      b->data()[i] = from_float<T>(static_cast<float>(random.uniform(-2, 2)));
+    for (std::size_t i = 0; i < b->bytes / sizeof(T); ++i) b->data()[i] = from_float<T>(static_cast<float>(random.uniform(-2, 2)));
   for (std::size_t i = 0; i < mask.bytes; ++i) mask.data()[i] = random.uniform(0, 1) < 0.7;
 
   AttentionArguments a{};

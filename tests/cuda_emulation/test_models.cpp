@@ -26,6 +26,8 @@ template <class F> std::string failure(int threads, int shared_bytes, F&& lane) 
   return "";
 }
 
+bool poisoned(float x) { return bits_of(x) == emulation::kPoison * 0x01010101u; }
+
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 void test_indices_and_shuffles() {
@@ -61,14 +63,18 @@ void test_barriers() {
 
 void test_shared_memory_is_poisoned() {
   run(2, 32, 128, [] {
-    CHECK(std::isnan(reinterpret_cast<float*>(dynamic_shared())[thread_index()]));
+    CHECK(poisoned(reinterpret_cast<float*>(dynamic_shared())[thread_index()]));
     warp_barrier();
     reinterpret_cast<float*>(dynamic_shared())[thread_index()] = 1;
   });
 }
 
 void test_divergence_is_reported() {
-  CHECK(contains(failure(64, 0, [] { if (thread_index() != 5) block_barrier(); }), "divergence"));
+  CHECK(contains(failure(64, 0,
+                         [] {
+                           if (thread_index() != 5) block_barrier();
+                         }),
+                 "divergence"));
   const auto two_barriers = [] {  // outside of the macro, which would put both on one line
     if (thread_index() < 32)
       block_barrier();
@@ -76,7 +82,11 @@ void test_divergence_is_reported() {
       block_barrier();
   };
   CHECK(contains(failure(64, 0, two_barriers), "divergence"));
-  CHECK(contains(failure(32, 0, [] { if (thread_index() > 0) shuffle(1, 0); }), "divergence"));
+  CHECK(contains(failure(32, 0,
+                         [] {
+                           if (thread_index() > 0) shuffle(1, 0);
+                         }),
+                 "divergence"));
   CHECK(contains(failure(32, 0, [] { thread_index() > 3 ? shuffle(1, 0) : shuffle_xor(1, 1); }), "divergence"));
   CHECK(contains(failure(64, 0,
                          [] {
@@ -116,11 +126,11 @@ void test_asynchronous_copies_land_at_their_wait() {
       }
       copy_async(48, from[0], false);
       close_copies();
-      CHECK(std::isnan(shared[0]));
+      CHECK(poisoned(shared[0]));
       await_copies<3>();
-      CHECK(shared[0] == 1 && shared[3] == 4 && std::isnan(shared[4]));
+      CHECK(shared[0] == 1 && shared[3] == 4 && poisoned(shared[4]));
       await_copies<1>();
-      CHECK(shared[4] == 5 && shared[11] == 12 && std::isnan(shared[12]));
+      CHECK(shared[4] == 5 && shared[11] == 12 && poisoned(shared[12]));
       await_copies<0>();
       CHECK(shared[12] == 0 && shared[15] == 0);
     }
@@ -153,8 +163,18 @@ void test_matrix_loads() {
     CHECK(emulation::counters().matrix_loads == 2);
     CHECK(emulation::counters().bank_conflicts == (pitch == 16 ? 0 : 8));
   }
-  CHECK(contains(failure(32, 64, [] { std::uint32_t x[4]; load_matrices(x, 8); }), "misaligned"));
-  CHECK(contains(failure(32, 64, [] { std::uint32_t x[4]; load_matrices(x, 64); }), "beyond"));
+  CHECK(contains(failure(32, 64,
+                         [] {
+                           std::uint32_t x[4];
+                           load_matrices(x, 8);
+                         }),
+                 "misaligned"));
+  CHECK(contains(failure(32, 64,
+                         [] {
+                           std::uint32_t x[4];
+                           load_matrices(x, 64);
+                         }),
+                 "beyond"));
 }
 
 // Matrices of small integers, whose products are exact; fragments filled by the lane maps of the PTX manual.
