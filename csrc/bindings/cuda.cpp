@@ -2,17 +2,10 @@
 // the end. Calls only enqueue work, so that the GIL is kept.
 
 #include "bindings/cuda_arrays.h"
+#include "bindings/cuda_operations.h"
 
 namespace regard::bindings {
 namespace {
-
-py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
-
-void require_kernel(bool there, const char* what) {
-  if (there) return;
-  py::set_error(PyExc_NotImplementedError, (std::string(what) + " is not available on CUDA yet").c_str());
-  throw py::error_already_set();
-}
 
 // Lengths come on the host, and are checked, or on the device, and are held to their range there, without waiting.
 struct Lengths {
@@ -108,6 +101,8 @@ void bind_cuda(py::module_& m) {
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
         py::arg("seed"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"), py::arg("stream"),
         py::arg("allocate"));
+  bind_cuda_channel(m);
+  bind_cuda_dense(m);
 }
 
 }  // namespace regard::bindings

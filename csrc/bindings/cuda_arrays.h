@@ -19,6 +19,15 @@ constexpr const char* kDevice = "device";    // not on the device of the first a
 constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
 }  // namespace rules
 
+inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
+
+// Raises NotImplementedError unless there is a kernel for `what`.
+inline void require_kernel(bool there, const char* what) {
+  if (there) return;
+  py::set_error(PyExc_NotImplementedError, (std::string(what) + " is not available on CUDA yet").c_str());
+  throw py::error_already_set();
+}
+
 inline DType dtype_of_name(const std::string& name) {
   constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "bool", "int32", "int64"};
   for (int t = 0; t < 7; ++t)
@@ -50,6 +59,9 @@ class DeviceCall {
     queue.stream = reinterpret_cast<cuda::Stream>(stream);
     queue.scratch = [this](std::int64_t bytes) { return allocate(py::make_tuple(bytes), "uint8").data; };
   }
+
+  // Fixes the device: that of the first array, whose own check comes when it is viewed.
+  void begin(const py::object& first) { view(first, "x"); }
 
   // The view of an argument: a tuple, or a capsule from __dlpack__. Anything else is not on the device.
   Array view(const py::object& x, const char* argument) {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
-#include "cuda/device.cuh"
+#include "cuda/types.cuh"
 
 namespace regard::cuda {
 
@@ -100,8 +100,6 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;
 }
-
-template <class T> REGARD_DEVICE T read(const char* p) { return *reinterpret_cast<const T*>(p); }
 
 // A length read on the device is held to its range there: whatever the array says, nothing outside is read.
 REGARD_DEVICE std::int64_t length_of(const View& lengths, bool wide, int b, int limit) {

@@ -3,23 +3,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/attention_arguments.cuh"
 
 namespace regard::cuda {
-
-// The type that values of storage type T are computed in.
-template <class T> using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class C> REGARD_DEVICE C infinity() { return static_cast<C>(INFINITY); }
-
-REGARD_DEVICE float tanh_of(float x) { return tanhf(x); }
-REGARD_DEVICE double tanh_of(double x) { return tanh(x); }
-REGARD_DEVICE float exp_of(float x) { return expf(x); }
-REGARD_DEVICE double exp_of(double x) { return exp(x); }
-REGARD_DEVICE float log_of(float x) { return logf(x); }
-REGARD_DEVICE double log_of(double x) { return log(x); }
 
 // A scaled score with softcap, bias, ALiBi and the boolean mask. `centre` is the key on the query's diagonal.
 template <class T, class C>
@@ -41,13 +28,6 @@ template <class C> REGARD_DEVICE C slope_of(const AttentionArguments& a, int b, 
   return a.alibi_slopes.data != nullptr ? static_cast<C>(read<float>(a.alibi_slopes.at(b, h))) : C(0);
 }
 
-template <class T> REGARD_DEVICE void write(char* p, Compute<T> x) {
-  if constexpr (std::is_same_v<T, double>)
-    *reinterpret_cast<double*>(p) = x;
-  else
-    *reinterpret_cast<T*>(p) = from_float<T>(x);
-}
-
 // ---- The plain path ------------------------------------------------------------------------------------------------
 //
 // Tiles cannot carry everything: 0 x inf behind a mask, products beyond the largest float. A row that came out
@@ -62,8 +42,6 @@ template <class T> REGARD_DEVICE double plain_score(const AttentionArguments& a,
     s += static_cast<double>(to_float(read<T>(a.query.at(b, h, i, d)))) * static_cast<double>(to_float(read<T>(a.key.at(b, group, j, d))));
   return finished_score<T, double>(a, s * a.scale, b, h, i, j, slope_of<double>(a, b, h), centre);
 }
-
-REGARD_DEVICE double max_or_nan(double a, double b) { return a != a || a > b ? a : b; }
 
 // Columns [d0, d1) of one output row, and with `with_lse` its lse; all lanes of the warp call it.
 template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int i, int d0, int d1, bool with_lse) {

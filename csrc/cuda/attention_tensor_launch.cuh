@@ -18,9 +18,9 @@ template <class T> void launch_tensor(AttentionArguments a, int shared_bytes, St
                      a.softcap == 0 && a.scale > 0;
   const int dim = std::max(a.dim_qk, a.dim_v);
   if (dim <= 64)
-    return plain ? launch_tensor_shape<T, 64, 128, 128, true>(a, stream) : launch_tensor_shape<T, 64, 128, 64, false>(a, stream);
+    return plain ? launch_tensor_shape<T, 64, 128, 96, true>(a, stream) : launch_tensor_shape<T, 64, 128, 64, false>(a, stream);
   if (dim <= 128)
-    return plain ? launch_tensor_shape<T, 128, 128, 48, true>(a, stream) : launch_tensor_shape<T, 128, 128, 32, false>(a, stream);
+    return plain ? launch_tensor_shape<T, 128, 128, 32, true>(a, stream) : launch_tensor_shape<T, 128, 128, 32, false>(a, stream);
   if (shared_bytes >= TensorShape<256, 64, 64>::kSharedBytes)
     return plain ? launch_tensor_shape<T, 256, 64, 64, true>(a, stream) : launch_tensor_shape<T, 256, 64, 64, false>(a, stream);
   // Consumer cards have 99 KiB.

@@ -5,6 +5,8 @@
 #include <functional>
 
 #include "core/attention_problem.h"
+#include "core/channel_problem.h"
+#include "core/norm_problem.h"
 #include "cuda/runtime.h"
 
 namespace regard::cuda {
@@ -19,5 +21,12 @@ struct Queue {
 
 // The problem's arrays, lengths included, are the device's.
 void attention_forward(const AttentionProblem& problem, const Queue& queue);
+
+void global_pool(const PoolProblem& problem, const Queue& queue);
+
+// Squeeze-and-excitation, ECA, and CBAM's parts: what the problem has of excitation and w_spatial. out may be x itself.
+void weigh_map(const ChannelProblem& problem, const Queue& queue);
+
+void norm(const NormProblem& problem, const Queue& queue);
 
 }  // namespace regard::cuda
