@@ -76,10 +76,10 @@ def on_gpu(x: Any) -> bool:
 
 
 def _seen(x: Any) -> Any:
-    """`x` as the CUDA binding reads it: device arrays described, without a copy and without waiting; others as they are.
+    """`x` as the CUDA binding reads it: device arrays without a copy and without waiting, others as they are.
 
-    CuPy's own attributes know bfloat16, its capsules do not. A stream of -1 asks a framework not to synchronise: kernels
-    run on the stream that it works on.
+    CuPy's own attributes know bfloat16, its capsules do not. A stream of -1 asks a framework not to synchronise:
+    kernels run on the stream that it works on.
     """
     if x is None or not on_gpu(x):
         return x

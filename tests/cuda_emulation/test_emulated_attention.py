@@ -142,7 +142,7 @@ def test_products_beyond_float32(cupy, dtype):
     assert_near(cupy.asnumpy(out), want, output_tolerance(value, value, value, {}, dtype))
 
 
-# ---- The Python path ---------------------------------------------------------------------------------------------------
+# ---- The Python path -------------------------------------------------------------------------------------
 
 
 def arrays_on(cupy, count=3, dtype="float32", shape=(1, 2, 20, 16)):

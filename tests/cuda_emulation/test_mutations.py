@@ -30,8 +30,10 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("no barrier after the copies have landed", TENSOR, "await_copies<1>();\n    block_barrier();", "await_copies<1>();"),
-    Mutation("no barrier before a stage is used again", TENSOR, "    block_barrier();  // the next fetch", "    // the next fetch"),
+    Mutation("no barrier after the copies have landed", TENSOR, "await_copies<1>();\n    block_barrier();",
+             "await_copies<1>();"),
+    Mutation("no barrier before a stage is used again", TENSOR, "    block_barrier();  // the next fetch",
+             "    // the next fetch"),
     Mutation("no wait for the copies", TENSOR, "await_copies<1>();", "await_copies<2>();"),
     Mutation("copies unswizzled, reads swizzled", TENSOR, "copy_async(at(first + r, chunk)",
              "copy_async(base + static_cast<SharedAddress>(((first + r) * kChunks + chunk) * 16)"),
