@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "core/attention_problem.h"
@@ -99,6 +100,21 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.scale_float = static_cast<float>(p.scale);
   a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;
+}
+
+// scale = factor * rest with |rest| in [1, 2): the power goes into Q exactly, so that a product overflows only where the
+// scaled score would.
+struct SplitScale {
+  double factor;
+  double rest;
+};
+
+inline SplitScale split_scale(double scale) {
+  if (scale == 0) return {1, 0};
+  int exponent = 0;
+  std::frexp(scale, &exponent);
+  const double factor = std::ldexp(1.0, std::clamp(exponent - 1, -120, 120));
+  return {factor, scale / factor};
 }
 
 // A length read on the device is held to its range there: whatever the array says, nothing outside is read.

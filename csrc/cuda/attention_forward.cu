@@ -1,6 +1,6 @@
 // Dot-product attention, forward: which kernel has a problem, and the copies that the tensor-core kernel asks for.
 //
-// The choice hangs on dtype, head dimensions, options and device alone, so that a result's bits never depend on strides.
+// The choice hangs on dtype, lengths, head dimensions, options and device alone, so that a result's bits never depend on strides.
 
 #include <cmath>
 
@@ -29,6 +29,8 @@ void attention_forward(const AttentionProblem& p, const Queue& queue) {
   const OnDevice here(queue.device);
   const Device device = cuda::device(queue.device);
   AttentionArguments a = arguments_of(p);
+  if (p.len_q() <= kDecodeQueries && std::max(p.dim_qk(), p.dim_v()) <= kDecodeDim && !p.dropout.present())
+    return launch_decode(a, p.query.dtype, queue);
   if (!takes_tensor_cores(p, device)) return launch_portable(a, p.query.dtype, queue.stream);
 
   a.query = view_of(in_chunks(p.query, queue));

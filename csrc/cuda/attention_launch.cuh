@@ -11,10 +11,14 @@ namespace regard::cuda {
 
 constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
 
+constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
+constexpr int kDecodeDim = 1024;   // its rows of queries lie in shared memory
+
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_portable(AttentionArguments arguments, DType dtype, Stream stream);
+void launch_decode(const AttentionArguments& arguments, DType dtype, const Queue& queue);
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
   a.tiles = (a.len_q + queries - 1) / queries;

@@ -7,20 +7,12 @@
 namespace regard::cuda {
 namespace {
 
-SplitScale split(double scale) {
-  if (scale == 0) return {1, 0};
-  int exponent = 0;
-  std::frexp(scale, &exponent);
-  const double factor = std::ldexp(1.0, std::clamp(exponent - 1, -120, 120));
-  return {factor, scale / factor};
-}
-
 template <class T, int kColumns> void launch_columns(AttentionArguments& a, Stream stream) {
   using P = Portable<T, kColumns>;
   const int column_blocks = std::max(1, (a.dim_v + kColumns - 1) / kColumns);
   const std::int64_t blocks = blocks_of(a, P::kQueries) * column_blocks;
-  launch(attention_portable<T, kColumns>, blocks, P::kThreads, static_cast<int>(sizeof(typename P::Shared)), stream, a, split(a.scale),
-         column_blocks);
+  launch(attention_portable<T, kColumns>, blocks, P::kThreads, static_cast<int>(sizeof(typename P::Shared)), stream, a,
+         split_scale(a.scale), column_blocks);
 }
 
 template <class T> void launch_type(AttentionArguments& a, Stream stream) {

@@ -48,13 +48,6 @@ template <class T, int kColumns> struct Portable {
   }
 };
 
-// scale = factor * rest with |rest| in [1, 2): the power goes into Q exactly, so that a product overflows only where the
-// scaled score would.
-struct SplitScale {
-  double factor;
-  double rest;
-};
-
 template <class T, int kColumns>
 REGARD_KERNEL(128, 2)
 attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale scale, int column_blocks) {

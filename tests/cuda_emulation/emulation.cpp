@@ -75,6 +75,7 @@ struct Machine {
   Lane* current = nullptr;
   std::string failure;
   std::uint64_t random = 0;
+  std::uint64_t left_behind = 0;  // one bit a warp
 
   context::fcontext_t scheduler = nullptr;
   void* scheduler_fake_stack = nullptr;
@@ -84,6 +85,7 @@ struct Machine {
   void run_block();
   void resume(Lane& lane);
   void rest();
+  void disorder(std::vector<Lane*>& order);
   std::uint64_t draw();
   std::string waiting() const;
 };
@@ -150,6 +152,16 @@ std::string Machine::waiting() const {
   return all;
 }
 
+// Shuffles the lanes, and leaves some warps behind for a while: those ahead then meet what others have not finished.
+void Machine::disorder(std::vector<Lane*>& order) {
+  if (draw() % 64 == 0) left_behind = draw();
+  std::vector<Lane*> ahead;
+  for (Lane* lane : order)
+    if ((left_behind >> lane->index / kWarp & 1) == 0) ahead.push_back(lane);
+  if (!ahead.empty()) order.swap(ahead);
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+}
+
 void Machine::run_block() {
   if (shared_bytes > 0) {
     void* memory = nullptr;
@@ -180,8 +192,7 @@ void Machine::run_block() {
       failure = waiting();
       return;
     }
-    if (settings().random)
-      for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+    if (settings().random) disorder(order);
     for (Lane* lane : order) {
       resume(*lane);
       if (!failure.empty()) return;
