@@ -154,8 +154,8 @@ def main() -> None:
     if shared(max(options.threads)):
         about += (
             f"\n\nOther programs ran beside it: the load average was {os.getloadavg()[0]:.1f} at the end. A round in "
-            "which another program had a core is longer by milliseconds: medians, and the fastest rounds of calls above "
-            "10 ms, say little; those are not in the plot."
+            "which another program had a core is longer by milliseconds: medians, and the fastest rounds of calls of "
+            "10 ms or more say little; those are not in the plot."
         )
     title = "Channel and spatial attention on a CPU"
     plot = harness.bar_plot("channel-cpu", title, "times faster than PyTorch", panels, mark=1)
