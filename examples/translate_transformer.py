@@ -5,7 +5,7 @@
     python examples/translate_transformer.py --test 500      # sentences that it was never trained on
 
 It knows the sentences that english_german.py makes: some three hundred words, all numbers up to a million,
-and a good part of German grammar. train_translator.py made the weights, in examples/weights.
+and a good part of German grammar. train_translator.py made the weights, english_german.safetensors.
 
 Needs safetensors; a picture needs matplotlib (pip install ".[examples]").
 """
@@ -30,7 +30,7 @@ from regard import nn
 
 PAD, BOS, EOS = 0, 1, 2
 SHAPE = {"d_model": 128, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 2, "dim_feedforward": 320}
-WEIGHTS = Path(__file__).resolve().parent / "weights" / "english_german.safetensors"
+WEIGHTS = Path(__file__).resolve().parent / "english_german.safetensors"
 #: The longest translation, in tokens; the corpus has none above 60.
 LONGEST = 80
 
