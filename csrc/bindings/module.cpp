@@ -14,6 +14,7 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   m.def("bfloat16_capsule", &bfloat16_capsule, py::arg("words"));
   m.def("bfloat16_words", &bfloat16_words, py::arg("capsule"));
   bind_additive(m);
+  bind_cache(m);
   bind_ceilings(m);
   bind_attention(m);
   bind_dense(m);

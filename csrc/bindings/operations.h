@@ -6,6 +6,7 @@
 namespace regard::bindings {
 
 void bind_additive(pybind11::module_& m);
+void bind_cache(pybind11::module_& m);
 void bind_ceilings(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_dense(pybind11::module_& m);

@@ -31,6 +31,18 @@ constexpr const char* kUnused = "unused";         // given, but the other argume
 constexpr const char* kPacked = "packed";         // already inside the packed weight
 }  // namespace rules
 
+// One entry, at `p`, of an index array of int32 or int64.
+inline std::int64_t read_index(const Array& x, const char* p) {
+  std::int64_t entry = 0;
+  std::int32_t narrow = 0;
+  if (x.dtype == DType::int64) {
+    std::memcpy(&entry, p, sizeof entry);
+    return entry;
+  }
+  std::memcpy(&narrow, p, sizeof narrow);
+  return narrow;
+}
+
 // A check, one condition a line: each call after the first failure is ignored.
 class Checker {
  public:
@@ -53,15 +65,7 @@ class Checker {
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t i = 0; i < columns; ++i) {
         const char* const from = x.data + (rank == 2 ? r * x.stride[0] : 0) + i * x.stride[rank - 1];
-        std::int64_t entry = 0;
-        std::int32_t narrow = 0;
-        if (x.dtype == DType::int64) {
-          std::memcpy(&entry, from, sizeof entry);
-        } else {
-          std::memcpy(&narrow, from, sizeof narrow);
-          entry = narrow;
-        }
-        copy[static_cast<std::size_t>(r * columns + i)] = entry;
+        copy[static_cast<std::size_t>(r * columns + i)] = read_index(x, from);
       }
     return *this;
   }

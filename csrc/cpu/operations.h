@@ -2,9 +2,12 @@
 #pragma once
 
 #include "core/additive_problem.h"
+#include "core/append_problem.h"
 #include "core/attention_problem.h"
 #include "core/linear_problem.h"
+#include "core/merge_problem.h"
 #include "core/norm_problem.h"
+#include "core/rotary_problem.h"
 #include "core/channel_problem.h"
 
 namespace regard::cpu {
@@ -12,10 +15,13 @@ namespace regard::cpu {
 void additive_attention(const AdditiveProblem& problem);
 void attention_forward(const AttentionProblem& problem);
 void attention_weights(const AttentionProblem& problem, Stage stage);
+void cache_append(const AppendProblem& problem);
 void linear(const LinearProblem& problem);
+void merge_attention(const MergeProblem& problem);
 void multiplicative_attention(const MultiplicativeProblem& problem);
 void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
+void rotary(const RotaryProblem& problem);
 void global_pool(const PoolProblem& problem);
 void squeeze_excitation(const ChannelProblem& problem);
 void channel_attention(const ChannelProblem& problem);

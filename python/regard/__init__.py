@@ -10,6 +10,7 @@ from regard import _backend
 from regard._explain import explain
 from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
 from regard.block_mask import BlockMask
+from regard.cache import KVCache
 from regard.channel import (
     cbam,
     channel_attention,
@@ -21,10 +22,15 @@ from regard.channel import (
 )
 from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
+from regard.merge import merge_attention
+from regard.paged import PagedKVCache
+from regard.rotary import rotary_embedding, rotary_tables
 from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
     "BlockMask",
+    "KVCache",
+    "PagedKVCache",
     "additive_attention",
     "attention",
     "attention_paged",
@@ -39,8 +45,11 @@ __all__ = [
     "layer_norm",
     "linear",
     "location_sensitive_attention",
+    "merge_attention",
     "multiplicative_attention",
     "rms_norm",
+    "rotary_embedding",
+    "rotary_tables",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",

@@ -108,14 +108,14 @@ def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of that name; bfloat16 is ml_dtypes', an optional package."""
-    if name != "bfloat16":
+    """The NumPy dtype of that name; bfloat16 and float8_e4m3fn are ml_dtypes', an optional package."""
+    if name not in ("bfloat16", "float8_e4m3fn"):
         return np.dtype(name)
     try:
         import ml_dtypes
     except ImportError:
-        raise TypeError("dtype: bfloat16 weights and inputs of modules need the ml_dtypes package") from None
-    return np.dtype(ml_dtypes.bfloat16)
+        raise TypeError(f"dtype: {name} weights, caches and inputs of modules need the ml_dtypes package") from None
+    return np.dtype(getattr(ml_dtypes, name))
 
 
 def numpy_view(operation: str, x: Any) -> np.ndarray:

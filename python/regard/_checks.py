@@ -15,6 +15,7 @@ _MLP = {
     "w_expand": "channels reduced",
     "b_expand": "channels",
 }
+_ANGLES = {"cos": "max_positions pairs", "sin": "max_positions pairs", "positions": "batch len"}
 _SPATIAL = {"w_spatial": "1 2 kernel kernel", "b_spatial": "1"}
 
 #: Expected shapes, by operation and argument, in the names of docs and docstrings.
@@ -60,6 +61,14 @@ SHAPES: dict[str, dict[str, str]] = {
         "key_lengths": "batch",
         "out": "batch heads len_q dim_v",
     },
+    "rotary_embedding": {"x": "batch heads len dim"} | _ANGLES,
+    "append": {
+        "key_cache": "batch heads_kv capacity dim_qk",
+        "value_cache": "batch heads_kv capacity dim_v",
+        "key": "batch heads_kv len dim_qk",
+        "value": "batch heads_kv len dim_v",
+    }
+    | _ANGLES,
     "linear": {
         "x": "... in_features",
         "weight": "out_features in_features",
@@ -132,6 +141,14 @@ HINTS: dict[tuple[str, str], str] = {
     ("attention_varlen", "cu_seqlens_kv"): "there is one sequence of keys for each of queries",
     ("attention_paged", "key_pages"): "heads = {heads} must be a multiple of heads_kv, and page_size at least 1",
     ("attention_paged", "query"): "dim_qk must be at least 1",
+    **{
+        (operation, name): "pairs is at most half of the last axis, and without positions the shape may also be "
+        "(batch, len, pairs); cos and sin have one shape"
+        for operation in ("rotary_embedding", "append")
+        for name in ("cos", "sin")
+    },
+    ("rotary_embedding", "positions"): "batch may be left out",
+    ("append", "positions"): "batch may be left out",
     ("linear", "x"): "there are 1 to 8 axes",
     ("linear", "out"): "the leading axes are those of x",
     ("layer_norm", "x"): "there are 1 to 8 axes",
@@ -170,6 +187,9 @@ DTYPES: dict[str, str] = {
     "value_pages": "that of key_pages",
     "key_scales": "float32",
     "value_scales": "float32",
+    "positions": "int32 or int64",
+    "cos": "float32 or the dtype of the first array",
+    "sin": "that of cos, float32 or the dtype of the first array",
 }
 
 #: Ranges of numbers.
@@ -191,11 +211,15 @@ ENTRIES: dict[tuple[str, str], str] = {
     ("attention_paged", "page_table"): "entries from 0 to pages - 1, pages = {pages}, where a sequence has keys",
     ("attention_paged", "key_lengths"): "entries from 0 to pages_per_sequence * page_size"
     " = {pages_per_sequence} * {page_size}",
+    ("rotary_embedding", "positions"): "entries from 0 to max_positions - 1, max_positions = {max_positions}",
+    ("append", "positions"): "entries from 0 to max_positions - 1, max_positions = {max_positions}",
 }
 _LENGTHS = {
     "query_lengths": "entries from 0 to len_q = {len_q}",
     "key_lengths": "entries from 0 to len_kv = {len_kv}",
 }
+
+FLOATS = "float32, float64, float16 or bfloat16"
 
 ALIGNMENT = (
     "alignment: expected 'upper_left' (query i lines up with key i) or 'lower_right' (the last query "
@@ -272,11 +296,10 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     shape = f"({filled(shapes.get(argument, ''))})"
     hint = HINTS.get((operation, argument))
     hint = " where " + hint.format_map(_Names(known)) if hint else ""
-    floats = "float32, float64, float16 or bfloat16"
     if rule == "type":
         return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")
     if rule == "dtype":
-        expected = DTYPES.get(argument, floats)
+        expected = DTYPES.get(argument, FLOATS)
         return TypeError(f"{argument}: expected dtype {expected} in native byte order, got {got}")
     if rule == "same_dtype":
         dtype = getattr(arguments.get(first), "dtype", "?")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes']
+__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes']
 
 def additive_attention(query: typing.Any, key: typing.Any, value: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, bias: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...
@@ -27,6 +27,9 @@ def bfloat16_capsule(words: numpy.ndarray) -> typing_extensions.CapsuleType:
     ...
 
 def bfloat16_words(capsule: typing_extensions.CapsuleType) -> numpy.ndarray:
+    ...
+
+def cache_append(key: typing.Any, value: typing.Any, key_cache: typing.Any, value_cache: typing.Any, key_scales: typing.Any, value_scales: typing.Any, slots: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, paged: bool, sequence_first: bool) -> typing.Any:
     ...
 
 def cbam(x: typing.Any, w_reduce: typing.Any, b_reduce: typing.Any, w_expand: typing.Any, b_expand: typing.Any, w_spatial: typing.Any, b_spatial: typing.Any, out: typing.Any, activation: int, gate: int, gate_alpha: float, gate_beta: float, channels_last: bool) -> typing.Any:
@@ -62,6 +65,9 @@ def measure_fma(seconds: float) -> float:
 def measure_read(bytes: int, seconds: float) -> float:
     ...
 
+def merge_attention(outs: list, lses: list, sequence_first: bool) -> typing.Any:
+    ...
+
 def multiplicative_attention(query: typing.Any, key: typing.Any, value: typing.Any, w: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...
 
@@ -69,6 +75,9 @@ def norm(x: typing.Any, residual: typing.Any, weight: typing.Any, bias: typing.A
     ...
 
 def pack_linear(weight: typing.Any, bias: typing.Any) -> typing.Any:
+    ...
+
+def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
     ...
 
 def set_num_threads(n: int) -> None:

@@ -45,6 +45,7 @@ template <class T> double ulps(T got, long double wanted) {
 }
 
 void test_attention();
+void test_cache();
 void test_dtype();
 void test_parallel();
 void test_sequences();

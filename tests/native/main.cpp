@@ -18,7 +18,8 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } tests[] = {{"dtype", test::test_dtype},       {"simd", test::test_simd},           {"strided", test::test_strided},
-               {"parallel", test::test_parallel}, {"sequences", test::test_sequences}, {"attention", test::test_attention}};
+               {"parallel", test::test_parallel}, {"sequences", test::test_sequences}, {"attention", test::test_attention},
+               {"cache", test::test_cache}};
   for (const auto& t : tests) {
     const int before = test::checks;
     t.run();

@@ -94,8 +94,10 @@ def _fill(rng: np.random.Generator, name: str, shape: Shape, dtype: Any) -> Any:
         return rng.random(shape) < 0.7
     if name == "alibi_slopes":
         return (2.0 ** -rng.uniform(1, 8, shape)).astype(np.float32)
-    if name == "sinks":
+    if name in ("sinks", "cos", "sin", "lses"):
         return rng.standard_normal(shape).astype(np.float32)
+    if name == "positions":
+        return rng.integers(0, 40, shape)
     if name.endswith("_lengths"):
         return rng.integers(0, 40, shape)
     values = rng.standard_normal(shape, np.float32)
@@ -185,6 +187,19 @@ def _spatial(label: str, x: Shape, kernel: int, reduced: int = 0, **options: Any
     return Case(label, {**excited.shapes, "w_spatial": (1, 2, kernel, kernel), "b_spatial": (1,)}, options)
 
 
+def _rotary(label: str, x: Shape, pairs: int, table: int = 40, positions: bool = True, **options: Any) -> Case:
+    """`table` is max_positions."""
+    length = x[1] if options.get("layout") == "bshd" else x[2]
+    angles = (table, pairs) if positions else (x[0], length, pairs)
+    shapes = {"x": x, "cos": angles, "sin": angles}
+    return Case(label, shapes | ({"positions": (x[0], length)} if positions else {}), options)
+
+
+def _merge(label: str, out: Shape, parts: int, **options: Any) -> Case:
+    lse = (out[0], out[2], out[1]) if options.get("layout") == "bshd" else out[:-1]
+    return Case(label, {"outs": (parts, *out), "lses": (parts, *lse)}, options)
+
+
 def _excitation(label: str, x: Shape, reduced: int, **options: Any) -> Case:
     channels = x[3] if options.get("layout") == "nhwc" else x[1]
     shapes = {
@@ -249,6 +264,39 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         numpy=peers.numpy_attention,
         torch=peers.torch_attention,
+    ),
+    Operation(
+        "rotary_embedding",
+        lambda a: 2,
+        lambda a: 3.0 * a["x"].size,
+        check=(
+            _rotary("halves", (2, 3, 17, 64), 32),
+            _rotary("neighbours, partial", (2, 3, 17, 50), 13, interleaved=True),
+            _rotary("rows given", (2, 3, 5, 32), 16, positions=False),
+            _rotary("bshd", (2, 9, 3, 20), 10, layout="bshd"),
+        ),
+        bench=(
+            _rotary("Llama-7B 1x32x2048x128", (1, 32, 2048, 128), 64, positions=False),
+            _rotary("decode 16x32x1x128", (16, 32, 1, 128), 64, positions=False),
+        ),
+        numpy=peers.numpy_rotary_embedding,
+        torch=peers.torch_rotary_embedding,
+    ),
+    Operation(
+        "merge_attention",
+        lambda a: 4 * len(a["outs"]),
+        lambda a: 2.0 * a["outs"].size,
+        check=(
+            _merge("two parts", (2, 3, 17, 64), 2),
+            _merge("seven parts", (2, 3, 5, 33), 7),
+            _merge("bshd", (2, 9, 3, 16), 3, layout="bshd"),
+        ),
+        bench=(
+            _merge("two parts 1x32x2048x128", (1, 32, 2048, 128), 2),
+            _merge("decode 16x32x1x128, 8 parts", (16, 32, 1, 128), 8),
+        ),
+        numpy=peers.numpy_merge_attention,
+        torch=peers.torch_merge_attention,
     ),
     Operation(
         "linear",

@@ -102,6 +102,20 @@ def numpy_rms_norm(x: Any, weight: Any) -> Any:
     return y.astype(x.dtype, copy=False)
 
 
+def numpy_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
+    y, half = _computed(x), x.shape[-1] // 2
+    first, second = y[..., :half], y[..., half:]
+    c, s = cos[:, None], sin[:, None]
+    return np.concatenate([first * c - second * s, second * c + first * s], axis=-1).astype(x.dtype, copy=False)
+
+
+def numpy_merge_attention(outs: Any, lses: Any) -> Any:
+    weights = np.exp(lses - lses.max(axis=0))
+    total = weights.sum(axis=0)
+    out = np.einsum("p...,p...d->...d", weights / total, _computed(outs))
+    return out.astype(outs.dtype, copy=False), lses.max(axis=0) + np.log(total)
+
+
 def numpy_global_average_pool(x: Any) -> Any:
     return _computed(x).mean(axis=(2, 3)).astype(x.dtype, copy=False)
 
@@ -188,6 +202,21 @@ def torch_rms_norm(x: Any, weight: Any) -> Any:
     import torch
 
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, 1e-6)
+
+
+def torch_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
+    import torch
+
+    half = x.shape[-1] // 2
+    c, s = (torch.cat([t, t], -1)[:, None].to(x.dtype) for t in (cos, sin))
+    return x * c + torch.cat([-x[..., half:], x[..., :half]], -1) * s  # as transformers writes it
+
+
+def torch_merge_attention(outs: Any, lses: Any) -> Any:
+    import torch
+
+    lse = torch.logsumexp(lses, 0)
+    return (torch.exp(lses - lse)[..., None].to(outs.dtype) * outs).sum(0), lse
 
 
 def torch_global_average_pool(x: Any) -> Any:

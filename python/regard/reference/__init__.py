@@ -30,6 +30,8 @@ from regard.reference.dot_product import (
     attention_varlen,
     scaled_dot_product_attention,
 )
+from regard.reference.merge import merge_attention
+from regard.reference.rotary import rotary_embedding
 
 __all__ = [
     "additive_attention",
@@ -44,8 +46,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "location_sensitive_attention",
+    "merge_attention",
     "multiplicative_attention",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "spatial_attention",
     "squeeze_excitation",

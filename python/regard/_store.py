@@ -1,0 +1,215 @@
+"""What both caches are made of: memory for keys and values, and the call that writes into it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from regard import _arrays, _backend, _checks
+
+#: Those of one byte come with a float32 scale for each token and head.
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "float8_e4m3fn")
+QUANTISED = ("int8", "float8_e4m3fn")
+
+_LAYOUTS = ("bhsd", "bshd")
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of NumPy, ml_dtypes or another framework, of a scalar type, or the name itself."""
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, type):
+        return dtype.__name__
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def count(argument: str, x: Any, least: int = 0) -> int:
+    """`x` as an int, or the error that says what it should have been."""
+    try:
+        n = operator.index(x)
+    except TypeError:
+        raise TypeError(f"{argument}: expected an integer >= {least}, got {_checks.describe(x)}") from None
+    if n < least:
+        raise ValueError(f"{argument}: expected an integer >= {least}, got {n}")
+    return n
+
+
+def indices(argument: str, x: Any, name: str, n: int, most: Any, limit: str) -> np.ndarray:
+    """A copy of (n,) integers of any kind of array or sequence, each from 0 to `most`: copied once, then checked.
+
+    `name` is what n is called, `limit` what the largest entry is called.
+    """
+    copy = np.array(_arrays.numpy_view(argument, x) if hasattr(x, "__dlpack__") else x)
+    if copy.size == 0 and copy.dtype == np.float64 and not hasattr(x, "dtype"):
+        copy = copy.astype(np.int64)  # an empty list
+    if copy.dtype not in (np.int32, np.int64):
+        raise TypeError(f"{argument}: expected dtype int32 or int64, got {_checks.describe(x)}")
+    if copy.shape != (n,):
+        raise ValueError(f"{argument}: expected shape ({name} = {n},), got {_checks.describe(x)}")
+    copy = copy.astype(np.int64)
+    wrong = (copy < 0) | (copy > most)
+    if wrong.any():
+        entry = int(wrong.argmax())
+        largest = int(np.broadcast_to(most, copy.shape)[entry])
+        raise ValueError(
+            f"{argument}: expected entries from 0 to {limit} = {largest}, got {copy[entry]} at index {entry}"
+        )
+    return copy
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros from a cache line's start on, so that no vector of a row lies across two lines."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _table(argument: str, x: Any, dim_qk: int) -> np.ndarray | None:
+    if x is None:
+        return None
+    if not hasattr(x, "shape"):
+        raise TypeError(f"{argument}: expected an array (max_positions, pairs), got {_checks.describe(x)}")
+    table = np.array(_arrays.numpy_view(argument, x)).astype(np.float32)
+    if table.ndim != 2 or 2 * table.shape[1] > dim_qk:
+        raise ValueError(
+            f"{argument}: expected shape (max_positions, pairs) where pairs is at most half of dim_qk = {dim_qk}, "
+            f"got {_checks.describe(x)}"
+        )
+    return table
+
+
+class Store:
+    """Keys and values of one dtype, their scales, and the rotary tables that turn keys on their way in.
+
+    `leading` are the axes before the last one, the dimension.
+    """
+
+    def __init__(
+        self,
+        leading: tuple[int, ...],
+        dim_qk: int,
+        dim_v: int,
+        dtype: Any,
+        like: Any,
+        cos: Any,
+        sin: Any,
+        interleaved: bool,
+    ) -> None:
+        if like is not None:
+            if not hasattr(like, "dtype"):
+                raise TypeError(f"like: expected an array, got {_checks.describe(like)}")
+            _arrays.native("KVCache", like)  # names the device that has no kernel
+        self.dtype = dtype_name(dtype if dtype is not None else like.dtype if like is not None else "float32")
+        if self.dtype not in DTYPES:
+            given = dtype if dtype is not None else like
+            raise TypeError(f"dtype: expected one of {', '.join(DTYPES)}, got {_checks.describe(given)}")
+        self.interleaved = bool(interleaved)
+        self.quantised = self.dtype in QUANTISED
+        if (cos is None) != (sin is None):
+            raise TypeError(f"{'cos' if cos is None else 'sin'}: expected an array, because the other is given")
+        self.cos, self.sin = _table("cos", cos, dim_qk), _table("sin", sin, dim_qk)
+        if self.cos is not None and self.sin is not None and self.cos.shape != self.sin.shape:
+            raise ValueError(f"sin: expected the shape of cos, {self.cos.shape}, got {_checks.describe(sin)}")
+        storage = _arrays.numpy_dtype(self.dtype)
+        self.key, self.value = _zeros((*leading, dim_qk), storage), _zeros((*leading, dim_v), storage)
+        scales = (leading, np.dtype(np.float32))
+        self.key_scales = _zeros(*scales) if self.quantised else None
+        self.value_scales = _zeros(*scales) if self.quantised else None
+
+    def arrays(self) -> list[np.ndarray]:
+        """All that a token has a place in."""
+        return [x for x in (self.key, self.value, self.key_scales, self.value_scales) if x is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.arrays())
+
+    def write(
+        self,
+        views: tuple[Any, Any, Any, Any],
+        key: Any,
+        value: Any,
+        slots: np.ndarray,
+        places: np.ndarray,
+        angles: tuple[Any, Any, Any],
+        paged: bool,
+        layout: str,
+    ) -> None:
+        """Put key and value, (batch, heads_kv, len, dim), into `slots` of views, (batch or 1, heads_kv, slots, dim).
+
+        places : (batch, len), each token's place in its sequence; angles : cos, sin and positions given to the call
+        """
+        cos, sin, positions = self._angles(*angles, places)
+        given = (key, value, cos, sin, positions)
+        natives = [x if x is None or type(x) is np.ndarray else _arrays.native("append", x) for x in given]
+        refusal = _backend.cpu.cache_append(
+            natives[0], natives[1], *views, slots, *natives[2:], self.interleaved, paged, layout == "bshd"
+        )
+        if type(refusal) is tuple:
+            named = dict(zip(("key", "value", "cos", "sin", "positions"), given, strict=True))
+            # As the message shows shapes: all sequences, and the axes in the order of the layout.
+            whole = [np.broadcast_to(x, (len(slots), *x.shape[1:])) for x in views[:2]]
+            if layout == "bshd":
+                whole = [x.swapaxes(1, 2) for x in whole]
+            known = {"key_cache": whole[0], "value_cache": whole[1]}
+            raise _checks.error("append", refusal, known | named, layout)
+
+    def _angles(self, cos: Any, sin: Any, positions: Any, places: np.ndarray) -> tuple[Any, Any, Any]:
+        if (cos is None) != (sin is None):
+            raise TypeError(f"{'cos' if cos is None else 'sin'}: expected an array, because the other is given")
+        if cos is None:
+            cos, sin = self.cos, self.sin
+        if cos is None and positions is not None:
+            raise ValueError("positions: expected None, because neither the cache nor this call has cos and sin")
+        if positions is None and cos is not None and len(getattr(cos, "shape", ())) == 2:
+            positions = places
+        return cos, sin, positions
+
+
+def check_layout(layout: Any) -> None:
+    if layout not in _LAYOUTS:
+        raise ValueError(f"layout: expected one of 'bhsd', 'bshd', got {layout!r}")
+
+
+def length_of(key: Any, layout: str) -> int:
+    """len of an array (batch, heads_kv, len, dim); 0 where it is none, for the check to say so."""
+    shape = getattr(key, "shape", ())
+    return int(shape[1 if layout == "bshd" else 2]) if len(shape) == 4 else 0
+
+
+def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
+    """Checks the options of an attend call against what a cache decides itself; returns the layout."""
+    for name in reserved:
+        if options.get(name) is not None:
+            raise TypeError(f"{name}: expected None, because the cache has it, got {_checks.describe(options[name])}")
+    alignment = options.get("alignment")
+    if alignment not in (None, "lower_right"):
+        raise ValueError(
+            f"alignment: expected None or 'lower_right', the only one a cache has: the last query lines up with "
+            f"the last key of its sequence; got {alignment!r}"
+        )
+    layout = options.get("layout", "bhsd")
+    check_layout(layout)
+    return str(layout)
+
+
+def read_only(x: Any) -> Any:
+    """A view that cannot be written through."""
+    if x is None:
+        return None
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def numbers(argument: str, x: Any) -> list[int]:
+    """A list of ints from an int, a sequence of them, or a (n,) array: a copy."""
+    if hasattr(x, "shape") and len(x.shape) > 0:
+        x = indices(argument, x, "n", int(x.shape[0]), np.iinfo(np.int64).max, "2^63 - 1").tolist()
+    elif not isinstance(x, (list, tuple)):
+        x = [x]
+    return [count(argument, number) for number in x]

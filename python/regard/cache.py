@@ -1,0 +1,234 @@
+"""A cache of keys and values for generation: one contiguous piece of memory for each sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regard import _store
+from regard.dot_product import attention
+from regard.sequences import attention_paged
+
+
+class KVCache:
+    """Keys and values of `batch` sequences, each of its own length up to `capacity` tokens.
+
+    Parameters
+    ----------
+    batch, heads_kv, capacity, dim_qk : int
+    dim_v : int, optional
+        Default: dim_qk.
+    dtype : dtype or its name, optional
+        What the cache stores: float32, float64, float16, bfloat16, int8 or float8_e4m3fn. int8 and
+        float8 (ml_dtypes) hold x / scale with one float32 scale for each token and head, the
+        largest magnitude over 127 (448). Default: the dtype of `like`, or float32.
+    like : array, optional
+        An array whose dtype and device the cache takes.
+    cos, sin : array, (max_positions, pairs), optional
+        Rotary tables, held as float32: append then turns keys by their place in the sequence, as
+        regard.rotary_embedding does. Queries are turned by whoever makes them.
+    interleaved : bool
+        How rotary_embedding pairs dimensions, for these tables and those given to append.
+
+    Attributes
+    ----------
+    lengths : int64 array, (batch,)
+        A copy: how many tokens each sequence has.
+    key, value : array, (batch, heads_kv, capacity, dim)
+        Read-only views of the memory; what lies behind a length is unspecified.
+    key_scales, value_scales : float32 array, (batch, heads_kv, capacity), or None
+        x = stored number * scale.
+
+    Notes
+    -----
+    A call that raises leaves the cache as it was. Any number of threads may attend at once, but
+    only while none appends, truncates or reorders.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        heads_kv: int,
+        capacity: int,
+        dim_qk: int,
+        dim_v: int | None = None,
+        dtype: Any = None,
+        like: Any = None,
+        *,
+        cos: Any = None,
+        sin: Any = None,
+        interleaved: bool = False,
+    ) -> None:
+        self.batch, self.heads_kv = _store.count("batch", batch), _store.count("heads_kv", heads_kv)
+        self.capacity, self.dim_qk = _store.count("capacity", capacity), _store.count("dim_qk", dim_qk, 1)
+        self.dim_v = self.dim_qk if dim_v is None else _store.count("dim_v", dim_v)
+        leading = (self.batch, self.heads_kv, self.capacity)
+        self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
+        self._lengths = np.zeros(self.batch, np.int64)
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that is stored."""
+        return self._store.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, scales included."""
+        return self._store.nbytes
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths.copy()
+
+    @property
+    def key(self) -> np.ndarray:
+        return _store.read_only(self._store.key)
+
+    @property
+    def value(self) -> np.ndarray:
+        return _store.read_only(self._store.value)
+
+    @property
+    def key_scales(self) -> np.ndarray | None:
+        return _store.read_only(self._store.key_scales)
+
+    @property
+    def value_scales(self) -> np.ndarray | None:
+        return _store.read_only(self._store.value_scales)
+
+    def __repr__(self) -> str:
+        return (
+            f"KVCache(batch={self.batch}, heads_kv={self.heads_kv}, capacity={self.capacity}, dim_qk={self.dim_qk}, "
+            f"dim_v={self.dim_v}, dtype={self.dtype!r}, lengths={self._lengths.tolist()})"
+        )
+
+    def append(
+        self,
+        key: Any,
+        value: Any,
+        lengths: Any = None,
+        *,
+        positions: Any = None,
+        cos: Any = None,
+        sin: Any = None,
+        layout: str = "bhsd",
+    ) -> None:
+        """Add tokens at each sequence's end, converted to the cache's dtype.
+
+        Parameters
+        ----------
+        key : array, (batch, heads_kv, len, dim_qk)
+            float32, float64, float16 or bfloat16, whatever the cache stores; any strides.
+        value : array, (batch, heads_kv, len, dim_v)
+            Likewise, of its own dtype.
+        lengths : int32 or int64 array, (batch,), optional
+            How many of the len tokens, from the first on, each sequence takes. Default: all.
+        positions : int32 or int64 array, (len,) or (batch, len), optional
+            Rows of the rotary tables. Default: each token's place in its sequence.
+        cos, sin : array, (max_positions, pairs) or (batch, len, pairs), optional
+            In place of the tables the cache was made with: float32 or key's dtype.
+        layout : "bhsd" or "bshd"
+            The order of the axes of key and value.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument; also where a sequence would grow beyond the capacity. The cache is
+            then as it was.
+        """
+        _store.check_layout(layout)
+        length = _store.length_of(key, layout)
+        added = length if lengths is None else _store.indices("lengths", lengths, "batch", self.batch, length, "len")
+        after = self._lengths + added
+        if after.max(initial=0) > self.capacity:
+            b = int((after > self.capacity).argmax())
+            held = int(self._lengths[b])
+            raise ValueError(
+                f"append: expected at most capacity = {self.capacity} tokens a sequence, got {after[b]} "
+                f"({held} held and {after[b] - held} new) for sequence {b}"
+            )
+        places = slots = self._lengths[:, None] + np.arange(length)
+        if lengths is not None:
+            taken = slots < after[:, None]
+            places, slots = np.where(taken, places, 0), np.where(taken, slots, -1)
+        store = self._store
+        views = (store.key, store.value, store.key_scales, store.value_scales)
+        store.write(views, key, value, slots, places, (cos, sin, positions), False, layout)
+        self._lengths = after
+
+    def attend(self, query: Any, **options: Any) -> Any:
+        """Attention of `query` over all that the cache holds; nothing of it is copied.
+
+        Parameters
+        ----------
+        query : array, (batch, heads, len_q, dim_qk)
+            float32, float64, float16 or bfloat16, whatever the cache stores. Those of the tokens
+            that were appended last: "causal" and "window" align the last query
+            with the last key of its sequence. For tree masks give mask=, (len_q, len_kv) or what
+            broadcasts, where len_kv is the longest length.
+        **options
+            Those of regard.attention, but key_lengths; alignment is "lower_right".
+
+        Returns
+        -------
+        As regard.attention: of the query's kind and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, what was expected and what came.
+        """
+        layout = _store.attend_options(options, ("key_lengths",))
+        options = {**options, "alignment": "lower_right"}
+        longest = int(self._lengths.max(initial=0))
+        store = self._store
+        if _store.dtype_name(getattr(query, "dtype", self.dtype)) == self.dtype:
+            key, value = store.key[:, :, :longest], store.value[:, :, :longest]
+            if layout == "bshd":
+                key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+            return attention(query, key, value, key_lengths=self._lengths, **options)
+        # The kernels for pages read any dtype: each sequence is one page.
+        key, value = self._as_page(store.key, longest), self._as_page(store.value, longest)
+        if store.quantised:
+            options["key_scales"] = self._as_page(store.key_scales, longest)
+            options["value_scales"] = self._as_page(store.value_scales, longest)
+        return attention_paged(query, key, value, np.arange(self.batch)[:, None], self._lengths, **options)
+
+    def _as_page(self, x: Any, longest: int) -> Any:
+        """(batch, heads_kv, capacity, ...) as (batch, longest, heads_kv, ...); a page holds one token or more."""
+        if self.capacity == 0:
+            return np.zeros((self.batch, 1, self.heads_kv, *x.shape[3:]), x.dtype)
+        return x[:, :, : max(longest, 1)].swapaxes(1, 2)
+
+    def truncate(self, lengths: Any) -> None:
+        """Forget the tokens from `lengths` on.
+
+        Parameters
+        ----------
+        lengths : int, or int32 or int64 array, (batch,)
+            From 0 to each sequence's own length.
+        """
+        if not hasattr(lengths, "shape") and not isinstance(lengths, (list, tuple)):
+            lengths = np.full(self.batch, _store.count("lengths", lengths), np.int64)
+        self._lengths = _store.indices("lengths", lengths, "batch", self.batch, self._lengths, "the length held")
+
+    def reorder(self, indices: Any) -> None:
+        """Let each sequence b go on from what sequence indices[b] holds, as beam search needs.
+
+        Rows that change are copied (one row's tokens may serve many); regard.PagedKVCache shares
+        them instead.
+
+        Parameters
+        ----------
+        indices : int32 or int64 array, (batch,)
+            From 0 to batch - 1.
+        """
+        source = _store.indices("indices", indices, "batch", self.batch, self.batch - 1, "batch - 1")
+        changed = np.flatnonzero(source != np.arange(self.batch))
+        longest = int(self._lengths[source[changed]].max(initial=0))
+        arrays = self._store.arrays()
+        rows = [x[source[changed], :, :longest] for x in arrays]  # copies: all are taken before any is written
+        for x, taken in zip(arrays, rows, strict=True):
+            x[changed, :, :longest] = taken
+        self._lengths = self._lengths[source]
