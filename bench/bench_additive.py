@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,8 +59,12 @@ def main() -> None:
     rows = []
     for name, shape in SHAPES.items():
         for dtype in ("float32", "float64"):
-            times = harness.compare(calls(shape, dtype), seconds=options.seconds)
-            fastest = times["regard"].minimum
+            contenders = calls(shape, dtype)
+            times = harness.compare(contenders, seconds=options.seconds)
+            harness.set_threads(1)
+            alone = harness.compare(contenders, seconds=options.seconds, clock=time.thread_time)
+            harness.set_threads(options.threads)
+            fastest, fastest_alone = times["regard"].minimum, alone["regard"].minimum
             rows.append(
                 [
                     name,
@@ -68,17 +73,23 @@ def main() -> None:
                     f"{fastest * 1e3:.3f}",
                     f"{np.prod(shape) / fastest / 1e9:.1f}",
                     f"{times['regard'].speedup_over(times['torch']):.1f}",
+                    f"{fastest_alone * 1e3:.3f}",
+                    f"{np.prod(shape) / fastest_alone / 1e9:.1f}",
+                    f"{alone['regard'].speedup_over(alone['torch']):.1f}",
                 ]
             )
             print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-    header = ["case", "shape", "dtype", "ms", "G tanh/s", "vs torch"]
+    columns = ["ms", "G tanh/s", "vs torch"]
+    header = ["case", "shape", "dtype", *columns, f"1 thread: {columns[0]}", *columns[1:]]
     if options.dry:
         print(harness.markdown_table(header, rows))
         return
     about = (
         "`regard.additive_attention` and how many times faster it is than PyTorch's `softmax(tanh(q[:, :, None] + "
         "k[:, None]) @ v) @ values`, queries and keys projected beforehand. Shapes are batch x len_q x len_kv x dim. "
-        "`ms` is the fastest round; a ratio is the median of the ratios within rounds of one interleaved run."
+        "`ms` is the fastest round; a ratio is the median of the ratios within rounds of one interleaved run. First "
+        "come all threads, by the clock on the wall; then one thread, by the processor time that it took, which other "
+        "programs on the machine change little."
     )
     print(
         "wrote",

@@ -1,14 +1,15 @@
 """Squeeze-and-excitation, CBAM and ECA against PyTorch's formulations, on a CPU.
 
-    python bench/bench_channel.py [--threads 2] [--seconds 2] [--only CBAM ...] [--dry]
+    python bench/bench_channel.py [--threads 1 2] [--seconds 2] [--only CBAM ...] [--dry]
 
 PyTorch gets channels_last tensors for NHWC. Both contenders allocate their results.
-Writes bench/results/channel-cpu.md.
+Writes bench/results/channel-cpu.md and .png.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -91,44 +92,61 @@ def calls(case: tuple[str, int, int, int, int, int], layout: str) -> dict[str, C
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row, both contenders together")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="operations: SE, CBAM, ECA")
     parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
-    harness.set_threads(options.threads)
 
     rows = []
-    for case in CASES:
-        if options.only and case[0] not in options.only:
-            continue
-        for layout in ("nchw", "nhwc"):
-            times = harness.compare(calls(case, layout), seconds=options.seconds)
-            fastest = times["regard"].minimum
-            moved = 2 * 4 * float(np.prod(case[1:5]))  # read once, written once
-            rows.append(
-                [
-                    case[0],
-                    "x".join(map(str, case[1:5])),
-                    layout,
-                    f"{fastest * 1e6:.1f}",
-                    f"{moved / fastest / 1e9:.1f}",
-                    f"{times['regard'].speedup_over(times['torch']):.2f}",
-                ]
-            )
-            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-    header = ["operation", "shape", "layout", "us", "GB/s", "vs torch"]
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for threads in options.threads:
+        harness.set_threads(threads)
+        for case in CASES:
+            if options.only and case[0] not in options.only:
+                continue
+            for layout in ("nchw", "nhwc"):
+                times = harness.compare(calls(case, layout), seconds=options.seconds)
+                ours, theirs = times["regard"], times["torch"]
+                moved = 2 * 4 * float(np.prod(case[1:5]))  # read once, written once
+                rows.append(
+                    [
+                        case[0],
+                        "x".join(map(str, case[1:5])),
+                        layout,
+                        str(threads),
+                        f"{ours.minimum * 1e6:.1f}",
+                        f"{theirs.minimum * 1e6:.1f}",
+                        f"{moved / ours.minimum / 1e9:.1f}",
+                        f"{theirs.minimum / ours.minimum:.2f}",
+                        f"{ours.speedup_over(theirs):.2f}",
+                    ]
+                )
+                heading = f"{layout}, {threads} thread" + ("s" if threads > 1 else "")
+                bars = panels.setdefault(heading, {})
+                bars[f"{rows[-1][0]} {rows[-1][1]}"] = {"fastest rounds": theirs.minimum / ours.minimum}
+                print(" ".join(rows[-1]), file=sys.stderr, flush=True)
+    header = ["operation", "shape", "layout", "threads", "us", "torch us", "GB/s", "faster", "median"]
     if options.dry:
         print(harness.markdown_table(header, rows))
         return
     about = (
-        "`regard.squeeze_excitation`, `cbam` and `efficient_channel_attention` in float32, and how many times faster "
-        "they are than PyTorch's pooling, convolutions and products. Shapes are batch x channels x height x width. "
-        "GB/s counts x and the result once each. `us` is the fastest round; a ratio is the median of the ratios within "
-        "rounds of one interleaved run. Written by `python bench/bench_channel.py`."
+        "`regard.squeeze_excitation`, `cbam` and `efficient_channel_attention` in float32 against PyTorch's pooling, "
+        "convolutions and products. Shapes are batch x channels x height x width. `us` is the fastest round of one "
+        "interleaved run, `faster` PyTorch's fastest over it; `median` is the median over rounds of PyTorch's time "
+        "over regard's in the same round. GB/s counts x and the result once each. Written by "
+        "`python bench/bench_channel.py`."
     )
+    load = os.getloadavg()[0]
+    if load > 1.5 * max(options.threads):
+        about += (
+            f"\n\nOther programs ran beside it: the load average was {load:.1f} at the end. Medians, and even the "
+            "fastest rounds of long calls on all cores, are then less certain than on a machine of one's own."
+        )
     title = "Channel and spatial attention on a CPU"
-    print(f"wrote {harness.write_results('channel-cpu', title, about, header, rows, threads=options.threads)}")
+    plot = harness.bar_plot("channel-cpu", title, "times faster than PyTorch", panels, mark=1)
+    threads = max(options.threads)
+    print(f"wrote {harness.write_results('channel-cpu', title, about, header, rows, threads=threads, plot=plot)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,9 @@ def hardware() -> dict[str, str]:
     caches = _caches()
     if caches:
         found["caches"] = caches
+    load = os.getloadavg()[0]
+    busy = ": other programs kept the cores busy, and times by the clock on the wall include waiting for them"
+    found["load average at the end"] = f"{load:.1f}{busy if load > 2 * cores() else ''}"
     found["system"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     found["instruction set"] = f"{_backend.isa} (of {', '.join(_backend.possible())})"
     found["numpy"] = np.__version__

@@ -30,6 +30,11 @@ regard.attention(x[:, :, :1], x, x[..., :1])
 x = np.broadcast_to(one[0, 0, :, :1], (1 << 16, 1 << 14))
 regard.linear(x, x[: 1 << 10])
 """,
+    # Threads share each of a great many short steps.
+    "recurrent": """
+w = np.ones((900, 300), np.float32)
+regard.gru(np.broadcast_to(one[0, :, :, :4], (1, 1 << 18, 4)), w[:, :4], w)
+""",
 }
 
 

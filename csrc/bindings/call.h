@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <new>
+#include <vector>
+
 #include "bindings/arrays.h"
 #include "core/refusal.h"
 #include "cpu/parallel.h"
@@ -36,6 +40,17 @@ inline py::object output(const py::object& given, const py::handle& like, const 
   view = view_of(x);
   if (!numpy) view.dtype = dtype;
   return x;
+}
+
+// Cache-line aligned, so that no vector of a panel lies across two lines (NumPy promises 16 bytes only).
+inline py::array aligned(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
+  py::ssize_t bytes = dtype.itemsize();
+  for (const py::ssize_t n : shape)
+    if (__builtin_mul_overflow(bytes, n, &bytes)) throw std::bad_alloc();
+  py::array memory(py::dtype::of<std::uint8_t>(), std::vector<py::ssize_t>{bytes + 64});
+  auto* p = static_cast<char*>(memory.mutable_data());
+  p += -reinterpret_cast<std::uintptr_t>(p) & 63;
+  return py::array(dtype, shape, p, memory);
 }
 
 }  // namespace regard::bindings

@@ -17,16 +17,18 @@ void add_output(py::list& outputs, const py::object& out, const py::object& x, c
   }
 }
 
-py::object linear(const py::object& x, const Array& weight, const Array& bias, const py::object& out, std::int64_t packed_out_features,
-                  int activation) {
+py::object linear(const py::object& x, const Array& weight, const Array& bias, const Array& residual, const py::object& out,
+                  std::int64_t packed_out_features, int activation, int held) {
   LinearProblem p;
   p.x = py::cast<Array>(x);
   p.weight = weight;
   p.bias = bias;
+  p.residual = residual;
   p.out = py::cast<Array>(out);
   p.activation = static_cast<LinearProblem::Activation>(activation);
   p.packed = packed_out_features >= 0;
   p.packed_out_features = packed_out_features;
+  p.held = static_cast<Held>(held);
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
   py::list outputs;
@@ -35,25 +37,15 @@ py::object linear(const py::object& x, const Array& weight, const Array& bias, c
   return outputs;
 }
 
-// Cache-line aligned, so that no vector of a panel lies across two lines (NumPy promises 16 bytes only).
-py::array aligned(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
-  py::ssize_t bytes = dtype.itemsize();
-  for (const py::ssize_t n : shape)
-    if (__builtin_mul_overflow(bytes, n, &bytes)) throw std::bad_alloc();
-  py::array memory(py::dtype::of<std::uint8_t>(), std::vector<py::ssize_t>{bytes + 64});
-  auto* p = static_cast<char*>(memory.mutable_data());
-  p += -reinterpret_cast<std::uintptr_t>(p) & 63;
-  return py::array(dtype, shape, p, memory);
-}
-
-py::object pack_linear(const Array& weight, const Array& bias) {
+py::object pack_linear(const Array& weight, const Array& bias, int held) {
   PackProblem p;
   p.weight = weight;
   p.bias = bias;
+  p.held = static_cast<Held>(held);
   if (const Refusal r = p.check()) return refused(r);
   const DType compute = compute_dtype(weight.dtype);
   py::array packed = aligned(compute == DType::float64 ? py::dtype::of<double>() : py::dtype::of<float>(),
-                             {panel_count(weight.shape[0], compute), weight.shape[1] + 1, panel_columns(compute)});
+                             {panel_count(weight.shape[0], compute), packed_rows(weight.shape[1], p.held), panel_columns(compute)});
   p.packed = view_of(packed);
   without_gil([&] { cpu::pack_linear(p); });
   py::list outputs;
@@ -82,9 +74,9 @@ py::object norm(const py::object& x, const Array& residual, const Array& weight,
 }  // namespace
 
 void bind_dense(py::module_& m) {
-  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("packed_out_features"),
-        py::arg("activation"));
-  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("bias"));
+  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
+        py::arg("packed_out_features"), py::arg("activation"), py::arg("held"));
+  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("bias"), py::arg("held"));
   m.def("norm", &norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"),
         py::arg("rms"));
 }

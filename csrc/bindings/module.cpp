@@ -20,4 +20,5 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   bind_dense(m);
   bind_channel(m);
   bind_plan(m);
+  bind_recurrent(m);
 }

@@ -15,15 +15,32 @@ constexpr std::int64_t panel_count(std::int64_t out_features, DType compute) {
   return out_features / columns + (out_features % columns != 0);
 }
 
+// How a packed weight holds its numbers. A panel is rows of kPanelBytes, one entry a column:
+//   compute:   in_features rows of compute values, a row of biases
+//   bfloat16:  in_features / 2 rows of pairs (rounded up; the even one in the lower half), a row of float32 biases
+//   int8:      in_features / 4 rows of four bytes, the lowest first; a row of float32 scales, one of float32 biases, and
+//              one of int32: -128 times the column's sum, for activations that are stored with 128 added
+enum class Held : std::uint8_t { compute, bfloat16, int8 };
+constexpr std::int64_t held_rows(std::int64_t in_features, Held held) {
+  const std::int64_t each = held == Held::int8 ? 4 : held == Held::bfloat16 ? 2 : 1;
+  return in_features / each + (in_features % each != 0);
+}
+constexpr std::int64_t packed_rows(std::int64_t in_features, Held held) {
+  return held_rows(in_features, held) + (held == Held::int8 ? 3 : 1);
+}
+
+// Sums of so many products of an unsigned byte and one from -127 to 127 fit 32 bits.
+constexpr std::int64_t kMostInt8Features = std::int64_t{1} << 16;
+
 // A view of a packed weight, still without memory.
-inline Array packed_array(std::int64_t out_features, std::int64_t in_features, DType compute) {
+inline Array packed_array(std::int64_t out_features, std::int64_t in_features, DType compute, Held held = Held::compute) {
   Array a;
   a.kind = Array::Kind::array;
   a.dtype = compute;
   a.writable = true;
   a.rank = 3;
   a.shape[0] = panel_count(out_features, compute);
-  a.shape[1] = in_features + 1;
+  a.shape[1] = packed_rows(in_features, held);
   a.shape[2] = panel_columns(compute);
   a.stride[0] = a.shape[1] * kPanelBytes;
   a.stride[1] = kPanelBytes;
@@ -34,17 +51,19 @@ inline Array packed_array(std::int64_t out_features, std::int64_t in_features, D
 // 16-bit floats are computed in float32.
 constexpr DType compute_dtype(DType t) { return t == DType::float64 ? DType::float64 : DType::float32; }
 
-// out = activation(x weight^T + bias)
+// out = activation(x weight^T + bias) + residual
 struct LinearProblem {
   enum class Activation : std::uint8_t { none, relu, gelu, silu };
 
-  Array x;       // [..., in_features]
-  Array weight;  // [out_features, in_features]; or, when packed, [panels, in_features + 1, columns] from PackProblem
-  Array bias;    // [out_features]
-  Array out;     // [..., out_features]
+  Array x;         // [..., in_features]
+  Array weight;    // [out_features, in_features]; or, when packed, [panels, packed_rows, columns] from PackProblem
+  Array bias;      // [out_features]
+  Array residual;  // [..., out_features]; may be out itself, but not overlap it otherwise
+  Array out;       // [..., out_features]
   Activation activation = Activation::none;
   bool packed = false;
   std::int64_t packed_out_features = 0;
+  Held held = Held::compute;  // when packed
 
   std::int64_t in_features() const { return x.shape[x.rank - 1]; }
   std::int64_t out_features() const { return packed ? packed_out_features : weight.shape[0]; }
@@ -62,7 +81,8 @@ inline Refusal LinearProblem::check() const {
     c.require(weight.kind == Array::Kind::array, rules::kType, "weight");
     c.require(weight.dtype == compute, rules::kSameDType, "weight");
     c.require(out_features() >= 0, rules::kShape, "weight");
-    c.shape(weight, "weight", panel_count(out_features(), compute), in_features() + 1, panel_columns(compute));
+    c.require(held <= Held::int8 && (held == Held::compute || compute == DType::float32), rules::kSameDType, "weight");
+    c.shape(weight, "weight", panel_count(out_features(), compute), packed_rows(in_features(), held), panel_columns(compute));
     if (c.result()) return c.result();
     const std::int64_t item = size_of(compute);
     c.require(weight.stride[2] == item && weight.stride[1] == kPanelBytes && weight.stride[0] == kPanelBytes * weight.shape[1],
@@ -79,7 +99,12 @@ inline Refusal LinearProblem::check() const {
 
 inline Refusal LinearProblem::check_outputs() const {
   Checker c;
-  if (!out.present()) return {};
+  c.like(residual, x, x.rank, "residual");
+  if (residual.present() && !c.result()) {
+    for (int a = 0; a < x.rank - 1; ++a) c.require(residual.shape[a] == x.shape[a], rules::kShape, "residual");
+    c.require(residual.shape[x.rank - 1] == out_features(), rules::kShape, "residual");
+  }
+  if (c.result() || !out.present()) return c.result();
   c.floats(out, x.rank, "out").like(out, x, x.rank, "out");
   if (c.result()) return c.result();
   for (int a = 0; a < x.rank - 1; ++a) c.require(out.shape[a] == x.shape[a], rules::kShape, "out");
@@ -88,15 +113,19 @@ inline Refusal LinearProblem::check_outputs() const {
 }
 
 // Weight and bias in the order in which the tile engine reads them, as compute values:
-// packed[p][k][j] = weight[p columns + j][k], packed[p][in_features][j] = bias[p columns + j], zeros beyond the edges.
+// packed[p][k][j] = weight[p columns + j][k], packed[p][in_features][j] = bias[p columns + j], zeros beyond the edges; or
+// those numbers as Held says: rounded to bfloat16, or to whole multiples of scale[j] = max |weight[j]| / 127.
 struct PackProblem {
   Array weight;  // [out_features, in_features]
   Array bias;    // [out_features]
-  Array packed;  // [panels, in_features + 1, columns], row-major, set after check()
+  Array packed;  // [panels, packed_rows, columns], row-major, set after check()
+  Held held = Held::compute;
 
   Refusal check() const {
     Checker c;
     c.floats(weight, 2, "weight");
+    c.require(held == Held::compute || compute_dtype(weight.dtype) == DType::float32, rules::kHeld, "weight");
+    c.require(held != Held::int8 || weight.shape[1] <= kMostInt8Features, rules::kHeld, "weight");
     if (c.result()) return c.result();
     return c.like(bias, weight, 1, "bias").shape(bias, "bias", weight.shape[0]).result();
   }

@@ -29,6 +29,7 @@ constexpr const char* kAlignment = "alignment";   // needed, but not given
 constexpr const char* kEntry = "entry";           // an index array holds a number outside its range
 constexpr const char* kUnused = "unused";         // given, but the other arguments have no use for it
 constexpr const char* kPacked = "packed";         // already inside the packed weight
+constexpr const char* kHeld = "held";             // a weight that cannot be held in so few bits
 }  // namespace rules
 
 // One entry, at `p`, of an index array of int32 or int64.

@@ -18,11 +18,13 @@
 #include <new>
 
 #include "core/rows.h"
-#include "cpu/math.h"
+#include "cpu/linear_few.h"
+#include "cpu/linear_panels.h"
+#include "cpu/linear_words.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
-#include "cpu/strided.h"
 #include "cpu/tile_simd.h"
+#include "cpu/tile_words.h"
 
 namespace regard::cpu {
 namespace {
@@ -48,17 +50,6 @@ constexpr std::int64_t kPanelsPerGroup = 32;
 // Items a thread, so that threads end together.
 constexpr std::int64_t kItemsPerThread = 4;
 
-std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
-std::int64_t round_up(std::int64_t n, std::int64_t to) { return divide_up(n, to) * to; }
-
-// Row length of a copied block: whole vectors, and an odd number of cache lines, so that rows spread over all L1 sets.
-template <class T> std::int64_t row_length(std::int64_t n) {
-  constexpr std::int64_t line = 64 / sizeof(T);
-  return (divide_up(std::max<std::int64_t>(n, 1), line) | 1) * line;
-}
-
-template <class T> constexpr int kPanel = static_cast<int>(kPanelBytes / sizeof(T));
-
 // to[k][j] = weight[n0 + j][k0 + k] for j < columns <= kPanel, k < depth; zeros up to kPanel.
 // `staging` has room for [kPanel][row_length(depth)].
 template <class T> void pack_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, T* to, T* staging) {
@@ -81,22 +72,6 @@ template <class T> void pack_panel(const Array& weight, std::int64_t n0, int col
   transpose_padded(from, from_row, columns, depth, to, kPanel<T>, kPanel<T>);
 }
 
-template <class T> void read_bias(const Array& bias, std::int64_t n0, std::int64_t columns, T* to, std::int64_t padded) {
-  if (bias.present()) read_row(bias.dtype, bias.at(n0), bias.stride[0], columns, to);
-  std::fill(to + (bias.present() ? columns : 0), to + padded, T(0));
-}
-
-// Calls f with the function on vectors.
-template <class F> void with_activation(LinearProblem::Activation a, F&& f) {
-  using Activation = LinearProblem::Activation;
-  switch (a) {
-    case Activation::none: return f([](auto v) { return v; });
-    case Activation::relu: return f([](auto v) { return relu(v); });
-    case Activation::gelu: return f([](auto v) { return gelu(v); });
-    case Activation::silu: return f([](auto v) { return silu(v); });
-  }
-}
-
 template <class T> class Linear {
   using V = Vec<T>;
   static constexpr int kRows = Tile<T>::kRows;
@@ -105,7 +80,8 @@ template <class T> class Linear {
   static_assert(kPanel<T> % kColumns == 0);
 
  public:
-  explicit Linear(const LinearProblem& problem) : p_(problem), x_(problem.x), out_(problem.out) {
+  explicit Linear(const LinearProblem& problem)
+      : p_(problem), x_(problem.x), residual_(problem.residual.present() ? problem.residual : problem.out), out_(problem.out) {
     panels_ = panel_count(p_.out_features(), dtype_of<T>());
     const std::int64_t threads = get_num_threads();
     if (x_.count() == 0 || panels_ == 0) return;
@@ -134,11 +110,12 @@ template <class T> class Linear {
  private:
   struct Buffers {
     Scratch scratch;
-    T* x;        // [row_block][x_row], one block of the depth
-    T* sums;     // [row_block][sums_row]
-    T* panel;    // [depth][kPanel]
-    T* staging;  // [kPanel][row_length(depth)]
-    T* bias;     // [group * kPanel]
+    T* x;         // [row_block][x_row], one block of the depth
+    T* sums;      // [row_block][sums_row]
+    T* panel;     // [depth][kPanel]
+    T* staging;   // [kPanel][row_length(depth)]
+    T* bias;      // [group * kPanel]
+    T* residual;  // [group * kPanel]
     std::int64_t x_row;
     std::int64_t sums_row;
   };
@@ -149,10 +126,12 @@ template <class T> class Linear {
     w.sums_row = row_length<T>(group_ * kPanel<T>);
     const auto x = w.scratch.template reserve<T>(rows * w.x_row);
     const auto sums = w.scratch.template reserve<T>(rows * w.sums_row);
-    const auto panel = w.scratch.template reserve<T>(p_.packed ? 0 : depth_ * kPanel<T>);
+    const auto panel = w.scratch.template reserve<T>(p_.packed && p_.held == Held::compute ? 0 : depth_ * kPanel<T>);
     const auto staging = w.scratch.template reserve<T>(p_.packed ? 0 : kPanel<T> * row_length<T>(depth_));
     const auto bias = w.scratch.template reserve<T>(group_ * kPanel<T>);
+    const auto residual = w.scratch.template reserve<T>(p_.residual.present() ? group_ * kPanel<T> : 0);
     w.scratch.acquire();
+    w.residual = w.scratch.template at<T>(residual);
     w.x = w.scratch.template at<T>(x);
     w.sums = w.scratch.template at<T>(sums);
     w.panel = w.scratch.template at<T>(panel);
@@ -161,7 +140,13 @@ template <class T> class Linear {
   }
 
   const T* packed_panel(std::int64_t panel, std::int64_t k) const {
-    return reinterpret_cast<const T*>(p_.weight.data) + (panel * (p_.in_features() + 1) + k) * kPanel<T>;
+    return reinterpret_cast<const T*>(p_.weight.data) + (panel * packed_rows(p_.in_features(), p_.held) + k) * kPanel<T>;
+  }
+
+  bool pairs() const { return p_.packed && p_.held == Held::bfloat16; }
+  // k is even: blocks of the depth are whole chains.
+  const std::int32_t* packed_pairs(std::int64_t panel, std::int64_t k) const {
+    return reinterpret_cast<const std::int32_t*>(packed_panel(panel, k / 2));
   }
 
   void run_item(std::int64_t row_block, std::int64_t group) const {
@@ -182,10 +167,19 @@ template <class T> class Linear {
         const std::int64_t n0 = panel * kPanel<T>;
         const int columns = static_cast<int>(std::min<std::int64_t>(kPanel<T>, p_.out_features() - n0));
         const T* right = w.panel;
-        if (p_.packed)
+        if (pairs()) {
+          if constexpr (std::is_same_v<T, float>) {
+            if (rows <= kFewRows) {
+              add_few_pairs(w, packed_pairs(panel, k0), w.sums + (panel - first) * kPanel<T>, rows, depth, block > 0);
+              continue;
+            }
+            widen_pairs(packed_pairs(panel, k0), depth, w.panel);
+          }
+        } else if (p_.packed) {
           right = packed_panel(panel, k0);
-        else
+        } else {
           pack_panel(p_.weight, n0, columns, k0, depth, w.panel, w.staging);
+        }
         for (int j = 0; j < columns; j += kColumns)
           add_products(w, right + j, w.sums + (panel - first) * kPanel<T> + j, rows, std::min(kColumns, columns - j), depth, block > 0);
       }
@@ -211,18 +205,37 @@ template <class T> class Linear {
                                                             w.sums_row, rows - whole, depth, scale);
   }
 
+  // The same for weights held as bfloat16, widened in registers: memory gives half the bytes.
+  void add_few_pairs(Buffers& w, const std::int32_t* right, float* sums, int rows, int depth, bool carry) const {
+    for (int j = 0; j < kPanel<float>; j += kColumns)
+      for (int r = 0; r < rows; r += kRows)
+        multiply_few_pairs<kLinearChain>(w.x + r * w.x_row, w.x_row, right + j, sums + r * w.sums_row + j, w.sums_row,
+                                         std::min(kRows, rows - r), depth, carry);
+  }
+
+  static void widen_pairs(const std::int32_t* from, int depth, float* to) {
+    for (int k = 0; k < depth; k += 2)
+      for (int j = 0; j < kPanel<float>; j += kW) {
+        const Words words = load<Words>(from + k / 2 * kPanel<float> + j);
+        store(to + k * kPanel<float> + j, lower_of_pairs(words));
+        if (k + 1 < depth) store(to + (k + 1) * kPanel<float> + j, upper_of_pairs(words));
+      }
+  }
+
   void finish(Buffers& w, std::int64_t i0, int rows, std::int64_t n0, std::int64_t n1) const {
     const std::int64_t columns = n1 - n0;
     const std::int64_t padded = round_up(columns, kW);
     if (p_.packed)
       for (std::int64_t n = n0; n < n1; n += kPanel<T>)
-        std::copy_n(packed_panel(n / kPanel<T>, p_.in_features()), kPanel<T>, w.bias + n - n0);
+        std::copy_n(packed_panel(n / kPanel<T>, held_rows(p_.in_features(), p_.held)), kPanel<T>, w.bias + n - n0);
     else
       read_bias(p_.bias, n0, columns, w.bias, padded);
     with_activation(p_.activation, [&](auto activation) {
       for (int r = 0; r < rows; ++r) {
         T* const sums = w.sums + r * w.sums_row;
         for (std::int64_t n = 0; n < padded; n += kW) store(sums + n, activation(load<V>(sums + n) + load<V>(w.bias + n)));
+        if (p_.residual.present())
+          add_residual(p_.residual, residual_.at(i0 + r) + n0 * residual_.step(), residual_.step(), columns, w.residual, sums);
         write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, sums);
       }
     });
@@ -230,6 +243,7 @@ template <class T> class Linear {
 
   const LinearProblem& p_;
   Rows x_;
+  Rows residual_;
   Rows out_;
   std::int64_t panels_;
   std::int64_t row_block_ = 0;
@@ -265,8 +279,10 @@ template <class T> void pack(const PackProblem& p) {
 }  // namespace
 
 void linear(const LinearProblem& problem) {
+  if (is_for_words(problem)) return linear_words(problem);
   with_compute(problem.x.dtype, [&](auto t) {
     using T = decltype(t);
+    if (FewRows<T, kLinearChain>::serves(problem)) return FewRows<T, kLinearChain>(problem).run();
     if (problem.packed || Rows(problem.x).count() <= kRowsPerBlock) return Linear<T>(problem).run();
     // Packed for this call: 3 to 5 % faster than blocks of rows that pack for themselves.
     PackProblem p{problem.weight, problem.bias, packed_array(problem.out_features(), problem.in_features(), dtype_of<T>())};
@@ -284,6 +300,7 @@ void linear(const LinearProblem& problem) {
 }
 
 void pack_linear(const PackProblem& problem) {
+  if (problem.held != Held::compute) return pack_words(problem);
   with_compute(problem.weight.dtype, [&](auto t) { pack<decltype(t)>(problem); });
 }
 

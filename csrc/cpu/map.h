@@ -85,18 +85,22 @@ struct Piece {
   std::int64_t c0, c1, p0, p1;
 };
 
-// A map cut into pieces of about kPieceBytes, by its sizes alone. A piece of planes is either whole planes or part of one.
+// A map cut into pieces of about kPieceBytes, or as many as are named. A piece of planes is either whole planes or part of one.
 class Cut {
  public:
-  Cut(const Map& m, std::int64_t item, std::int64_t block) : channels_(m.channels), positions_(m.positions) {
+  // Claiming a piece costs some 20 ns, reading one 4 us or more; a quarter of an L2 leaves room for its neighbours.
+  static constexpr std::int64_t kPieceBytes = std::int64_t{128} << 10;
+
+  Cut(const Map& m, std::int64_t item, std::int64_t block, std::int64_t piece_bytes = kPieceBytes)
+      : channels_(m.channels), positions_(m.positions) {
     const std::int64_t blocks = std::max<std::int64_t>(1, (positions_ + block - 1) / block);
     if (m.order == Order::pixels) {
       channels_a_piece_ = std::min(channels_, kPixelChannels);
-      positions_a_piece_ = block * std::max<std::int64_t>(1, kPieceBytes / (block * channels_a_piece_ * item + 1));
+      positions_a_piece_ = block * std::max<std::int64_t>(1, piece_bytes / (block * channels_a_piece_ * item + 1));
     } else {
       const std::int64_t plane = positions_ * item;
-      channels_a_piece_ = std::max<std::int64_t>(1, kPieceBytes / (plane + 1));
-      positions_a_piece_ = plane <= kPieceBytes ? blocks * block : std::max<std::int64_t>(1, kPieceBytes / (block * item)) * block;
+      channels_a_piece_ = std::max<std::int64_t>(1, piece_bytes / (plane + 1));
+      positions_a_piece_ = plane <= piece_bytes ? blocks * block : std::max<std::int64_t>(1, piece_bytes / (block * item)) * block;
     }
     position_pieces_ = (positions_ + positions_a_piece_ - 1) / positions_a_piece_;
     pieces_ = (channels_ + channels_a_piece_ - 1) / channels_a_piece_ * position_pieces_;
@@ -110,8 +114,6 @@ class Cut {
   }
 
  private:
-  // Claiming a piece costs some 20 ns, reading one 4 us or more; a quarter of an L2 leaves room for its neighbours.
-  static constexpr std::int64_t kPieceBytes = std::int64_t{128} << 10;
   // 1 KiB of float32 from each position: long enough runs for the prefetchers.
   static constexpr std::int64_t kPixelChannels = 256;
 

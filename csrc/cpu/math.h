@@ -7,6 +7,18 @@
 
 namespace regard::cpu {
 
+// tanh for 0 <= a < 0.625, float: x + x^3 p(x^2)
+inline Vec<float> tanh_small(Vec<float> a) {
+  using V = Vec<float>;
+  const V z = a * a;
+  V p = broadcast<V>(-5.70498872745e-3f);
+  p = fma(p, z, broadcast<V>(2.06390887954e-2f));
+  p = fma(p, z, broadcast<V>(-5.37397155531e-2f));
+  p = fma(p, z, broadcast<V>(1.33314422036e-1f));
+  p = fma(p, z, broadcast<V>(-3.33332819422e-1f));
+  return fma(p * z, a, a);
+}
+
 // tanh, within 2 ulp (double: 4): an odd polynomial where 1 - 2 / (e^2x + 1) would cancel, that form elsewhere.
 template <class V> inline V tanh(V x) {
   using T = LaneOf<V>;
@@ -15,14 +27,7 @@ template <class V> inline V tanh(V x) {
   const V large = 1 - 2 * reciprocal(exp_normal(a + a) + 1);
   V small;
   if constexpr (sizeof(T) == 4) {
-    // x + x^3 p(x^2) for |x| < 0.625
-    const V z = x * x;
-    V p = broadcast<V>(-5.70498872745e-3f);
-    p = fma(p, z, broadcast<V>(2.06390887954e-2f));
-    p = fma(p, z, broadcast<V>(-5.37397155531e-2f));
-    p = fma(p, z, broadcast<V>(1.33314422036e-1f));
-    p = fma(p, z, broadcast<V>(-3.33332819422e-1f));
-    small = fma(p * z, a, a);
+    small = tanh_small(a);
   } else {
     // e^2a - 1 without cancellation: with t = tanh(a/2) by its continued fraction, tanh a = 2 t / (1 + t^2).
     const V h = a * T(0.5);

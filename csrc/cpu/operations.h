@@ -9,6 +9,7 @@
 #include "core/norm_problem.h"
 #include "core/rotary_problem.h"
 #include "core/channel_problem.h"
+#include "core/recurrent_problem.h"
 
 namespace regard::cpu {
 
@@ -22,6 +23,8 @@ void multiplicative_attention(const MultiplicativeProblem& problem);
 void norm(const NormProblem& problem);
 void pack_linear(const PackProblem& problem);
 void rotary(const RotaryProblem& problem);
+void pack_recurrent(const PackRecurrentProblem& problem);
+void recurrent(const RecurrentProblem& problem);
 void global_pool(const PoolProblem& problem);
 void squeeze_excitation(const ChannelProblem& problem);
 void channel_attention(const ChannelProblem& problem);

@@ -21,9 +21,6 @@ using Clock = std::chrono::steady_clock;
 // A Ctrl-C is seen within this time, well under the 0.2 s that the contract allows, at no measurable cost.
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
-// Waking a second thread costs about 5 us: below this many operations (some 20 us of work) it does not pay.
-constexpr double kWorkWorthThreads = 1e6;
-
 // Scratch kept by a thread between calls. Fresh pages cost 0.25 us each: 300 KiB would cost a short call 20 us.
 constexpr std::size_t kKeptBytes = std::size_t{8} << 20;
 
@@ -38,7 +35,6 @@ struct Call {
   std::atomic<bool> failed{false};
   std::exception_ptr failure;
   bool interrupted = false;
-  Clock::time_point next_poll;
 };
 
 // Leaves the item that a rehearsal has started.
@@ -50,6 +46,8 @@ thread_local RehearsedStage* rehearsed_stage = nullptr;
 
 thread_local Call* current_call = nullptr;
 thread_local bool is_calling_thread = false;
+// Kept from call to call: an operation of many short ones is interrupted like one long one.
+thread_local Clock::time_point next_poll;
 
 void run_items(Call& call, std::int64_t items, Body body, void* context, bool calling) {
   Call* const outer_call = current_call;
@@ -121,8 +119,8 @@ bool stop_requested() {
   if (call->stop.load(std::memory_order_relaxed)) return true;
   if (!is_calling_thread) return false;
   const auto now = Clock::now();
-  if (now < call->next_poll) return false;
-  call->next_poll = now + kPollInterval;
+  if (now < next_poll) return false;
+  next_poll = now + kPollInterval;
   const auto poll = interrupt_poll.load();
   if (poll == nullptr || !poll()) return false;
   call->interrupted = true;
@@ -136,7 +134,6 @@ void parallel_for(std::int64_t items, double work, Body body, void* context, con
   if (rehearsal != nullptr)
     return rehearse({site.at.file_name(), site.at.file_name(), items, threads, work, 0}, body, context, site.rehearse);
   Call call;
-  call.next_poll = Clock::now() + kPollInterval;
   if (threads <= 1) {
     run_items(call, items, body, context, true);
   } else {

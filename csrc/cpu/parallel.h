@@ -27,6 +27,9 @@ struct Interrupted {};
 // Inside an item: leaves the item when the call is being interrupted. Cheap enough for once a tile.
 bool stop_requested();
 
+// Waking a second thread costs about 5 us: below this many operations (some 20 us of work) it does not pay.
+constexpr double kWorkWorthThreads = 1e6;
+
 // Runs body(context, item) for items 0..items-1, each once, in order of claim, on up to get_num_threads() threads.
 // `work` is a rough count of operations for the whole: small work stays on the calling thread.
 // A forked child runs serially (the parent's threads do not exist there). The first exception is thrown again.

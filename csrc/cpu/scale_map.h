@@ -1,6 +1,7 @@
 // out = x * weight of its channel (* weight of its position), piece by piece. out may be x itself.
 #pragma once
 
+#include "cpu/lanes.h"
 #include "cpu/map.h"
 
 namespace regard::cpu {
@@ -13,6 +14,9 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   // by_channel[c] and, where ByPosition, by_position[p].
   static void piece(const Map& x, const Map& out, const Piece& piece, const T* by_channel, const T* by_position) {
     if (x.order == out.order && x.order == Order::planes) {
+      if constexpr (!ByPosition)
+        if (x.positions >= kW && x.positions < kLongPlane && side_by_side(x) && side_by_side(out))
+          return short_planes(row(x, piece.c0), row(out, piece.c0), x.positions, piece.c1 - piece.c0, by_channel + piece.c0);
       for (std::int64_t c = piece.c0; c < piece.c1; ++c)
         plane(row(x, c) + piece.p0, row(out, c) + piece.p0, piece.p1 - piece.p0, by_channel[c],
               ByPosition ? by_position + piece.p0 : nullptr);
@@ -34,6 +38,29 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   }
 
  private:
+  // Planes shorter than this are rescaled as one run of memory. squeeze_excitation 8x256x7x7 from L2, one thread, Zen 4:
+  // 23.4 us, and 24.6 plane by plane.
+  static constexpr std::int64_t kLongPlane = 16 * kW;
+
+  static bool side_by_side(const Map& m) { return m.channel_stride == m.positions * static_cast<std::int64_t>(sizeof(S)); }
+
+  // Stores are aligned. Where a vector reaches into the next plane, its last lanes have that one's weight.
+  static void short_planes(const S* x, S* out, std::int64_t positions, std::int64_t channels, const T* by_channel) {
+    const std::int64_t all = channels * positions;
+    std::int64_t i = 0;
+    for (; i < all && reinterpret_cast<std::uintptr_t>(out + i) % (kW * sizeof(S)) != 0; ++i) scalar(x + i, out + i, by_channel[0], T(1));
+    std::int64_t end = positions;
+    for (std::int64_t c = 0; c < channels; ++c, end += positions) {
+      const V w = broadcast<V>(by_channel[c]);
+      for (; i + kW <= end; i += kW) store_as(out + i, load_as(x + i) * w);
+      if (c + 1 == channels) break;
+      const auto next_plane = lane_numbers<T>() >= broadcast<V>(static_cast<T>(end - i));
+      store_as(out + i, load_as(x + i) * (next_plane ? broadcast<V>(by_channel[c + 1]) : w));
+      i += kW;
+    }
+    for (; i < all; ++i) scalar(x + i, out + i, by_channel[channels - 1], T(1));
+  }
+
   static S* row(const Map& m, std::int64_t c) { return reinterpret_cast<S*>(m.data + c * m.channel_stride); }
 
   static void scalar(const S* x, S* out, T weight, T position) {

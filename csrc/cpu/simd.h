@@ -21,6 +21,35 @@
 
 namespace regard::cpu {
 
+// Words hold whole numbers, four bytes or two bfloat16.
+using Floats = float __attribute__((vector_size(kVectorBytes)));
+
+// acc + the dot product of four unsigned bytes of `a` and four signed ones of `b`, in each word: exact, on 16-bit products.
+inline Words dot_bytes(Words acc, Words a, Words b) {
+  using Shorts = std::int16_t __attribute__((vector_size(kVectorBytes)));
+  const Words even = a & 0x00ff00ff;
+  const Words odd = (a - even) >> 8 & 0x00ff00ff;
+  const auto even_signed = Words(Shorts(b << 8) >> 8);
+  const auto odd_signed = Words(Shorts(b) >> 8);
+  return acc + add_products_of_shorts(even, even_signed) + add_products_of_shorts(odd, odd_signed);
+}
+
+// Two bfloat16 of each word as floats: those in the lower half, those in the upper one.
+inline Vec<float> lower_of_pairs(Words w) { return Vec<float>(w << 16); }
+inline Vec<float> upper_of_pairs(Words w) { return Vec<float>(w & -0x10000); }
+
+// What a machine may do in one instruction (simd_avx512.h); callers ask native_bytes() and native_pairs() first.
+#if !defined(__AVX512F__)
+inline bool native_bytes() { return false; }
+inline bool native_pairs() { return false; }
+inline Words native_dot_bytes(Words acc, Words a, Words b) { return dot_bytes(acc, a, b); }
+inline Vec<float> native_dot_pairs(Vec<float> acc, Words a, Words b) {
+  return fma(upper_of_pairs(a), upper_of_pairs(b), fma(lower_of_pairs(a), lower_of_pairs(b), acc));
+}
+#endif
+
+inline Vec<float> float_of_words(Words w) { return Vec<float>(__builtin_convertvector(w, Floats)); }
+
 template <class T> constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
 template <class V> using LaneOf = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>;
@@ -45,13 +74,16 @@ template <class V> inline V reciprocal(V x) { return 1 / x; }
 
 template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
 
+// v with its upper half added to its lower one, then the half's, and so on. In registers: through memory, each round
+// waits for the last one's stores (layer_norm, three sums a row: 16 x 768 takes 3.1 us, and 3.9 through memory).
+template <int Half, class V, std::size_t... I> inline V fold_lanes(V v, std::index_sequence<I...> lanes) {
+  v += __builtin_shufflevector(v, v, (static_cast<int>(I) ^ Half)...);
+  if constexpr (Half > 1) return fold_lanes<Half / 2>(v, lanes);
+  return v;
+}
 template <class V> inline LaneOf<V> sum_lanes(V v) {
   constexpr int n = sizeof(V) / sizeof(LaneOf<V>);
-  LaneOf<V> lanes[n];
-  store(lanes, v);
-  for (int half = n / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return fold_lanes<n / 2>(v, std::make_index_sequence<n>{})[0];
 }
 
 template <class V> inline LaneOf<V> max_lanes(V v) {

@@ -23,6 +23,10 @@ inline __m256d max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 inline __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 inline __m256d min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 
+// Words of four bytes; in each, the sum of two products of signed 16-bit numbers.
+using Words = std::int32_t __attribute__((vector_size(32)));
+inline Words add_products_of_shorts(Words a, Words b) { return Words(_mm256_madd_epi16(__m256i(a), __m256i(b))); }
+
 inline __m256 round_to_nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline __m256d round_to_nearest(__m256d x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 

@@ -20,6 +20,19 @@ using Float4 = float __attribute__((vector_size(16)));
 using Double2 = double __attribute__((vector_size(16)));
 template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, Double2, Float4>;
 
+// Words of four bytes; in each, the sum of two products of signed 16-bit numbers.
+using Words = std::int32_t __attribute__((vector_size(16)));
+inline Words add_products_of_shorts(Words a, Words b) {
+#if defined(__SSE2__)
+  using Shorts = short __attribute__((vector_size(16)));
+  return Words(__builtin_ia32_pmaddwd128(Shorts(a), Shorts(b)));
+#else
+  using Bits = std::uint32_t __attribute__((vector_size(16)));
+  const auto lower = [](Words w) { return Words(Bits(w) << 16) >> 16; };
+  return lower(a) * lower(b) + (a >> 16) * (b >> 16);
+#endif
+}
+
 // Not fused where the target has no such instruction: results differ in the last bit between instruction sets only.
 inline Float4 fma(Float4 a, Float4 b, Float4 c) { return a * b + c; }
 inline Double2 fma(Double2 a, Double2 b, Double2 c) { return a * b + c; }

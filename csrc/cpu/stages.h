@@ -21,6 +21,11 @@ constexpr int kMostStages = 4;
 // Images in flight, and so sets of buffers: image i may use those of i - kInFlight, whose stages are over by then.
 constexpr std::int64_t kInFlight = kMostStages + 1;
 
+// Looks, some 50 us of them, where a piece takes 10. To yield sooner gives the core to another program, if there is one, for
+// milliseconds: on a machine with ten times as many busy threads as cores the fastest tenth of calls of 8x256x56x56 took
+// 20 ms after 64 looks, and takes 1.75 ms now.
+constexpr int kLooksBeforeYield = 1 << 16;
+
 // body(image, stage, piece) for every piece, then finish(image, stage) once, by whoever ends the stage's last piece.
 template <class Work, class Finish>
 void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, double work, Work&& body, Finish&& finish,
@@ -40,10 +45,12 @@ void run_stages(std::int64_t images, int stages, const std::int64_t* pieces, dou
 
   // False when the call is being stopped.
   const auto wait_for = [&](std::int64_t image, int stage) {
-    for (int spins = 0; !progress[image].done[stage].load(std::memory_order_acquire); ++spins) {
-      if (spins % 64 == 63) {
-        if (stop_requested()) return false;
+    for (int looks = 1; !progress[image].done[stage].load(std::memory_order_acquire); ++looks) {
+      if (looks % 1024 != 0) continue;
+      if (stop_requested()) return false;
+      if (looks >= kLooksBeforeYield) {
         std::this_thread::yield();
+        looks = kLooksBeforeYield - 1024;
       }
     }
     return true;

@@ -25,6 +25,7 @@ from regard.dot_product import attention, scaled_dot_product_attention
 from regard.merge import merge_attention
 from regard.paged import PagedKVCache
 from regard.rotary import rotary_embedding, rotary_tables
+from regard.recurrent import gru, lstm
 from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "get_num_threads",
     "global_average_pool",
     "global_max_pool",
+    "gru",
     "layer_norm",
     "linear",
     "location_sensitive_attention",
     "merge_attention",
+    "lstm",
     "multiplicative_attention",
     "rms_norm",
     "rotary_embedding",

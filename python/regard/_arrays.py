@@ -145,6 +145,8 @@ def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[A
     views: dict[int, Any] = {}  # the same array given twice is seen to be the same
 
     def view(x: Any) -> Any:
+        if isinstance(x, tuple):  # an LSTM's states
+            return tuple(map(view, x))
         if not hasattr(x, "__dlpack__"):
             return x
         if id(x) not in views:
@@ -155,6 +157,10 @@ def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[A
     if isinstance(like, np.ndarray):
         return result
     convert = _framework_of(like)
-    if isinstance(result, tuple):
-        return tuple(convert(x) if isinstance(x, np.ndarray) else x for x in result)
-    return convert(result)
+
+    def converted(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(map(converted, x))
+        return convert(x) if isinstance(x, np.ndarray) else x
+
+    return converted(result)

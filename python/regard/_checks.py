@@ -18,6 +18,13 @@ _MLP = {
 _ANGLES = {"cos": "max_positions pairs", "sin": "max_positions pairs", "positions": "batch len"}
 _SPATIAL = {"w_spatial": "1 2 kernel kernel", "b_spatial": "1"}
 
+
+def _recurrent(gates: int) -> dict[str, str]:
+    rows = f"{gates}*hidden"
+    weights = {"w_hidden": f"{rows} hidden", "w_input": f"{rows} in_features", "b_input": rows, "b_hidden": rows}
+    return {"x": "batch len in_features", **weights, "h0": "batch hidden", "lengths": "batch"}
+
+
 #: Expected shapes, by operation and argument, in the names of docs and docstrings.
 SHAPES: dict[str, dict[str, str]] = {
     "attention": {
@@ -73,6 +80,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "x": "... in_features",
         "weight": "out_features in_features",
         "bias": "out_features",
+        "residual": "... out_features",
         "out": "... out_features",
     },
     "pack_linear": {"weight": "out_features in_features", "bias": "out_features"},
@@ -115,6 +123,15 @@ SHAPES: dict[str, dict[str, str]] = {
         "mask": "batch len_q len_kv",
         "key_lengths": "batch",
     },
+    "gru": _recurrent(3),
+    "lstm": _recurrent(4) | {"c0": "batch hidden"},
+    # Of a module, which has checked its weights.
+    "recurrent": {
+        "x": "batch len in_features",
+        "h0": "directions batch hidden",
+        "c0": "directions batch hidden",
+        "lengths": "batch",
+    },
     "location_sensitive_attention": {
         "query": "batch len_q dim_q",
         "key": "batch len_kv dim_k",
@@ -150,6 +167,7 @@ HINTS: dict[tuple[str, str], str] = {
     ("rotary_embedding", "positions"): "batch may be left out",
     ("append", "positions"): "batch may be left out",
     ("linear", "x"): "there are 1 to 8 axes",
+    ("linear", "residual"): "the leading axes are those of x",
     ("linear", "out"): "the leading axes are those of x",
     ("layer_norm", "x"): "there are 1 to 8 axes",
     ("layer_norm", "out"): "the leading axes are those of x",
@@ -190,6 +208,7 @@ DTYPES: dict[str, str] = {
     "positions": "int32 or int64",
     "cos": "float32 or the dtype of the first array",
     "sin": "that of cos, float32 or the dtype of the first array",
+    "lengths": "int32 or int64",
 }
 
 #: Ranges of numbers.
@@ -217,6 +236,7 @@ ENTRIES: dict[tuple[str, str], str] = {
 _LENGTHS = {
     "query_lengths": "entries from 0 to len_q = {len_q}",
     "key_lengths": "entries from 0 to len_kv = {len_kv}",
+    "lengths": "entries from 0 to len = {len}",
 }
 
 FLOATS = "float32, float64, float16 or bfloat16"
@@ -268,7 +288,8 @@ def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[
             shape = shape[-len(parts) :]
         if len(shape) == len(parts):
             for name, length in zip(parts, shape, strict=True):
-                found.setdefault(name, length)
+                if "*" not in name:
+                    found.setdefault(name, length)
     return found
 
 
@@ -278,6 +299,8 @@ def _in_layout(names: str, layout: str) -> str:
         parts[1], parts[2] = parts[2], parts[1]
     if layout == "nhwc" and parts[:2] == ["batch", "channels"] and len(parts) == 4:
         parts = [parts[0], parts[2], parts[3], parts[1]]
+    if layout == "time_major" and parts[:2] == ["batch", "len"]:
+        parts[:2] = ["len", "batch"]
     return " ".join(parts)
 
 
@@ -291,6 +314,10 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     first = next(iter(shapes))
 
     def filled(names: str) -> str:
+        for name in names.split():
+            times, _, of = name.rpartition("*")  # "3*hidden"
+            if of in known:
+                known[name] = int(times or 1) * known[of]
         return ", ".join(f"{n} = {known[n]}" if n in known and not n.isdigit() else n for n in names.split())
 
     shape = f"({filled(shapes.get(argument, ''))})"
@@ -308,6 +335,9 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
         return ValueError(f"{argument}: expected shape {shape}{hint}, got {got}")
     if rule == "packed":
         return ValueError(f"{argument}: expected None, because the packed weight holds its own, got {got}")
+    if rule == "held":
+        most = "at most 65536 in_features and " if arguments["held"] == "int8" else ""
+        return ValueError(f"{argument}: expected {most}no float64 where held = {arguments['held']!r}, got {got}")
     if rule == "broadcast":
         return ValueError(f"{argument}: expected a shape that broadcasts to {shape}, got {got}")
     if rule == "writable":

@@ -50,7 +50,7 @@ def get_num_threads() -> int:
 def global_pool(x: typing.Any, channels_last: bool, maximum: bool) -> typing.Any:
     ...
 
-def linear(x: typing.Any, weight: typing.Any, bias: typing.Any, out: typing.Any, packed_out_features: int, activation: int) -> typing.Any:
+def linear(x: typing.Any, weight: typing.Any, bias: typing.Any, residual: typing.Any, out: typing.Any, packed_out_features: int, activation: int, held: int) -> typing.Any:
     ...
 
 def location_sensitive_attention(query: typing.Any, key: typing.Any, value: typing.Any, previous_weights: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, w_location: typing.Any, location_kernel: typing.Any, location_bias: typing.Any, bias: typing.Any, mask: typing.Any) -> typing.Any:
@@ -74,10 +74,16 @@ def multiplicative_attention(query: typing.Any, key: typing.Any, value: typing.A
 def norm(x: typing.Any, residual: typing.Any, weight: typing.Any, bias: typing.Any, out: typing.Any, eps: float, rms: bool) -> typing.Any:
     ...
 
-def pack_linear(weight: typing.Any, bias: typing.Any) -> typing.Any:
+def pack_linear(weight: typing.Any, bias: typing.Any, held: int) -> typing.Any:
     ...
 
 def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
+    ...
+
+def pack_recurrent(w_hidden: typing.Any, b_hidden: typing.Any, lstm: bool) -> typing.Any:
+    ...
+
+def recurrent(x: typing.Any, h0: typing.Any, c0: typing.Any, lengths: typing.Any, w_input: typing.Any, w_hidden: typing.Any, b_input: typing.Any, b_hidden: typing.Any, w_input_reverse: typing.Any, w_hidden_reverse: typing.Any, lstm: bool, reverse: bool, time_major: bool, packed_hidden: int) -> typing.Any:
     ...
 
 def set_num_threads(n: int) -> None:

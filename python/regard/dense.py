@@ -10,6 +10,7 @@ from regard import _arrays, _backend, _checks
 
 #: As in core/linear_problem.h.
 _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+_HELD = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
 class PackedLinear:
@@ -21,12 +22,17 @@ class PackedLinear:
         Opaque; float32, or float64 where the weight was float64. Serves every instruction set.
     dtype : dtype
         Of the weight it was made from.
+    held : str
+        What it was packed as: "float32" (float64 where the weight was), "bfloat16" or "int8".
     in_features, out_features : int
     """
 
-    __slots__ = ("dtype", "in_features", "out_features", "packed")
+    __slots__ = ("dtype", "held", "in_features", "out_features", "packed")
 
-    def __init__(self, packed: np.ndarray, out_features: int, in_features: int, dtype: Any) -> None:
+    def __init__(
+        self, packed: np.ndarray, out_features: int, in_features: int, dtype: Any, held: str = "float32"
+    ) -> None:
+        self.held = held
         self.packed = packed
         self.out_features = out_features
         self.in_features = in_features
@@ -47,7 +53,7 @@ def _call(operation: str, kernel: Any, arrays: tuple[Any, ...], options: tuple[A
     return _arrays.call(operation, kernel, _backend.cpu, arrays, options)
 
 
-def pack_linear(weight: Any, bias: Any = None) -> PackedLinear:
+def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedLinear:
     """Pack a linear layer once, so that calls of regard.linear with it save that work.
 
     Parameters
@@ -56,26 +62,42 @@ def pack_linear(weight: Any, bias: Any = None) -> PackedLinear:
         float32, float64, float16 or bfloat16; any strides. It is copied.
     bias : array, (out_features,), optional
         Of the weight's dtype.
+    held : {"float32", "bfloat16", "int8"}
+        "float32" (float64 for a float64 weight): as the kernels compute; the same bits come out as
+        without packing. "bfloat16": rounded to that dtype; products with bfloat16 inputs run in it
+        where the machine can. "int8": whole multiples of max |weight| / 127 of each output channel, in
+        products with inputs that are quantised likewise, by rows; up to 65536 in_features. Neither is
+        for float64.
 
     Returns
     -------
     PackedLinear
-        To be given to regard.linear in place of weight and bias: the same bits come out.
+        To be given to regard.linear in place of weight and bias.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias))
+    code = _HELD.get(held)
+    if code is None:
+        raise ValueError(f"held: expected {', '.join(map(repr, _HELD))}, got {held!r}")
+    result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias), code)
     if type(result) is tuple:
-        raise _checks.error("pack_linear", result, {"weight": weight, "bias": bias})
+        raise _checks.error("pack_linear", result, {"weight": weight, "bias": bias, "held": held})
     out_features, in_features = weight.shape
-    return PackedLinear(result[0], int(out_features), int(in_features), weight.dtype)
+    return PackedLinear(result[0], int(out_features), int(in_features), weight.dtype, held)
 
 
-def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None, out: Any = None) -> Any:
-    """A linear layer and its activation in one pass: ``activation(x weight^T + bias)``.
+def linear(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    out: Any = None,
+    residual: Any = None,
+) -> Any:
+    """A linear layer and what follows it in one pass: ``activation(x weight^T + bias) + residual``.
 
     Sums run in float32 (float64 for float64) and are rounded once, at the end. The bits of a row of the
     result depend on that row of x alone, not on how many rows there are.
@@ -92,6 +114,8 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None,
     activation : None, "relu", "gelu" (the erf form) or "silu"
     out : array, (..., out_features), optional
         Written and returned; may overlap any input.
+    residual : array, (..., out_features), optional
+        Of x's dtype and leading axes; added before the one rounding.
 
     Returns
     -------
@@ -108,15 +132,16 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None,
         expected = ", ".join(repr(a) for a in _ACTIVATIONS)
         raise ValueError(f"activation: expected one of {expected}, got {activation!r}")
     packed_out = -1
+    held = 0
     given = weight
     if type(weight) is PackedLinear:
-        weight, packed_out = weight.packed, weight.out_features
-    arrays = (x, weight, bias)
+        weight, packed_out, held = weight.packed, weight.out_features, _HELD[weight.held]
+    arrays = (x, weight, bias, residual)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    result = _call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code))
+    result = _call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
     if type(result) is tuple:
-        raise _checks.error("linear", result, {"x": x, "weight": given, "bias": bias, "out": out})
+        raise _checks.error("linear", result, {"x": x, "weight": given, "bias": bias, "residual": residual, "out": out})
     return result[0]
 
 
@@ -184,17 +209,19 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6, out: Any = None) -> 
     return _norm("rms_norm", x, None, weight, None, eps, out)
 
 
-def add_layer_norm(x: Any, residual: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def add_layer_norm(
+    x: Any, residual: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, out: Any = None
+) -> Any:
     """``layer_norm(x + residual)`` in one pass; the sum is not rounded to x's dtype between.
 
     Parameters and errors are layer_norm's; residual has the shape and dtype of x.
     """
-    return _norm("layer_norm", x, residual, weight, bias, eps, None)
+    return _norm("layer_norm", x, residual, weight, bias, eps, out)
 
 
-def add_rms_norm(x: Any, residual: Any, weight: Any = None, eps: float = 1e-6) -> Any:
+def add_rms_norm(x: Any, residual: Any, weight: Any = None, eps: float = 1e-6, out: Any = None) -> Any:
     """``rms_norm(x + residual)`` in one pass, as add_layer_norm."""
-    return _norm("rms_norm", x, residual, weight, None, eps, None)
+    return _norm("rms_norm", x, residual, weight, None, eps, out)
 
 
 def _norm(operation: str, x: Any, residual: Any, weight: Any, bias: Any, eps: float, out: Any) -> Any:

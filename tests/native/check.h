@@ -48,6 +48,7 @@ void test_attention();
 void test_cache();
 void test_dtype();
 void test_parallel();
+void test_recurrent();
 void test_sequences();
 void test_simd();
 void test_strided();

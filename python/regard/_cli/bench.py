@@ -14,7 +14,7 @@ import numpy as np
 import regard
 from regard import _backend
 from regard._ceilings import LARGEST_READ, Ceilings
-from regard._cli import operations, table
+from regard._cli import models, operations, table
 from regard._cli.check import chosen_operations
 from regard._cli.info import processor
 from regard._cli.operations import Arguments, Case, Operation
@@ -23,6 +23,8 @@ from regard._cli.timing import Timing, compare, set_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    about = "single operations (default), or whole models on regard.nn against PyTorch's"
+    parser.add_argument("what", nargs="?", choices=("operations", "models"), default="operations", help=about)
     parser.add_argument("--operation", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--dtype", default="float32", choices=[d.name for d in operations.dtypes()])
     parser.add_argument("--threads", type=int, metavar="N", help="default: what regard uses")
@@ -38,7 +40,10 @@ def run(options: argparse.Namespace) -> int:
     before = regard.get_num_threads()
     set_threads(options.threads or before)
     try:
-        _run(options, torch)
+        if options.what == "models":
+            models.run(options, torch)
+        else:
+            _run(options, torch)
     finally:
         regard.set_num_threads(before)
     return 0

@@ -30,54 +30,25 @@ def numpy_attention(query: Any, key: Any, value: Any, causal: bool = False) -> A
     return (s @ v).astype(query.dtype, copy=False)
 
 
-def numpy_attention_varlen(query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Any:
+def numpy_attention_varlen(
+    query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any, causal: bool = False
+) -> Any:
     out = np.zeros((*query.shape[:2], value.shape[2]), query.dtype)
-    for q0, q1, k0, k1 in zip(cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_kv, cu_seqlens_kv[1:], strict=False):
-        one = (
-            x[None, part].swapaxes(1, 2)
-            for x, part in ((query, slice(q0, q1)), (key, slice(k0, k1)), (value, slice(k0, k1)))
-        )
-        out[q0:q1] = numpy_attention(*one)[0].swapaxes(0, 1)
+    for b in range(len(cu_seqlens_q) - 1):
+        rows, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_seqlens_kv[b : b + 2])
+        q, k, v = (x.swapaxes(0, 1)[None] for x in (query[rows], key[keys], value[keys]))
+        if q.size and k.size:
+            out[rows] = numpy_attention(q, k, v, causal)[0].swapaxes(0, 1)
     return out
 
 
 def numpy_attention_paged(query: Any, key_pages: Any, value_pages: Any, page_table: Any, key_lengths: Any) -> Any:
-    out = np.empty((*query.shape[:3], value_pages.shape[3]), query.dtype)
+    outs = []
     for b, length in enumerate(key_lengths):
-        rows = (x[page_table[b]].reshape(-1, *x.shape[2:])[:length] for x in (key_pages, value_pages))
-        out[b] = numpy_attention(query[b : b + 1], *(x[None].swapaxes(1, 2) for x in rows))[0]
-    return out
-
-
-def _weighted(s: Any, value: Any, dtype: Any) -> tuple[Any, Any]:
-    """The softmax of the scores, and the values it weighs."""
-    s -= s.max(axis=-1, keepdims=True)
-    np.exp(s, out=s)
-    s /= s.sum(axis=-1, keepdims=True)
-    return (s @ _computed(value)).astype(dtype, copy=False), s.astype(dtype, copy=False)
-
-
-def numpy_additive_attention(query: Any, key: Any, value: Any, v: Any, w_query: Any, w_key: Any) -> Any:
-    q, k = _computed(query) @ _computed(w_query).T, _computed(key) @ _computed(w_key).T
-    return _weighted(np.tanh(q[:, :, None] + k[:, None]) @ _computed(v), value, query.dtype)[0]
-
-
-def numpy_multiplicative_attention(query: Any, key: Any, value: Any, w: Any) -> Any:
-    return _weighted(_computed(query) @ _computed(w) @ _computed(key).swapaxes(1, 2), value, query.dtype)[0]
-
-
-def numpy_location_sensitive_attention(
-    query: Any, key: Any, value: Any, previous_weights: Any, v: Any, w_location: Any, location_kernel: Any
-) -> Any:
-    kernel = _computed(location_kernel)
-    width = kernel.shape[2]
-    sides = ((width - 1) // 2, width // 2)
-    padded = np.pad(_computed(previous_weights), ((0, 0), (0, 0), sides))
-    near = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2)  # batch, channels, len_kv, width
-    features = np.tensordot(near, kernel, axes=((1, 3), (1, 2)))
-    location = features @ _computed(w_location).T
-    s = np.tanh(_computed(query)[:, :, None] + (_computed(key) + location)[:, None]) @ _computed(v)
-    return _weighted(s, value, query.dtype)
+        gathered = (p[page_table[b]].reshape(-1, *p.shape[2:])[:length] for p in (key_pages, value_pages))
+        k, v = (x.swapaxes(0, 1)[None] for x in gathered)
+        outs.append(numpy_attention(query[b : b + 1], k, v))
+    return np.concatenate(outs)
 
 
 def numpy_linear(x: Any, weight: Any, bias: Any) -> Any:
@@ -124,47 +95,130 @@ def numpy_global_max_pool(x: Any) -> Any:
     return x.max(axis=(2, 3))
 
 
-def _sigmoid(x: Any) -> Any:
+def _numpy_mlp(pooled: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any) -> Any:
+    hidden = np.maximum(pooled @ _computed(w_reduce).T + _computed(b_reduce), 0)
+    return hidden @ _computed(w_expand).T + _computed(b_expand)
+
+
+def _numpy_sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def numpy_channel_attention(x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any) -> Any:
+def numpy_squeeze_excitation(x: Any, **mlp: Any) -> Any:
     y = _computed(x)
-    pooled = np.stack((y.mean(axis=(2, 3)), y.max(axis=(2, 3))))
-    hidden = np.maximum(pooled @ _computed(w_reduce).T + _computed(b_reduce), 0)
-    gate = _sigmoid((hidden @ _computed(w_expand).T + _computed(b_expand)).sum(axis=0))
+    gate = _numpy_sigmoid(_numpy_mlp(y.mean(axis=(2, 3)), **mlp))
     return (y * gate[:, :, None, None]).astype(x.dtype, copy=False)
 
 
-def numpy_spatial_attention(x: Any, w_spatial: Any, b_spatial: Any) -> Any:
-    y, w = _computed(x), _computed(w_spatial)[0]
-    side = w.shape[1] // 2
-    planes = np.pad(np.stack((y.mean(axis=1), y.max(axis=1)), axis=1), ((0, 0), (0, 0), (side, side), (side, side)))
-    near = np.lib.stride_tricks.sliding_window_view(planes, w.shape[1:], axis=(2, 3))
-    gate = _sigmoid(np.einsum("bchwij,cij->bhw", near, w) + _computed(b_spatial))
-    return (y * gate[:, None]).astype(x.dtype, copy=False)
+def numpy_gru(x: Any, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> Any:
+    given = _computed(x) @ _computed(w_input).T + _computed(b_input)
+    w, b = _computed(w_hidden).T, _computed(b_hidden)
+    h = np.zeros((x.shape[0], w.shape[0]), w.dtype)
+    out = np.empty((*x.shape[:2], w.shape[0]), w.dtype)
+    for t in range(x.shape[1]):
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = (np.split(a, 3, axis=1) for a in (given[:, t], h @ w + b))
+        z = _numpy_sigmoid(x_z + h_z)
+        n = np.tanh(x_n + _numpy_sigmoid(x_r + h_r) * h_n)
+        h = out[:, t] = n + z * (h - n)
+    return out.astype(x.dtype, copy=False), h.astype(x.dtype, copy=False)
 
 
-def numpy_cbam(
-    x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any, w_spatial: Any, b_spatial: Any
-) -> Any:
-    y = numpy_channel_attention(_computed(x), w_reduce, b_reduce, w_expand, b_expand)
-    return numpy_spatial_attention(y, w_spatial, b_spatial).astype(x.dtype, copy=False)
+def numpy_lstm(x: Any, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> Any:
+    given = _computed(x) @ _computed(w_input).T + (_computed(b_input) + _computed(b_hidden))
+    w = _computed(w_hidden).T
+    h = c = np.zeros((x.shape[0], w.shape[0]), w.dtype)
+    out = np.empty((*x.shape[:2], w.shape[0]), w.dtype)
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(given[:, t] + h @ w, 4, axis=1)
+        c = _numpy_sigmoid(f) * c + _numpy_sigmoid(i) * np.tanh(g)
+        h = out[:, t] = _numpy_sigmoid(o) * np.tanh(c)
+    return tuple(a.astype(x.dtype, copy=False) for a in (out, h, c))
+
+
+def _numpy_channel_attention(y: Any, **mlp: Any) -> Any:
+    scores = _numpy_mlp(y.mean(axis=(2, 3)), **mlp) + _numpy_mlp(y.max(axis=(2, 3)), **mlp)
+    return y * _numpy_sigmoid(scores)[:, :, None, None]
+
+
+def _numpy_spatial_attention(y: Any, w_spatial: Any) -> Any:
+    kernel = _computed(w_spatial)[0]
+    height, width = y.shape[2:]
+    above, left = (kernel.shape[1] - 1) // 2, (kernel.shape[2] - 1) // 2
+    below, right = kernel.shape[1] - 1 - above, kernel.shape[2] - 1 - left
+    planes = np.pad(np.stack([y.mean(axis=1), y.max(axis=1)], 1), ((0, 0), (0, 0), (above, below), (left, right)))
+    scores = np.zeros((len(y), height, width), y.dtype)
+    for i in range(kernel.shape[1]):
+        for j in range(kernel.shape[2]):
+            for plane in range(2):
+                scores += planes[:, plane, i : i + height, j : j + width] * kernel[plane, i, j]
+    return y * _numpy_sigmoid(scores)[:, None]
+
+
+def numpy_channel_attention(x: Any, **mlp: Any) -> Any:
+    return _numpy_channel_attention(_computed(x), **mlp).astype(x.dtype, copy=False)
+
+
+def numpy_spatial_attention(x: Any, w_spatial: Any) -> Any:
+    return _numpy_spatial_attention(_computed(x), w_spatial).astype(x.dtype, copy=False)
+
+
+def numpy_cbam(x: Any, w_spatial: Any, **mlp: Any) -> Any:
+    y = _numpy_channel_attention(_computed(x), **mlp)
+    return _numpy_spatial_attention(y, w_spatial).astype(x.dtype, copy=False)
 
 
 def numpy_efficient_channel_attention(x: Any, w: Any) -> Any:
     y, taps = _computed(x), _computed(w)
-    side = len(taps) // 2
-    padded = np.pad(y.mean(axis=(2, 3)), ((0, 0), (side, side)))
-    gate = _sigmoid(np.lib.stride_tricks.sliding_window_view(padded, len(taps), axis=1) @ taps)
-    return (y * gate[:, :, None, None]).astype(x.dtype, copy=False)
+    reach = len(taps) // 2
+    means = np.pad(y.mean(axis=(2, 3)), ((0, 0), (reach, reach)))
+    scores = np.stack([np.correlate(row, taps) for row in means])
+    return (y * _numpy_sigmoid(scores)[:, :, None, None]).astype(x.dtype, copy=False)
 
 
-def numpy_squeeze_excitation(x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any) -> Any:
-    y = _computed(x)
-    hidden = np.maximum(y.mean(axis=(2, 3)) @ _computed(w_reduce).T + _computed(b_reduce), 0)
-    gate = 1 / (1 + np.exp(-(hidden @ _computed(w_expand).T + _computed(b_expand))))
-    return (y * gate[:, :, None, None]).astype(x.dtype, copy=False)
+def _numpy_attend(scores: Any, value: Any, dtype: Any) -> Any:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return (weights @ _computed(value)).astype(dtype, copy=False), weights.astype(dtype, copy=False)
+
+
+def _numpy_tanh_scores(
+    query: Any, key: Any, v: Any, w_query: Any = None, w_key: Any = None, bias: Any = None, more: Any = None
+) -> Any:
+    q, k = _computed(query), _computed(key)
+    q = q if w_query is None else q @ _computed(w_query).T
+    k = k if w_key is None else k @ _computed(w_key).T
+    q = q if bias is None else q + _computed(bias)
+    pairs = q[:, :, None] + k[:, None]
+    if more is not None:
+        pairs += more
+    return np.tanh(pairs, out=pairs) @ _computed(v)
+
+
+def numpy_additive_attention(query: Any, key: Any, value: Any, **parameters: Any) -> Any:
+    return _numpy_attend(_numpy_tanh_scores(query, key, **parameters), value, query.dtype)[0]
+
+
+def numpy_multiplicative_attention(query: Any, key: Any, value: Any, w: Any) -> Any:
+    scores = (_computed(query) @ _computed(w)) @ _computed(key).swapaxes(1, 2)
+    return _numpy_attend(scores, value, query.dtype)[0]
+
+
+def numpy_location_sensitive_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    previous_weights: Any,
+    w_location: Any,
+    location_kernel: Any,
+    **parameters: Any,
+) -> Any:
+    kernel, previous = _computed(location_kernel), _computed(previous_weights)
+    width = kernel.shape[2]
+    padded = np.pad(previous, ((0, 0), (0, 0), ((width - 1) // 2, width // 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2)
+    features = np.tensordot(windows, kernel, axes=((1, 3), (1, 2)))
+    located = features @ _computed(w_location).T
+    return _numpy_attend(_numpy_tanh_scores(query, key, more=located[:, None], **parameters), value, query.dtype)
 
 
 def to_torch(x: Any) -> Any:
@@ -184,6 +238,31 @@ def torch_attention(query: Any, key: Any, value: Any, causal: bool = False) -> A
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def torch_attention_varlen(
+    query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any, causal: bool = False
+) -> Any:
+    import torch
+
+    out = torch.zeros((*query.shape[:2], value.shape[2]), dtype=query.dtype)
+    starts_q, starts_kv = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+    for b in range(len(starts_q) - 1):
+        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_kv[b : b + 2])
+        q, k, v = (x.transpose(0, 1)[None] for x in (query[rows], key[keys], value[keys]))
+        out[rows] = torch_attention(q, k, v, causal)[0].transpose(0, 1)
+    return out
+
+
+def torch_attention_paged(query: Any, key_pages: Any, value_pages: Any, page_table: Any, key_lengths: Any) -> Any:
+    import torch
+
+    outs = []
+    for b, length in enumerate(key_lengths.tolist()):
+        gathered = (p[page_table[b]].flatten(0, 1)[:length] for p in (key_pages, value_pages))
+        k, v = (x.transpose(0, 1)[None] for x in gathered)
+        outs.append(torch_attention(query[b : b + 1], k, v))
+    return torch.cat(outs)
 
 
 def torch_linear(x: Any, weight: Any, bias: Any) -> Any:
@@ -225,9 +304,96 @@ def torch_global_average_pool(x: Any) -> Any:
     return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-def torch_squeeze_excitation(x: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any) -> Any:
+def torch_global_max_pool(x: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.adaptive_max_pool2d(x, 1).flatten(1)
+
+
+def _torch_mlp(pooled: Any, w_reduce: Any, b_reduce: Any, w_expand: Any, b_expand: Any) -> Any:
     import torch
 
     linear = torch.nn.functional.linear
-    hidden = torch.relu(linear(torch_global_average_pool(x), w_reduce, b_reduce))
-    return x * torch.sigmoid(linear(hidden, w_expand, b_expand))[:, :, None, None]
+    return linear(torch.relu(linear(pooled, w_reduce, b_reduce)), w_expand, b_expand)
+
+
+def torch_squeeze_excitation(x: Any, **mlp: Any) -> Any:
+    return x * _torch_mlp(torch_global_average_pool(x), **mlp).sigmoid()[:, :, None, None]
+
+
+def torch_channel_attention(x: Any, **mlp: Any) -> Any:
+    scores = _torch_mlp(torch_global_average_pool(x), **mlp) + _torch_mlp(torch_global_max_pool(x), **mlp)
+    return x * scores.sigmoid()[:, :, None, None]
+
+
+def torch_spatial_attention(x: Any, w_spatial: Any) -> Any:
+    import torch
+
+    planes = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    return x * torch.nn.functional.conv2d(planes, w_spatial, padding=w_spatial.shape[-1] // 2).sigmoid()
+
+
+def torch_cbam(x: Any, w_spatial: Any, **mlp: Any) -> Any:
+    return torch_spatial_attention(torch_channel_attention(x, **mlp), w_spatial)
+
+
+def torch_efficient_channel_attention(x: Any, w: Any) -> Any:
+    import torch
+
+    means = torch_global_average_pool(x)[:, None]
+    scores = torch.nn.functional.conv1d(means, w[None, None], padding=w.shape[0] // 2)
+    return x * scores.sigmoid()[:, 0, :, None, None]
+
+
+def _torch_tanh_scores(
+    query: Any, key: Any, v: Any, w_query: Any = None, w_key: Any = None, bias: Any = None, more: Any = None
+) -> Any:
+    import torch
+
+    q = query if w_query is None else torch.nn.functional.linear(query, w_query)
+    k = key if w_key is None else torch.nn.functional.linear(key, w_key)
+    pairs = (q if bias is None else q + bias)[:, :, None] + k[:, None]
+    return torch.tanh(pairs if more is None else pairs + more) @ v
+
+
+def torch_additive_attention(query: Any, key: Any, value: Any, **parameters: Any) -> Any:
+    return _torch_tanh_scores(query, key, **parameters).softmax(-1) @ value
+
+
+def torch_multiplicative_attention(query: Any, key: Any, value: Any, w: Any) -> Any:
+    return ((query @ w) @ key.transpose(1, 2)).softmax(-1) @ value
+
+
+def torch_location_sensitive_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    previous_weights: Any,
+    w_location: Any,
+    location_kernel: Any,
+    **parameters: Any,
+) -> Any:
+    import torch
+
+    features = torch.nn.functional.conv1d(previous_weights, location_kernel, padding=location_kernel.shape[-1] // 2)
+    located = torch.nn.functional.linear(features.transpose(1, 2), w_location)
+    weights = _torch_tanh_scores(query, key, more=located[:, None], **parameters).softmax(-1)
+    return weights @ value, weights
+
+
+def torch_gru(x: Any, **named: Any) -> Any:
+    import torch
+
+    weights = tuple(named.values())
+    h0 = x.new_zeros(1, x.shape[0], weights[1].shape[1])
+    out, h_n = torch.gru(x, h0, weights, True, 1, 0.0, False, False, True)
+    return out, h_n[0]
+
+
+def torch_lstm(x: Any, **named: Any) -> Any:
+    import torch
+
+    weights = tuple(named.values())
+    zeros = x.new_zeros(1, x.shape[0], weights[1].shape[1])
+    out, h_n, c_n = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, False, False, True)
+    return out, h_n[0], c_n[0]

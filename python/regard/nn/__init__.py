@@ -9,6 +9,8 @@ from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 from regard.nn.position import PositionalEncoding
+from regard.nn.recurrent import GRU, LSTM
+from regard.nn.rnn_search import RNNSearch, Translation
 from regard.nn.transformer import (
     FeedForward,
     Transformer,
@@ -17,9 +19,13 @@ from regard.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from regard.nn.vision import PatchEmbedding, VisionTransformer, VisionTransformerLayer
+from regard.nn.weights import Safetensors, load
 
 __all__ = [
     "CBAM",
+    "GRU",
+    "LSTM",
     "AdditiveAttention",
     "EfficientChannelAttention",
     "Embedding",
@@ -29,12 +35,19 @@ __all__ = [
     "Module",
     "ModuleList",
     "MultiheadAttention",
+    "PatchEmbedding",
     "PositionalEncoding",
     "RMSNorm",
+    "Safetensors",
+    "RNNSearch",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "VisionTransformer",
+    "VisionTransformerLayer",
+    "load",
+    "Translation",
 ]

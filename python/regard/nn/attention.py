@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from regard import dense
 from regard._checks import describe
 from regard.dot_product import attention
+from regard.nn._workspace import Scratch
 from regard.nn.linear import Linear
 from regard.nn.module import Module, constant, normal, xavier_uniform
 
@@ -31,16 +33,19 @@ class MultiheadAttention(Module):
         One more key and value of zeros behind those.
     kdim, vdim : int, optional
         Widths of key and value (default embed_dim). Where both are embed_dim, the projections are
-        one weight, in_proj_weight (3 embed_dim, embed_dim); else q_proj_weight, k_proj_weight and
-        v_proj_weight.
+        one weight, in_proj_weight (embed_dim + 2 heads_kv head_dim, embed_dim: without num_heads_kv,
+        3 embed_dim rows); else q_proj_weight, k_proj_weight and v_proj_weight.
     batch_first : bool
         Inputs and outputs are (batch, len, embed_dim) instead of (len, batch, embed_dim).
+    num_heads_kv : int, optional
+        Grouped-query attention (Ainslie et al., 2023), which PyTorch's module lacks: so many heads of
+        keys and values (default num_heads), each shared by num_heads / num_heads_kv heads of queries.
 
     Notes
     -----
     Where query, key and value are one array, a single packed product projects them, and heads are
-    read in place. Weights are packed at the first call, because which products there are depends on
-    which inputs are the same.
+    read in place. Which products there are depends on which inputs are the same: a layer says what its
+    attention will see, and weights are packed when loaded; alone, they are packed at the first call.
 
     Where PyTorch gives NaN, for a query that may attend to no key, the attention here is 0 (and
     the output out_proj's bias), as are its weights.
@@ -59,32 +64,42 @@ class MultiheadAttention(Module):
         batch_first: bool = False,
         device: Any = None,
         dtype: Any = None,
+        *,
+        num_heads_kv: int | None = None,
     ) -> None:
         super().__init__(device, dtype)
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
             raise ValueError(f"embed_dim: expected a positive multiple of num_heads = {num_heads}, got {embed_dim}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.num_heads_kv = num_heads if num_heads_kv is None else num_heads_kv
+        if self.num_heads_kv <= 0 or num_heads % self.num_heads_kv:
+            raise ValueError(f"num_heads_kv: expected a divisor of num_heads = {num_heads}, got {num_heads_kv}")
         self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
         self._same_dims = self.kdim == embed_dim == self.vdim
-        for name, width in (("q", embed_dim), ("k", self.kdim), ("v", self.vdim)):
+        #: The products that calls will need, as _packed_projection names them: packed together with the rest.
+        self.expected: tuple[str, ...] = ()
+        # Rows of the projections of query, key and value, and where each begins in in_proj_weight and in_proj_bias.
+        kv_dim = self.num_heads_kv * self.head_dim
+        self._rows = (0, embed_dim, embed_dim + kv_dim, embed_dim + 2 * kv_dim)
+        for name, rows, width in (("q", embed_dim, embed_dim), ("k", kv_dim, self.kdim), ("v", kv_dim, self.vdim)):
             if self._same_dims:
                 setattr(self, f"{name}_proj_weight", None)
             else:
-                self.add_parameter(f"{name}_proj_weight", (embed_dim, width), xavier_uniform(embed_dim, width))
+                self.add_parameter(f"{name}_proj_weight", (rows, width), xavier_uniform(rows, width))
+        all_rows = self._rows[3]
         if self._same_dims:
-            self.add_parameter("in_proj_weight", (3 * embed_dim, embed_dim), xavier_uniform(3 * embed_dim, embed_dim))
+            self.add_parameter("in_proj_weight", (all_rows, embed_dim), xavier_uniform(all_rows, embed_dim))
         else:
             self.in_proj_weight = None
         if bias:
-            self.add_parameter("in_proj_bias", (3 * embed_dim,), constant(0.0, 3 * embed_dim))
+            self.add_parameter("in_proj_bias", (all_rows,), constant(0.0, all_rows))
         else:
             self.in_proj_bias = None
         for name in ("bias_k", "bias_v"):
             if add_bias_kv:
-                deviation = math.sqrt(2.0 / (embed_dim + 1))
-                self.add_parameter(name, (1, 1, embed_dim), normal(deviation, 1, 1, embed_dim))
+                self.add_parameter(name, (1, 1, kv_dim), normal(math.sqrt(2.0 / (kv_dim + 1)), 1, 1, kv_dim))
             else:
                 setattr(self, name, None)
         self.out_proj = Linear(embed_dim, embed_dim, bias, device, dtype)
@@ -99,6 +114,10 @@ class MultiheadAttention(Module):
         attn_mask: Any = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        key_mask: Any = None,
+        residual: Any = None,
+        out: Any = None,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
 
@@ -120,6 +139,12 @@ class MultiheadAttention(Module):
         is_causal : bool
             Query i sees keys 0 to i. An attn_mask given beside it is taken to say the same and is
             not read. (PyTorch asks for the mask as well; here it may be left out.)
+        key_mask : bool array, (batch, len_kv) or unbatched (len_kv,), optional
+            In place of key_padding_mask, with the meaning of regard.attention: True = attend to this key.
+        residual : array, of query's shape, optional
+            Added to the result, in the output projection's pass.
+        out : array, of query's shape, optional
+            Written and returned.
 
         Returns
         -------
@@ -133,8 +158,34 @@ class MultiheadAttention(Module):
             Naming the argument, what was expected and what came.
         """
         batched = self._check(query, key, value)
-        sequence_axis = 1 if self.batch_first or not batched else 0
-        q, k, v = self._project(query, key, value)
+        if key_mask is not None:
+            if key_padding_mask is not None:
+                raise ValueError("key_mask: expected None where key_padding_mask is given: they say the same")
+            if not isinstance(key_mask, np.ndarray) or key_mask.dtype != np.bool_:
+                raise TypeError(f"key_mask: expected a bool array (True = attend), got {describe(key_mask)}")
+        with Scratch() as take:
+            return self._attend(
+                query, key, value, key_padding_mask, key_mask, need_weights, attn_mask, average_attn_weights,
+                is_causal, residual, out, batched, take,
+            )  # fmt: skip
+
+    def _attend(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any,
+        key_mask: Any,
+        need_weights: bool,
+        attn_mask: Any,
+        average_attn_weights: bool,
+        is_causal: bool,
+        residual: Any,
+        out: Any,
+        batched: bool,
+        take: Callable[..., np.ndarray],
+    ) -> tuple[Any, Any]:
+        q, k, v = self._project(query, key, value, take)
         if not batched:
             q, k, v = q[None], k[None], v[None]
         elif not self.batch_first:
@@ -142,21 +193,20 @@ class MultiheadAttention(Module):
         given = k.shape[1]
         k, v = self._extended(k, v)
         options = self._masks(
-            q.shape[:2] + k.shape[1:2], given, key_padding_mask, attn_mask, is_causal, batched, q.dtype
+            q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
         )
-        if sequence_axis == 1:
-            out = heads = None
-        else:  # written where out_proj reads it: (len_q, batch, ...)
-            heads = np.empty((q.shape[1], q.shape[0], *q.shape[2:]), q.dtype)
-            out = heads.swapaxes(0, 1)
-        out = attention(q, k, v, layout="bshd", return_lse=need_weights, out=out, **options)
+        joined = take(query.shape, q.dtype)  # written where out_proj reads it
+        heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
+        if not batched:
+            heads = heads[None]
+        elif not self.batch_first:
+            heads = heads.swapaxes(0, 1)
+        attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
         weights = None
         if need_weights:
-            out, lse = out
-            weights = attention_weights(q, k, lse, average_attn_weights, **options)
+            weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
             weights = weights if batched else weights[0]
-        joined = (out if heads is None else heads).reshape(*query.shape)
-        return self.out_proj.forward(joined), weights
+        return self.out_proj.forward(joined, None, residual, out), weights
 
     def _check(self, query: Any, key: Any, value: Any) -> bool:
         """Whether inputs are batched; refuses those that do not fit."""
@@ -191,21 +241,29 @@ class MultiheadAttention(Module):
     def _pack(self, dtype: Any) -> Any:
         if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
             return self._weights(np.dtype(np.float32))
-        return {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
+        packed = {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
+        for which in self.expected:
+            self._packed_projection(packed, which)
+        return packed
 
     def _packed_projection(self, packed: dict[str, Any], which: str) -> Any:
         if which not in packed:
             dtype = packed["dtype"]
-            first, e = "qkv".index(which[0]), self.embed_dim
-            rows = slice(first * e, (first + len(which)) * e)
+            first = "qkv".index(which[0])
+            rows = slice(self._rows[first], self._rows[first + len(which)])
             name = "in_proj_weight" if self._same_dims else f"{which}_proj_weight"
             weight = self._parameters[name].as_numpy(dtype)
             bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
-            packed[which] = dense.pack_linear(weight[rows] if self._same_dims else weight, bias)
+            packed[which] = dense.pack_linear(
+                weight[rows] if self._same_dims else weight, bias, held=self._holding(name, dtype)
+            )
         return packed[which]
 
-    def _project(self, query: Any, key: Any, value: Any) -> list[Any]:
-        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs."""
+    def _project(self, query: Any, key: Any, value: Any, take: Callable[..., np.ndarray] | None = None) -> list[Any]:
+        """Projections as views (.., num_heads, head_dim), in as few products as there are inputs.
+
+        `take` answers the memory for them; without it, they are new.
+        """
         packed = self._weights_for("query", query)
         groups: tuple[tuple[str, Any], ...]
         if self._same_dims and key is query and value is query:
@@ -216,13 +274,19 @@ class MultiheadAttention(Module):
             groups = (("q", query), ("k", key), ("v", value))
         views: list[Any] = []
         for which, x in groups:
-            y = dense.linear(x, self._packed_projection(packed, which))
-            y = y.reshape(*x.shape[:-1], len(which), self.num_heads, self.head_dim)
-            views.extend(y[..., i, :, :] for i in range(len(which)))
+            product = self._packed_projection(packed, which)
+            y = None if take is None else take((*x.shape[:-1], product.out_features), x.dtype)
+            y = dense.linear(x, product, out=y)
+            heads = y.reshape(*x.shape[:-1], y.shape[-1] // self.head_dim, self.head_dim)
+            start = 0
+            for name in which:
+                end = start + (self.num_heads if name == "q" else self.num_heads_kv)
+                views.append(heads[..., start:end, :])
+                start = end
         return views
 
     def _extended(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values (batch, len_kv, num_heads, head_dim) with the learned one and zeros behind them."""
+        """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros behind them."""
         if self.bias_k is None and not self.add_zero_attn:
             return k, v
         extended = []
@@ -243,6 +307,7 @@ class MultiheadAttention(Module):
         lengths: tuple[int, int, int],
         given: int,
         key_padding_mask: Any,
+        key_mask: Any,
         attn_mask: Any,
         is_causal: bool,
         batched: bool,
@@ -260,10 +325,12 @@ class MultiheadAttention(Module):
             attn_mask = None
         elif is_causal:
             attn_mask = np.arange(given) > np.arange(len_q)[:, None]
-        if key_padding_mask is not None:
+        if key_padding_mask is not None or key_mask is not None:
             shape = (batch, given) if batched else (given,)
-            _check_mask("key_padding_mask", key_padding_mask, (shape,))
-            padding = key_padding_mask.reshape(batch, given)
+            name, padding = ("key_padding_mask", key_padding_mask) if key_mask is None else ("key_mask", key_mask)
+            _check_mask(name, padding, (shape,))
+            padding = padding.reshape(batch, given)
+            padding = padding if key_mask is None else ~padding
             if padding.dtype == np.bool_ and not added and attn_mask is None:
                 lengths_kv = given - np.count_nonzero(padding, axis=1)
                 if np.array_equal(padding, np.arange(given) >= lengths_kv[:, None]):
@@ -316,8 +383,9 @@ def attention_weights(
 ) -> np.ndarray:
     """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv).
 
-    query, key : (batch, len, heads, dim); lse : (batch, heads, len_q) of the attention with the same
-    options. One head's scores are held at a time; time and memory grow with len_q x len_kv.
+    query : (batch, len_q, heads, dim); key : (batch, len_kv, heads_kv, dim); lse : (batch, heads, len_q)
+    of the attention with the same options. One head's scores are held at a time; time and memory grow with
+    len_q x len_kv.
     """
     batch, len_q, heads, dim = query.shape
     len_kv = key.shape[1]
@@ -334,7 +402,7 @@ def attention_weights(
     seen = np.broadcast_to(seen, shape)
     weights = np.zeros((batch, len_q, len_kv) if average else shape, compute)
     for h in range(heads):
-        q, k = query[:, :, h].astype(compute), key[:, :, h].astype(compute)
+        q, k = query[:, :, h].astype(compute), key[:, :, h * key.shape[2] // heads].astype(compute)
         with np.errstate(invalid="ignore", over="ignore"):  # what a mask hides may hold anything
             s = (q * compute(1 / math.sqrt(dim))) @ k.swapaxes(1, 2)
             if bias is not None:

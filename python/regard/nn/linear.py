@@ -38,11 +38,15 @@ class Linear(Module):
     def _pack(self, dtype: Any) -> Any:
         if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
             return self._weights(np.dtype(np.float32))
-        return dense.pack_linear(**super()._pack(dtype))
+        return dense.pack_linear(**super()._pack(dtype), held=self._holding("weight", dtype))
 
-    def forward(self, x: Any, activation: str | None = None) -> Any:
-        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu"."""
-        return dense.linear(x, self._weights_for("x", x), activation=activation)
+    def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
+        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu".
+
+        residual (..., out_features) is added behind the activation, in the same pass; out is written and
+        returned where given.
+        """
+        return dense.linear(x, self._weights_for("x", x), None, activation, out, residual)
 
 
 class Embedding(Module):
@@ -54,6 +58,11 @@ class Embedding(Module):
         weight is (num_embeddings, embedding_dim).
     padding_idx : int, optional
         The row that starts as zeros. It is looked up like any other.
+    max_norm, norm_type : float, optional
+        Vectors whose norm of that type (2 is the Euclidean one) exceeds max_norm are scaled down to it
+        when looked up; the weight stays as it is. (PyTorch changes the weight in place.)
+    scale_grad_by_freq, sparse : bool
+        PyTorch's words; without effect.
     """
 
     def __init__(
@@ -61,6 +70,10 @@ class Embedding(Module):
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -70,6 +83,7 @@ class Embedding(Module):
                 f"padding_idx: expected None or a row of num_embeddings = {num_embeddings}, got {padding_idx}"
             )
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.max_norm, self.norm_type = max_norm, norm_type
 
         def initial(rng: np.random.Generator) -> np.ndarray:
             weight = normal(1.0, num_embeddings, embedding_dim)(rng)
@@ -79,13 +93,21 @@ class Embedding(Module):
 
         self.add_parameter("weight", (num_embeddings, embedding_dim), initial)
 
+    def _pack(self, dtype: Any) -> Any:
+        table = super()._pack(dtype)["weight"]
+        if self.max_norm is None:
+            return table
+        compute = np.float64 if dtype == np.float64 else np.float32
+        norms = np.linalg.norm(table.astype(compute), ord=self.norm_type, axis=1)[:, None]
+        return np.where(norms > self.max_norm, table * (self.max_norm / (norms + 1e-7)), table).astype(dtype)
+
     def forward(self, input: Any) -> Any:
         """input (...), integers from 0 to num_embeddings - 1
         -> (..., embedding_dim) of the module's dtype.
         """
         if not isinstance(input, np.ndarray) or input.dtype.kind not in "iu":
             raise TypeError(f"input: expected an array of integers, got {describe(input)}")
-        table = self._weights(self.dtype)["weight"]
+        table = self._weights(self.dtype)
         if input.size and (input.min() < 0 or input.max() >= self.num_embeddings):
             outside = input[(input < 0) | (input >= self.num_embeddings)].flat[0]
             raise ValueError(

@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from regard import _arrays, _checks
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 #: The n-th parameter made in a process starts from seed n: the same program has the same initial weights.
 _seeds = itertools.count()
 
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+#: How the weights of linear layers may be held.
+_HELD = ("float32", "bfloat16", "int8")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -52,8 +58,8 @@ class Parameter:
         if shape is None or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
             raise TypeError(f"{name}: expected an array of shape {self.shape}, got {_checks.describe(value)}")
         # Frameworks write their dtypes as "torch.float32" or "dtype('float32')".
-        if str(value.dtype).rpartition(".")[2] not in _FLOATS:
-            raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)}, got {_checks.describe(value)}")
+        if str(value.dtype).rpartition(".")[2] not in FLOATS:
+            raise TypeError(f"{name}: expected dtype {', '.join(FLOATS)}, got {_checks.describe(value)}")
         if tuple(shape) != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {_checks.describe(value)}")
         return value
@@ -81,12 +87,13 @@ class Module:
         if str(device) not in ("None", "cpu"):
             raise NotImplementedError(f"{type(self).__name__}: no kernel for device {device}")
         name = "float32" if dtype is None else getattr(dtype, "__name__", str(dtype).rpartition(".")[2])
-        if name not in _FLOATS:
-            raise TypeError(f"dtype: expected {', '.join(_FLOATS)}, got {dtype!r}")
+        if name not in FLOATS:
+            raise TypeError(f"dtype: expected {', '.join(FLOATS)}, got {dtype!r}")
         self.dtype = _arrays.numpy_dtype(name)
         self._parameters: dict[str, Parameter] = {}
         self._children: dict[str, Module] = {}
         self._packed: dict[Any, Any] = {}
+        self._held: str | None = None
 
     # ---- Parameters and children: attributes, as in PyTorch ----
 
@@ -179,6 +186,59 @@ class Module:
 
     # ---- Weights in the kernels' order ----
 
+    def to(self, *, weights: str | None) -> Self:
+        """Hold the weights of all linear layers within, those of attention's projections too, in so many bits.
+
+        Only the packed copy that kernels read changes; :meth:`state_dict` gives back what was loaded. It
+        may be called before weights are loaded.
+
+        Parameters
+        ----------
+        weights : {"float32", "bfloat16", "int8"} or None
+            - "float32": as the kernels compute (float64 for float64 inputs).
+            - "bfloat16": rounded to bfloat16, half the memory. bfloat16 inputs are multiplied in that
+              dtype where the machine can, others in float32.
+            - "int8": whole numbers from -127 to 127 with a scale for each output channel, a quarter of
+              the memory. Inputs are quantised on the way, each row with a scale of its own, and
+              products are summed exactly: every instruction set has the same sums. Errors are about
+              1 % of a layer's output, and rows with outliers fare worse.
+            - None: "bfloat16" for weights that were loaded as bfloat16, which loses nothing; else
+              "float32".
+
+        Returns
+        -------
+        Module
+            This module.
+
+        Raises
+        ------
+        ValueError
+            `weights` is none of these.
+
+        Notes
+        -----
+        float64 inputs need weights held as "float32" or None: others are refused at the call.
+        """
+        if weights is not None and weights not in _HELD:
+            raise ValueError(f"weights: expected {', '.join(map(repr, _HELD))} or None, got {weights!r}")
+        for _, module in self.named_modules():
+            module._held, module._packed = weights, {}
+        if any(parameter.value is not None for _, parameter in self._named().values()):
+            self.pack()
+        return self
+
+    def _holding(self, name: str, dtype: Any) -> str:
+        """How the linear weight `name` is held for inputs computed as `dtype`."""
+        if self._held is None:
+            value = self._parameters[name].value
+            loaded = str(getattr(value, "dtype", "")).rpartition(".")[2]
+            return "bfloat16" if loaded == "bfloat16" and dtype != np.float64 else "float32"
+        if dtype == np.float64 and self._held != "float32":
+            raise TypeError(
+                f"x: expected dtype float32, float16 or bfloat16, because weights are held as {self._held}, got float64"
+            )
+        return self._held
+
     def pack(self, dtype: Any = None) -> None:
         """Rearrange all weights for the kernels now, for inputs of `dtype` (default: the module's own)."""
         for _, module in self.named_modules():
@@ -197,8 +257,8 @@ class Module:
         packed = self._packed.get(dtype)
         if packed is not None:
             return packed
-        if not isinstance(x, np.ndarray) or dtype.name not in _FLOATS or not dtype.isnative:
-            raise TypeError(f"{argument}: expected an array of dtype {', '.join(_FLOATS)}, got {_checks.describe(x)}")
+        if not isinstance(x, np.ndarray) or dtype.name not in FLOATS or not dtype.isnative:
+            raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:

@@ -40,7 +40,9 @@ class _Norm(Module):
         return flat.get("weight"), flat.get("bias")
 
     def _rows(self, x: Any) -> Any:
-        """x as (..., normalised elements)."""
+        """x as (..., normalised elements); None stays None."""
+        if x is None:
+            return None
         count = len(self.normalized_shape)
         if x.shape[x.ndim - count :] != self.normalized_shape:
             expected = ", ".join(("...", *map(str, self.normalized_shape)))
@@ -77,15 +79,16 @@ class LayerNorm(_Norm):
         else:
             self.bias = None
 
-    def forward(self, x: Any) -> Any:
-        """x (..., *normalized_shape) -> the same shape and dtype."""
+    def forward(self, x: Any, out: Any = None) -> Any:
+        """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, bias = self._weights_for("x", x)
-        return dense.layer_norm(self._rows(x), weight, bias, self.eps).reshape(x.shape)
+        return dense.layer_norm(self._rows(x), weight, bias, self.eps, self._rows(out)).reshape(x.shape)
 
-    def of_sum(self, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    def of_sum(self, x: np.ndarray, residual: np.ndarray, out: Any = None) -> np.ndarray:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
-        return dense.add_layer_norm(self._rows(x), self._rows(residual), weight, bias, self.eps).reshape(x.shape)
+        rows = (self._rows(x), self._rows(residual))
+        return dense.add_layer_norm(*rows, weight, bias, self.eps, self._rows(out)).reshape(x.shape)
 
 
 class RMSNorm(_Norm):
@@ -112,8 +115,17 @@ class RMSNorm(_Norm):
         super().__init__(normalized_shape, elementwise_affine, device, dtype)
         self.eps = eps
 
-    def forward(self, x: Any) -> Any:
-        """x (..., *normalized_shape) -> the same shape and dtype."""
+    def forward(self, x: Any, out: Any = None) -> Any:
+        """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, _ = self._weights_for("x", x)
-        eps = _EPSILON[x.dtype.name] if self.eps is None else self.eps
-        return dense.rms_norm(self._rows(x), weight, eps).reshape(x.shape)
+        return dense.rms_norm(self._rows(x), weight, self._eps(x), self._rows(out)).reshape(x.shape)
+
+    def of_sum(self, x: np.ndarray, residual: np.ndarray, out: Any = None) -> np.ndarray:
+        """The norm of x + residual in one pass over memory."""
+        weight, _ = self._weights_for("x", x)
+        return dense.add_rms_norm(self._rows(x), self._rows(residual), weight, self._eps(x), self._rows(out)).reshape(
+            x.shape
+        )
+
+    def _eps(self, x: Any) -> float:
+        return _EPSILON[x.dtype.name] if self.eps is None else self.eps

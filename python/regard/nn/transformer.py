@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from regard._checks import describe
+from regard.nn._workspace import Scratch
 from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
-from regard.nn.module import Module, ModuleList
+from regard.nn.module import FLOATS, Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
 
 #: What linear computes in its own pass: functions and classes by their names in lower case.
@@ -67,16 +68,19 @@ class FeedForward(Module):
 
     def forward(self, x: Any) -> Any:
         """x (..., d_model) -> the same shape and dtype."""
-        hidden = _activated(self.linear1, x, self.activation)
-        if self.linear3 is not None:
-            hidden *= self.linear3.forward(x)
-        return self.linear2.forward(hidden)
+        with Scratch() as take:
+            hidden = _activated(self.linear1, x, self.activation, take)
+            if self.linear3 is not None:
+                gate = self.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
+                np.multiply(hidden, gate, out=hidden)
+            return self.linear2.forward(hidden)
 
 
-def _activated(linear: Linear, x: Any, activation: Any) -> Any:
+def _activated(linear: Linear, x: Any, activation: Any, take: Scratch) -> Any:
+    out = take((*x.shape[:-1], linear.out_features), x.dtype)
     if isinstance(activation, str):
-        return linear.forward(x, activation)
-    hidden = linear.forward(x)
+        return linear.forward(x, activation, out=out)
+    hidden = linear.forward(x, out=out)
     return np.asarray(activation(hidden)).astype(hidden.dtype, copy=False)
 
 
@@ -104,10 +108,11 @@ class _Layer(Module):
         blocks: int,
     ) -> None:
         super().__init__(device, dtype)
-        for name in ("self_attn", "multihead_attn")[: blocks - 1]:
+        for name, expected in (("self_attn", ("qkv",)), ("multihead_attn", ("q", "kv")))[: blocks - 1]:
             attention = MultiheadAttention(
                 d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
             )
+            attention.expected = expected
             setattr(self, name, attention)
         self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
         self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
@@ -115,14 +120,24 @@ class _Layer(Module):
             setattr(self, f"norm{i + 1}", LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype))
         self.norm_first, self.activation = norm_first, activation_of(activation)
 
-    def _joined(self, x: Any, norm: LayerNorm, block: Callable[[Any], Any]) -> Any:
+    def _joined(self, x: Any, norm: Any, block: Callable[[Any], Any]) -> Any:
+        """x and a block of it, joined as norm_first says."""
         if self.norm_first:
             y = block(norm.forward(x))
             return np.add(x, y, out=y)
         return norm.of_sum(block(x), x)
 
-    def _feed_forward(self, x: Any) -> Any:
-        return self.linear2.forward(_activated(self.linear1, x, self.activation))
+    def _join(self, x: Any, norm: Any, block: Callable[[Any, Any, Any], Any], out: Any) -> Any:
+        """The same for a block(x, residual, out) that adds the residual in its last product."""
+        with Scratch() as take:
+            y = take(x.shape, x.dtype)
+            if self.norm_first:
+                return block(norm.forward(x, out=y), x, out)
+            return norm.of_sum(block(x, None, y), x, out)
+
+    def _feed_forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
+        with Scratch() as take:
+            return self.linear2.forward(_activated(self.linear1, x, self.activation, take), None, residual, out)
 
 
 class TransformerEncoderLayer(_Layer):
@@ -167,18 +182,31 @@ class TransformerEncoderLayer(_Layer):
             bias, device, dtype, blocks=2,
         )  # fmt: skip
 
-    def forward(self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Any:
+    def forward(
+        self,
+        src: Any,
+        src_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        is_causal: bool = False,
+        *,
+        out: Any = None,
+    ) -> Any:
         """src (len, batch, d_model), with batch_first (batch, len, d_model), or (len, d_model) -> the same.
 
         Masks and is_causal are those of MultiheadAttention: in bool ones True means ignore. At
         padded positions the result has no meaning (PyTorch makes it 0, or not, as its path may be).
+        out, an array like src, is written and returned where given.
         """
 
-        def attend(x: Any) -> Any:
-            return self.self_attn.forward(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal)[0]
+        def attend(x: Any, residual: Any, out: Any) -> Any:
+            return self.self_attn.forward(
+                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal, residual=residual, out=out
+            )[0]
 
-        x = self._joined(src, self.norm1, attend)
-        return self._joined(x, self.norm2, self._feed_forward)
+        _check_floats("src", src)
+        with Scratch() as take:
+            x = self._join(src, self.norm1, attend, take(src.shape, src.dtype))
+            return self._join(x, self.norm2, self._feed_forward, out)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -216,20 +244,35 @@ class TransformerDecoderLayer(_Layer):
         memory_key_padding_mask: Any = None,
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
+        *,
+        out: Any = None,
     ) -> Any:
-        """tgt (len_q, batch, d_model), memory (len_kv, batch, d_model) -> tgt's shape; or batch first."""
+        """tgt (len_q, batch, d_model), memory (len_kv, batch, d_model) -> tgt's shape; or batch first.
 
-        def attend(x: Any) -> Any:
-            return self.self_attn.forward(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal)[0]
+        out, an array like tgt, is written and returned where given.
+        """
 
-        def attend_memory(x: Any) -> Any:
-            return self.multihead_attn.forward(
-                x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal
+        def attend(x: Any, residual: Any, out: Any) -> Any:
+            return self.self_attn.forward(
+                x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal, residual=residual, out=out
             )[0]
 
-        x = self._joined(tgt, self.norm1, attend)
-        x = self._joined(x, self.norm2, attend_memory)
-        return self._joined(x, self.norm3, self._feed_forward)
+        def attend_memory(x: Any, residual: Any, out: Any) -> Any:
+            return self.multihead_attn.forward(
+                x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal,
+                residual=residual, out=out,
+            )[0]  # fmt: skip
+
+        _check_floats("tgt", tgt)
+        with Scratch() as take:
+            x = self._join(tgt, self.norm1, attend, take(tgt.shape, tgt.dtype))
+            x = self._join(x, self.norm2, attend_memory, take(tgt.shape, tgt.dtype))
+            return self._join(x, self.norm3, self._feed_forward, out)
+
+
+def _check_floats(name: str, x: Any) -> None:
+    if not isinstance(x, np.ndarray) or x.dtype.name not in FLOATS:
+        raise TypeError(f"{name}: expected an array of dtype {', '.join(FLOATS)}, got {describe(x)}")
 
 
 def _checked_norm(norm: Any) -> Any:
@@ -246,6 +289,20 @@ def _says_causal(mask: Any) -> bool:
     if mask.dtype == np.bool_:
         return bool(np.array_equal(mask, hidden))
     return bool(np.array_equal(mask, np.where(hidden, -np.inf, 0.0)))
+
+
+def _through(stack: Any, x: Any, kind: type[_Layer], call: Callable[..., Any]) -> Any:
+    """x through a stack's layers and its norm; what is between two layers of ours lies in scratch memory."""
+    layers = list(stack.layers)
+    with Scratch() as take:
+        between = [take(x.shape, x.dtype) for _ in layers[:2]]
+        for i, layer in enumerate(layers):
+            last = i == len(layers) - 1 and stack.norm is None
+            if type(layer) is kind and not last:
+                x = call(layer, x, out=between[i % 2])
+            else:
+                x = call(layer, x)
+        return x if stack.norm is None else stack.norm.forward(x)
 
 
 class TransformerEncoder(Module):
@@ -277,10 +334,9 @@ class TransformerEncoder(Module):
     ) -> Any:
         """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
         causal = _says_causal(mask) if is_causal is None else is_causal
-        x = src
-        for layer in self.layers:
-            x = layer.forward(x, mask, src_key_padding_mask, causal)
-        return x if self.norm is None else self.norm.forward(x)
+        _check_floats("src", src)
+        masks = (mask, src_key_padding_mask, causal)
+        return _through(self, src, TransformerEncoderLayer, lambda layer, x, **out: layer.forward(x, *masks, **out))
 
 
 class TransformerDecoder(Module):
@@ -311,13 +367,11 @@ class TransformerDecoder(Module):
     ) -> Any:
         """tgt, memory -> tgt's shape: see TransformerDecoderLayer. tgt_is_causal=None looks at the mask."""
         causal = _says_causal(tgt_mask) if tgt_is_causal is None else tgt_is_causal
-        x = tgt
-        for layer in self.layers:
-            x = layer.forward(
-                x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal,
-                memory_is_causal,
-            )  # fmt: skip
-        return x if self.norm is None else self.norm.forward(x)
+        _check_floats("tgt", tgt)
+        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_is_causal)
+        return _through(
+            self, tgt, TransformerDecoderLayer, lambda layer, x, **out: layer.forward(x, memory, *masks, **out)
+        )
 
 
 class Transformer(Module):
@@ -360,8 +414,11 @@ class Transformer(Module):
         def norm() -> LayerNorm:
             return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
 
-        self.encoder = custom_encoder or TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
-        self.decoder = custom_decoder or TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
+        if custom_encoder is None:
+            custom_encoder = TransformerEncoder(TransformerEncoderLayer(*layer), num_encoder_layers, norm())
+        if custom_decoder is None:
+            custom_decoder = TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
+        self.encoder, self.decoder = custom_encoder, custom_decoder
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
     def forward(

@@ -32,6 +32,7 @@ from regard.reference.dot_product import (
 )
 from regard.reference.merge import merge_attention
 from regard.reference.rotary import rotary_embedding
+from regard.reference.recurrent import gru, lstm
 
 __all__ = [
     "additive_attention",
@@ -43,10 +44,12 @@ __all__ = [
     "efficient_channel_attention",
     "global_average_pool",
     "global_max_pool",
+    "gru",
     "layer_norm",
     "linear",
     "location_sensitive_attention",
     "merge_attention",
+    "lstm",
     "multiplicative_attention",
     "rms_norm",
     "rotary_embedding",

@@ -1,0 +1,135 @@
+// The tile engine on words of four bytes: C += A B, where a word of A and one of B are four 8-bit numbers or two bfloat16,
+// and their product is the dot product of those.
+//
+//   A: rows x words, a row contiguous. B: words x kPanel columns. C: rows x columns of float or int32, kept by the caller.
+//
+// Twice (bfloat16) and four times (8 bits) the products of tile_simd.h for as many instructions and bytes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/simd.h"
+#include "cpu/tile_simd.h"
+
+namespace regard::cpu {
+
+// Four unsigned bytes times four signed ones, summed exactly: every instruction set has the same result.
+struct Bytes {
+  using Sum = Words;
+  static constexpr int kChain = 1 << 30;
+  static Sum dot(Sum acc, Words a, Words b) { return dot_bytes(acc, a, b); }
+};
+// The same in one instruction, where the machine has it (native_bytes()).
+struct NativeBytes : Bytes {
+  static Sum dot(Sum acc, Words a, Words b) { return native_dot_bytes(acc, a, b); }
+};
+// Two bfloat16 times two, where the machine has the instruction (native_pairs()). Chains of 128 numbers, as in linear.cpp.
+struct NativePairs {
+  using Sum = Vec<float>;
+  static constexpr int kChain = 64;
+  static Sum dot(Sum acc, Words a, Words b) { return native_dot_pairs(acc, a, b); }
+};
+
+template <class Op, int Rows>
+inline void multiply_words_tile(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int64_t ldb, std::int32_t* c,
+                                std::int64_t ldc, std::int64_t words) {
+  using Sum = typename Op::Sum;
+  constexpr int vectors = Tile<float>::kVectors;
+  constexpr int w = kWidth<float>;
+  for (std::int64_t start = 0; start < words; start += Op::kChain) {
+    const std::int64_t end = std::min<std::int64_t>(words, start + Op::kChain);
+    Sum acc[Rows][vectors] = {};
+    for (std::int64_t k = start; k < end; ++k) {
+      Words right[vectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; ++v) right[v] = load<Words>(b + k * ldb + v * w);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const Words left = Words{} + a[r * lda + k];
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; ++v) acc[r][v] = Op::dot(acc[r][v], left, right[v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; ++v) {
+        std::int32_t* const at = c + r * ldc + v * w;
+        store(at, load<Sum>(at) + acc[r][v]);
+      }
+  }
+}
+
+// C += A B for one panel of kPanelBytes a row and `rows` rows (A and C have room for them rounded up to Tile::kRows).
+template <class Op>
+inline void multiply_words(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int32_t* c, std::int64_t ldc, int rows,
+                           std::int64_t words) {
+  constexpr int kRows = Tile<float>::kRows;
+  constexpr int columns = Tile<float>::kColumns;
+  constexpr std::int64_t ldb = kPanelBytes / 4;
+  for (int j = 0; j < ldb; j += columns) {
+    int r = 0;
+    for (; r + kRows <= rows; r += kRows) multiply_words_tile<Op, kRows>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, words);
+    const int rest = rows - r;
+    const std::int32_t* const left = a + r * lda;
+    std::int32_t* const sums = c + r * ldc + j;
+    if (rest == 0) continue;
+    if (rest == 1)
+      multiply_words_tile<Op, 1>(left, lda, b + j, ldb, sums, ldc, words);
+    else if (rest == 2)
+      multiply_words_tile<Op, 2>(left, lda, b + j, ldb, sums, ldc, words);
+    else if (rest <= 4)
+      multiply_words_tile<Op, 4>(left, lda, b + j, ldb, sums, ldc, words);
+    else
+      multiply_words_tile<Op, kRows>(left, lda, b + j, ldb, sums, ldc, words);
+  }
+}
+
+// Left operands of float, right ones of bfloat16 pairs (panels of `depth` / 2 rows): the chains, and so the bits, of
+// tile_simd.h's multiply_few on the same numbers held as floats.
+template <int Rows, int Chain>
+inline void multiply_pairs_tile(const float* a, std::int64_t lda, const std::int32_t* b, float* c, std::int64_t ldc, int depth,
+                                bool carry) {
+  using V = Vec<float>;
+  constexpr int vectors = Tile<float>::kVectors;
+  constexpr int w = kWidth<float>;
+  constexpr std::int64_t ldb = kPanelBytes / 4;
+  static_assert(Chain % 2 == 0);
+  for (int start = 0; start == 0 || start < depth; start += Chain) {
+    const int end = std::min(depth, start + Chain);
+    V acc[Rows][vectors] = {};
+    for (int k = start; k < end; k += 2) {
+      Words right[vectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; ++v) right[v] = load<Words>(b + k / 2 * ldb + v * w);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; ++v) acc[r][v] = fma(broadcast<V>(a[r * lda + k]), lower_of_pairs(right[v]), acc[r][v]);
+      if (k + 1 == end) break;
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; ++v) acc[r][v] = fma(broadcast<V>(a[r * lda + k + 1]), upper_of_pairs(right[v]), acc[r][v]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; ++v) {
+        float* const at = c + r * ldc + v * w;
+        store(at, start > 0 || carry ? load<V>(at) + acc[r][v] : acc[r][v]);
+      }
+  }
+}
+
+template <int Chain>
+inline void multiply_few_pairs(const float* a, std::int64_t lda, const std::int32_t* b, float* c, std::int64_t ldc, int rows, int depth,
+                               bool carry) {
+  if (rows == 1) return multiply_pairs_tile<1, Chain>(a, lda, b, c, ldc, depth, carry);
+  if (rows == 2) return multiply_pairs_tile<2, Chain>(a, lda, b, c, ldc, depth, carry);
+  if (rows <= 4) return multiply_pairs_tile<4, Chain>(a, lda, b, c, ldc, depth, carry);
+  return multiply_pairs_tile<Tile<float>::kRows, Chain>(a, lda, b, c, ldc, depth, carry);
+}
+
+}  // namespace regard::cpu

@@ -1,0 +1,354 @@
+"""Translation by a recurrent encoder and decoder that align as they go (Bahdanau et al., 2014)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regard._checks import describe
+from regard.nn.additive import AdditiveAttention, ProjectedKeys
+from regard.nn.linear import Embedding, Linear
+from regard.nn.module import Module
+from regard.nn.recurrent import GRU
+
+
+class Translation(NamedTuple):
+    """What RNNSearch found for one sequence."""
+
+    tokens: list[int]
+    """Numbers of the target's vocabulary, without the end's."""
+    score: float
+    """Log-probability of the tokens, and of the end where it was reached."""
+    weights: np.ndarray
+    """(len(tokens), source length): what each token's step gave to each source token; rows sum to 1."""
+
+
+class _Decoding(NamedTuple):
+    """Sequences in decoding: what stays as encoded, and the decoder's states."""
+
+    keys: ProjectedKeys  # of (batch, len_source, 2 dim_hidden)
+    lengths: np.ndarray  # (batch,)
+    state: np.ndarray  # (batch, beams, dim_hidden)
+
+    def of(self, which: np.ndarray) -> _Decoding:
+        """Some of the sequences, without the padding that none of them needs."""
+        lengths = self.lengths[which]
+        longest = int(lengths.max(initial=0))
+        keys = ProjectedKeys(self.keys.projected[which, :longest], self.keys.keys[which, :longest])
+        return _Decoding(keys, lengths, self.state[which])
+
+
+class RNNSearch(Module):
+    """Bahdanau's model: a bidirectional GRU encodes, a GRU decodes what additive attention shows it.
+
+    With h_j both directions' states at source token j, and s the decoder's states:
+    ``s_0 = tanh(W_s h_1 (against time) + b)``; ``c_i = sum_j softmax_j(v . tanh(W_a s_{i-1} + U_a h_j + b)) h_j``;
+    ``s_i = GRU(s_{i-1}, [E y_{i-1}, c_i])``; token i has the logits ``W_o t_i + b`` with t_i the larger of each two
+    neighbours (maxout) of ``W_r [s_{i-1}, E y_{i-1}, c_i] + b``.
+
+    Parameters
+    ----------
+    source_vocabulary, target_vocabulary : int
+        How many tokens there are.
+    dim_embedding, dim_hidden : int
+        Widths of an embedding and of a state (the paper's 620 and 1000).
+    dim_attention, dim_readout : int, optional
+        Widths of the space in which states and annotations are added, and of t; dim_hidden where left out.
+    begin, end : int
+        The target's tokens that stand for y_0, and for the end.
+
+    Notes
+    -----
+    The GRUs are PyTorch's, whose reset gate follows the product with the state; the paper's precedes it. Weights have
+    the names ``source_embedding.weight``, ``encoder.*``, ``bridge.*``, ``attention.*``, ``target_embedding.weight``,
+    ``decoder.*``, ``readout.*`` and ``output.*``.
+    """
+
+    def __init__(
+        self,
+        source_vocabulary: int,
+        target_vocabulary: int,
+        dim_embedding: int = 620,
+        dim_hidden: int = 1000,
+        dim_attention: int | None = None,
+        dim_readout: int | None = None,
+        begin: int = 1,
+        end: int = 2,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(device, dtype)
+        for name, token in (("begin", begin), ("end", end)):
+            if not 0 <= token < target_vocabulary:
+                raise ValueError(f"{name}: expected a token below target_vocabulary = {target_vocabulary}, got {token}")
+        wide = 2 * dim_hidden
+        dim_readout = dim_readout or dim_hidden
+        self.begin, self.end, self.target_vocabulary = begin, end, target_vocabulary
+        self.source_embedding = Embedding(source_vocabulary, dim_embedding, dtype=dtype)
+        self.encoder = GRU(dim_embedding, dim_hidden, batch_first=True, bidirectional=True, dtype=dtype)
+        self.bridge = Linear(dim_hidden, dim_hidden, dtype=dtype)
+        self.attention = AdditiveAttention(dim_hidden, wide, dim_attention or dim_hidden, dtype=dtype)
+        self.target_embedding = Embedding(target_vocabulary, dim_embedding, dtype=dtype)
+        self.decoder = GRU(dim_embedding + wide, dim_hidden, batch_first=True, dtype=dtype)
+        self.readout = Linear(dim_hidden + dim_embedding + wide, 2 * dim_readout, dtype=dtype)
+        self.output = Linear(dim_readout, target_vocabulary, dtype=dtype)
+
+    # ---- The model ----
+
+    def _encode(self, source: np.ndarray, lengths: np.ndarray, beams: int = 1) -> _Decoding:
+        annotations, last = self.encoder(self.source_embedding(source), lengths=lengths)
+        state = np.tanh(self.bridge(last[1]))
+        return _Decoding(self.attention.precompute(annotations), lengths, np.repeat(state[:, None], beams, axis=1))
+
+    def _step(self, previous: np.ndarray, decoding: _Decoding) -> tuple[np.ndarray, np.ndarray, _Decoding]:
+        """After tokens `previous` (batch, beams): features for the next one's logits, weights, new states."""
+        state = decoding.state
+        embedded = self.target_embedding(previous)
+        context, weights = self.attention(state, decoding.keys, key_lengths=decoding.lengths, return_weights=True)
+        features = np.concatenate((state, embedded, context), axis=-1)
+        rows = features.shape[0] * features.shape[1]
+        given = features[..., state.shape[2] :].reshape(rows, 1, -1)
+        _, after = self.decoder(given, state.reshape(1, rows, -1))
+        return features, weights, decoding._replace(state=after.reshape(state.shape))
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        pairs = self.readout(features)
+        return self.output(pairs.reshape(*pairs.shape[:-1], -1, 2).max(axis=-1))
+
+    def forward(self, source: Any, target: Any, source_lengths: Any = None, return_weights: bool = False) -> Any:
+        """The logits of each target token's successor, given the target (teacher forcing).
+
+        Parameters
+        ----------
+        source : array of integers, (batch, len_source)
+        target : array of integers, (batch, len_target)
+            The tokens before those that are asked for: begin first.
+        source_lengths : int32 or int64 array, (batch,), optional
+            Valid prefixes of source.
+        return_weights : bool
+            Also return the attention's weights.
+
+        Returns
+        -------
+        logits : array, (batch, len_target, target_vocabulary)
+            Of the module's dtype.
+        weights : array, (batch, len_target, len_source)
+        """
+        for name, x in (("source", source), ("target", target)):
+            if getattr(x, "ndim", 0) != 2:
+                raise ValueError(f"{name}: expected shape (batch, len_{name}), got {describe(x)}")
+        batch, length = target.shape
+        lengths = np.full(batch, source.shape[1]) if source_lengths is None else source_lengths
+        decoding = self._encode(source, lengths)
+        features, weights = [], []
+        for i in range(length):
+            f, w, decoding = self._step(target[:, i : i + 1], decoding)
+            features.append(f)
+            weights.append(w)
+        if length == 0:
+            empty = np.zeros((batch, 0, self.target_vocabulary), self.dtype)
+            return (empty, np.zeros((batch, 0, source.shape[1]), self.dtype)) if return_weights else empty
+        logits = self._logits(np.concatenate(features, axis=1))
+        return (logits, np.concatenate(weights, axis=1)) if return_weights else logits
+
+    # ---- Search ----
+
+    def greedy(
+        self, sources: Sequence[Sequence[int]], max_length: int = 50, *, batch_size: int = 64, progress: bool = False
+    ) -> list[Translation]:
+        """Translate by the most probable token at each step.
+
+        Parameters
+        ----------
+        sources : sequences of integers
+            Of any lengths; those of like length are translated together.
+        max_length : int
+            Tokens at most.
+        batch_size : int
+            Sequences at a time.
+        progress : bool
+            Show a bar on standard error, where that is a terminal; rich draws it where installed.
+
+        Returns
+        -------
+        list of Translation, in the order of sources
+        """
+
+        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[Translation]:
+            return self._greedy(source, lengths, one_more, max_length)
+
+        return self._search(sources, batch_size, progress, run)
+
+    def beam_search(
+        self,
+        sources: Sequence[Sequence[int]],
+        beam_size: int = 12,
+        max_length: int = 50,
+        *,
+        length_penalty: float = 1.0,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> list[list[Translation]]:
+        """Translate, keeping the beam_size best beginnings at each step.
+
+        Parameters
+        ----------
+        sources, max_length, batch_size, progress
+            As for greedy.
+        beam_size : int
+            Beginnings kept of each sequence, and translations returned at most.
+        length_penalty : float
+            Translations are compared by score / steps ** length_penalty: 0 by probability, 1 by that of a token.
+
+        Returns
+        -------
+        list of lists of Translation
+            For each source, best first. One that found no end within max_length gives its best beginning.
+        """
+        if beam_size < 1:
+            raise ValueError(f"beam_size: expected a count >= 1, got {beam_size}")
+
+        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[list[Translation]]:
+            return self._beam(source, lengths, one_more, beam_size, max_length, length_penalty)
+
+        return self._search(sources, batch_size, progress, run)
+
+    def _search(self, sources: Any, batch_size: int, progress: bool, run: Callable[..., list[Any]]) -> list[Any]:
+        """run(padded tokens, lengths, a function to call for each translation) over batches of like length."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a count >= 1, got {batch_size}")
+        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        found: list[Any] = [None] * len(order)
+        with _progress(len(order), progress) as one_more:
+            for start in range(0, len(order), batch_size):
+                which = order[start : start + batch_size]
+                lengths = np.array([len(sources[i]) for i in which])
+                padded = np.zeros((len(which), int(lengths.max())), np.int64)
+                for row, i in enumerate(which):
+                    padded[row, : lengths[row]] = sources[i]
+                for i, result in zip(which, run(padded, lengths, one_more), strict=True):
+                    found[i] = result
+        return found
+
+    def _greedy(
+        self, source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None], max_length: int
+    ) -> list[Translation]:
+        batch = len(lengths)
+        tokens: list[list[int]] = [[] for _ in range(batch)]
+        rows: list[list[np.ndarray]] = [[] for _ in range(batch)]
+        scores = np.zeros(batch)
+        decoding = self._encode(source, lengths)
+        running = np.arange(batch)
+        previous = np.full(batch, self.begin)
+        for _ in range(max_length):
+            features, weights, decoding = self._step(previous[:, None], decoding)
+            log_p = _log_softmax(self._logits(features)[:, 0])
+            previous = log_p.argmax(axis=-1)
+            scores[running] += log_p[np.arange(len(running)), previous]
+            going = previous != self.end
+            for k in np.flatnonzero(going):
+                i = running[k]
+                tokens[i].append(int(previous[k]))
+                rows[i].append(weights[k, 0, : lengths[i]].copy())
+            if not going.all():
+                for _ in range(int((~going).sum())):
+                    one_more()
+                kept = np.flatnonzero(going)
+                running, previous, decoding = running[kept], previous[kept], decoding.of(kept)
+            if not len(running):
+                break
+        for _ in running:
+            one_more()
+        return [
+            Translation(t, float(s), np.array(r, self.dtype).reshape(len(t), n))
+            for t, s, r, n in zip(tokens, scores, rows, lengths, strict=True)
+        ]
+
+    def _beam(
+        self,
+        source: np.ndarray,
+        lengths: np.ndarray,
+        one_more: Callable[[], None],
+        beams: int,
+        max_length: int,
+        length_penalty: float,
+    ) -> list[list[Translation]]:
+        batch, vocabulary = len(lengths), self.target_vocabulary
+        done: list[list[tuple[float, Translation]]] = [[] for _ in range(batch)]
+        decoding = self._encode(source, lengths, beams)
+        running = np.arange(batch)
+        scores = np.full((batch, beams), -np.inf)
+        scores[:, 0] = 0.0
+        tokens = np.zeros((batch, beams, 0), np.int64)
+        rows = np.zeros((batch, beams, 0, source.shape[1]), self.dtype)
+        previous = np.full((batch, beams), self.begin)
+
+        def translation(k: int, beam: int, score: float, steps: int) -> tuple[float, Translation]:
+            n = int(decoding.lengths[k])
+            t = Translation(tokens[k, beam].tolist(), score, rows[k, beam, :, :n].copy())
+            return score / max(steps, 1) ** length_penalty, t
+
+        for step in range(1, max_length + 1):
+            features, weights, decoding = self._step(previous, decoding)
+            totals = scores[..., None] + _log_softmax(self._logits(features))
+            # A beam ends in one way only: among twice as many, enough go on.
+            best = _largest(totals.reshape(len(running), -1), min(2 * beams, beams * vocabulary))
+            scores = np.take_along_axis(totals.reshape(len(running), -1), best, axis=1)
+            origin, chosen = best // vocabulary, best % vocabulary
+            ended = chosen == self.end
+            for k, j in zip(*np.nonzero(ended[:, :beams] & np.isfinite(scores[:, :beams])), strict=True):
+                done[running[k]].append(translation(int(k), int(origin[k, j]), float(scores[k, j]), step))
+            on = np.argsort(ended, axis=1, kind="stable")[:, :beams]
+            scores, origin, previous = (np.take_along_axis(x, on, axis=1) for x in (scores, origin, chosen))
+            each = np.arange(len(running))[:, None]
+            tokens = np.concatenate((tokens[each, origin], previous[..., None]), axis=2)
+            rows = np.concatenate((rows[each, origin], weights[each, origin][:, :, None]), axis=2)
+            decoding = decoding._replace(state=decoding.state[each, origin])
+            # What still runs can be no better than its score over the most steps that it might take.
+            bound = scores[:, 0] / max_length**length_penalty
+            kept = [k for k, i in enumerate(running) if not _settled(done[i], beams, bound[k])]
+            if len(kept) < len(running):
+                for _ in range(len(running) - len(kept)):
+                    one_more()
+                which = np.array(kept, np.int64)
+                running, decoding = running[which], decoding.of(which)
+                longest = decoding.keys.projected.shape[1]
+                scores, previous, tokens, rows = (x[which] for x in (scores, previous, tokens, rows[..., :longest]))
+            if not kept:
+                break
+        for k, i in enumerate(running):
+            if not done[i]:
+                done[i].append(translation(k, 0, float(scores[k, 0]), max_length))
+            one_more()
+        return [[t for _, t in sorted(d, key=lambda x: -x[0])[:beams]] for d in done]
+
+
+def _settled(done: list[tuple[float, Translation]], beams: int, bound: float) -> bool:
+    """Whether no running beginning can be among the best any more."""
+    return len(done) >= beams and sorted((value for value, _ in done), reverse=True)[beams - 1] >= bound
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def _largest(x: np.ndarray, n: int) -> np.ndarray:
+    """Places of the n largest in each row, largest first."""
+    some = np.sort(np.argpartition(-x, n - 1, axis=1)[:, :n], axis=1)
+    return np.take_along_axis(some, np.argsort(-np.take_along_axis(x, some, axis=1), axis=1, kind="stable"), axis=1)
+
+
+@contextlib.contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    if not shown:
+        yield lambda: None
+        return
+    from regard._cli import table
+
+    with table.progress(total) as step:
+        yield lambda: step("translating")
