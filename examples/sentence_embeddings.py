@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import regard
 from minilm import SentenceEncoder, TorchSentenceEncoder, encode_by_reference, load, model_directory, renamed
+from progress import progress
 
 BUILT_IN = """\
 A man is playing a guitar on the street.
@@ -47,25 +48,6 @@ The museum is closed on public holidays.
 
 #: What float32 arithmetic may differ by over six layers: embeddings have length 1.
 TOLERANCE = 1e-5
-
-
-def progress(steps: Sequence[Any], label: str) -> Iterator[Any]:
-    """The steps, with a bar on standard error where somebody watches: rich's if it is installed."""
-    if len(steps) < 2 or not sys.stderr.isatty():
-        yield from steps
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError:
-        for done, step in enumerate(steps):
-            filled = 40 * done // len(steps)
-            bar = f"{label} [{'#' * filled}{'.' * (40 - filled)}] {done}/{len(steps)}"
-            print(f"\r{bar}", end="", file=sys.stderr, flush=True)
-            yield step
-        print(f"\r{label} [{'#' * 40}] {len(steps)}/{len(steps)}", file=sys.stderr)
-    else:
-        yield from track(steps, label, console=Console(stderr=True))
 
 
 def batches(tokenizer: Any, sentences: Sequence[str], size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

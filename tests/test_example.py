@@ -61,3 +61,27 @@ def test_sentence_embeddings_search_the_built_in_set(embeddings_example):
 
 def test_sentence_embeddings_explain_themselves(embeddings_example):
     assert "one sentence a line" in run(embeddings_example, "--help")
+
+
+def test_semantic_search_finds_what_is_meant(embeddings_example, tmp_path):
+    text = tmp_path / "house.txt"
+    text.write_text(
+        "The boiler heats water for the radiators\nand must be serviced once a year.\n\nShort.\n\n"
+        "Bicycles are kept in the shed behind the kitchen garden.\n\n"
+        "Rubbish is collected every second Tuesday, early in the morning.\n",
+        encoding="utf-8",
+    )
+    program = str(EXAMPLES / "semantic_search.py")
+    command = [program, "--top", "1", "--cache", str(tmp_path / "index"), "--files", str(text), "--"]
+    out = run(*command, "when do they take the garbage away", "central heating")
+    first, second = out.split("central heating")
+    assert "Rubbish is collected" in first
+    assert "The boiler heats water" in second and "Bicycles" not in second
+    assert len(list((tmp_path / "index").glob("*.npy"))) == 1
+    assert run(*command, "central heating") == f"central heating{second}"  # from the index
+
+
+def test_semantic_search_reads_the_library_as_pytorch_does(embeddings_example):
+    pytest.importorskip("torch", reason="the embeddings are compared with PyTorch's")
+    out = run(str(EXAMPLES / "semantic_search.py"), "--time", "--limit", "40")
+    assert re.search(r"^40 paragraphs, \d+ tokens, .*differ by \d\.\de-0[6-9]", out, re.MULTILINE), out

@@ -14,8 +14,11 @@ namespace regard::bindings {
 
 namespace py = pybind11;
 
+constexpr std::int32_t kCpu = 1;
+constexpr std::int32_t kCuda = 2;
+
 struct DLDevice {
-  std::int32_t type;  // 1: CPU
+  std::int32_t type;
   std::int32_t id;
 };
 struct DLDataType {
@@ -54,11 +57,11 @@ inline DType dtype_of_dlpack(DLDataType t) {
 }
 
 // A view of a capsule that stays unconsumed: whoever holds it frees it, after the call.
-inline Array view_of_capsule(py::handle capsule) {
+inline Array view_of_capsule(py::handle capsule, std::int32_t device_type = kCpu) {
   const auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   const DLTensor& t = managed->tensor;
   Array a;
-  if (t.device.type != 1) {
+  if (t.device.type != device_type) {
     a.kind = Array::Kind::not_an_array;
     return a;
   }
@@ -94,7 +97,7 @@ inline py::capsule bfloat16_capsule(py::array x) {
     owner->strides.push_back(owner->array.strides(i) / 2);
   }
   owner->managed.tensor = {const_cast<void*>(owner->array.data()),
-                           {1, 0},
+                           {kCpu, 0},
                            static_cast<std::int32_t>(owner->shape.size()),
                            {4, 16, 1},
                            owner->shape.data(),

@@ -19,6 +19,6 @@ PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
   bind_attention(m);
   bind_dense(m);
   bind_channel(m);
-  bind_plan(m);
   bind_recurrent(m);
+  bind_plan(m);
 }

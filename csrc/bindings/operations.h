@@ -11,7 +11,7 @@ void bind_ceilings(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_dense(pybind11::module_& m);
 void bind_channel(pybind11::module_& m);
-void bind_plan(pybind11::module_& m);
 void bind_recurrent(pybind11::module_& m);
+void bind_plan(pybind11::module_& m);
 
 }  // namespace regard::bindings

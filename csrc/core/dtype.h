@@ -1,9 +1,9 @@
 // The element types, and exact scalar conversions between them and float. Compiles for host and device.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace regard {
 
@@ -48,21 +48,14 @@ template <> constexpr DType dtype_of<BFloat16>() { return DType::bfloat16; }
 template <> constexpr DType dtype_of<Int8>() { return DType::int8; }
 template <> constexpr DType dtype_of<Float8>() { return DType::float8_e4m3fn; }
 
-inline std::uint32_t bits_of(float x) {
-  std::uint32_t u;
-  std::memcpy(&u, &x, sizeof u);
-  return u;
-}
-inline float float_of(std::uint32_t u) {
-  float x;
-  std::memcpy(&x, &u, sizeof x);
-  return x;
-}
+// constexpr throughout, so that device code may call them (nvcc's --expt-relaxed-constexpr).
+constexpr std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+constexpr float float_of(std::uint32_t u) { return std::bit_cast<float>(u); }
 
-inline float to_float(float x) { return x; }
-inline double to_float(double x) { return x; }
-inline float to_float(Int8 x) { return x.value; }
-inline float to_float(Float8 x) {
+constexpr float to_float(float x) { return x; }
+constexpr double to_float(double x) { return x; }
+constexpr float to_float(Int8 x) { return x.value; }
+constexpr float to_float(Float8 x) {
   const std::uint32_t sign = std::uint32_t{x.bits & 0x80u} << 24;
   const std::uint32_t magnitude = x.bits & 0x7fu;
   if (magnitude == 0x7fu) return float_of(sign | 0x7fc00000u);
@@ -70,8 +63,8 @@ inline float to_float(Float8 x) {
   const float value = magnitude < 8 ? static_cast<float>(magnitude) * 0x1p-9f : float_of((magnitude << 20) + (120u << 23));
   return float_of(sign | bits_of(value));
 }
-inline float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
-inline float to_float(Half x) {
+constexpr float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
+constexpr float to_float(Half x) {
   const std::uint32_t sign = std::uint32_t{x.bits & 0x8000u} << 16;
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   // Shifted into float's place the exponent is 112 too small; a product with 2^112 mends it, subnormals included.
@@ -81,14 +74,14 @@ inline float to_float(Half x) {
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-template <class T> T from_float(float x);
-template <> inline float from_float<float>(float x) { return x; }
-template <> inline BFloat16 from_float<BFloat16>(float x) {
+template <class T> constexpr T from_float(float x);
+template <> constexpr float from_float<float>(float x) { return x; }
+template <> constexpr BFloat16 from_float<BFloat16>(float x) {
   const std::uint32_t u = bits_of(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(u >> 16 | 0x40u)};
   return {static_cast<std::uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
 }
-template <> inline Half from_float<Half>(float x) {
+template <> constexpr Half from_float<Half>(float x) {
   const std::uint32_t u = bits_of(x);
   const std::uint32_t sign = u >> 16 & 0x8000u;
   const std::uint32_t magnitude = u & 0x7fffffffu;

@@ -16,7 +16,7 @@ struct KeyRange {
   std::int64_t last;
 };
 
-// Lengths of one sequence, its diagonal, and what each of its queries may see.
+// Lengths of one sequence, its diagonal, and what each of its queries may see. Device code calls it too.
 struct SequenceMask {
   std::int64_t len_q;
   std::int64_t len_kv;
@@ -24,7 +24,7 @@ struct SequenceMask {
   std::int64_t left;
   std::int64_t right;
 
-  KeyRange keys_of(std::int64_t i) const {
+  constexpr KeyRange keys_of(std::int64_t i) const {
     if (i >= len_q) return {0, 0};
     const std::int64_t centre = i + diagonal;
     const std::int64_t first = left == kUnlimited ? 0 : std::max<std::int64_t>(0, centre - left);
@@ -33,12 +33,12 @@ struct SequenceMask {
   }
 
   // The keys that any of the queries [i0, i1) may see, and those that all of them see.
-  KeyRange seen_by_any(std::int64_t i0, std::int64_t i1) const {
+  constexpr KeyRange seen_by_any(std::int64_t i0, std::int64_t i1) const {
     const std::int64_t end = std::min(i1, len_q);
     if (i0 >= end) return {0, 0};
     return {keys_of(i0).first, keys_of(end - 1).last};
   }
-  KeyRange seen_by_all(std::int64_t i0, std::int64_t i1) const {
+  constexpr KeyRange seen_by_all(std::int64_t i0, std::int64_t i1) const {
     if (i1 > len_q) return {0, 0};
     return {keys_of(i1 - 1).first, keys_of(i0).last};
   }

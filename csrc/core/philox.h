@@ -14,10 +14,10 @@ struct Philox {
   static constexpr std::uint32_t kMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
   static constexpr std::uint32_t kWeyl[2] = {0x9E3779B9u, 0xBB67AE85u};
 
-  explicit Philox(std::uint64_t seed) : key{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)} {}
+  constexpr explicit Philox(std::uint64_t seed) : key{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)} {}
 
   // counter[0..4) becomes four random words.
-  void words(std::uint32_t (&counter)[4]) const {
+  constexpr void words(std::uint32_t (&counter)[4]) const {
     std::uint32_t k0 = key[0];
     std::uint32_t k1 = key[1];
     for (int round = 0; round < 10; ++round) {
@@ -37,13 +37,13 @@ struct Dropout {
   double p = 0;  // 0: none
   std::uint64_t seed = 0;
 
-  bool present() const { return p > 0; }
-  double kept_scale() const { return p < 1 ? 1 / (1 - p) : 0; }
+  constexpr bool present() const { return p > 0; }
+  constexpr double kept_scale() const { return p < 1 ? 1 / (1 - p) : 0; }
   // p = 1 drops all: no word reaches 2^32.
-  std::uint64_t threshold() const { return static_cast<std::uint64_t>(p * 4294967296.0 + 0.5); }
+  constexpr std::uint64_t threshold() const { return static_cast<std::uint64_t>(p * 4294967296.0 + 0.5); }
 
   // The counter of keys 4 * (j / 4) and the three after it; word j % 4 is key j's.
-  static void counter_of(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j, std::uint32_t (&counter)[4]) {
+  static constexpr void counter_of(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j, std::uint32_t (&counter)[4]) {
     counter[0] = static_cast<std::uint32_t>(j / 4);
     counter[1] = static_cast<std::uint32_t>(i);
     counter[2] = static_cast<std::uint32_t>(h);
@@ -51,8 +51,8 @@ struct Dropout {
   }
 
   // What the weight of one pair is multiplied by.
-  double factor(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    std::uint32_t words[4];
+  constexpr double factor(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    std::uint32_t words[4] = {};
     counter_of(b, h, i, j, words);
     Philox(seed).words(words);
     return words[j % 4] >= threshold() ? kept_scale() : 0.0;

@@ -24,11 +24,11 @@ class Rows {
     }
   }
 
-  std::int64_t count() const { return count_; }
-  std::int64_t length() const { return length_; }
-  std::int64_t step() const { return step_; }  // bytes between neighbours in a row
+  constexpr std::int64_t count() const { return count_; }
+  constexpr std::int64_t length() const { return length_; }
+  constexpr std::int64_t step() const { return step_; }  // bytes between neighbours in a row
 
-  char* at(std::int64_t row) const {
+  constexpr char* at(std::int64_t row) const {
     char* p = data_;
     for (int a = axes_ - 1; a > 0; --a) {
       p += row % shape_[a] * stride_[a];

@@ -1,4 +1,4 @@
-"""The only file that knows NumPy, CuPy and DLPack: what came in goes back as the same kind of array."""
+"""The only file that knows NumPy, CuPy, PyTorch and DLPack: what came in goes back as the same kind of array."""
 
 from __future__ import annotations
 
@@ -63,6 +63,93 @@ def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
     return convert
 
 
+# ---- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+def _framework(x: Any) -> Any:
+    return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is an array on a CUDA device."""
+    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _CUDA
+
+
+def _seen(x: Any) -> Any:
+    """`x` as the CUDA binding reads it: device arrays without a copy and without waiting, others as they are.
+
+    CuPy's own attributes know bfloat16, its capsules do not. A stream of -1 asks a framework not to synchronise:
+    kernels run on the stream that it works on.
+    """
+    if x is None or not on_gpu(x):
+        return x
+    if _framework(x).__name__ == "cupy":
+        return (x.device.id, x.data.ptr, x.shape, x.strides, x.dtype.name)
+    return (x.detach() if hasattr(x, "detach") else x).__dlpack__(stream=-1)
+
+
+class _Gpu:
+    """The stream and the memory of the framework and device that an array belongs to."""
+
+    def __init__(self, operation: str, like: Any) -> None:
+        self._like = like
+        self._framework = _framework(like)
+        name = self._framework.__name__
+        if name not in ("cupy", "torch"):
+            raise NotImplementedError(
+                f"{operation}: no kernel for {name} arrays on a GPU; CuPy's and PyTorch's have one"
+            )
+        self._cupy = name == "cupy"
+        self.device = int(like.__dlpack_device__()[1])
+
+    def stream(self) -> int:
+        """The stream that the framework works on, as a number."""
+        if not self._cupy:
+            return int(self._framework.cuda.current_stream(self.device).cuda_stream)
+        with self._framework.cuda.Device(self.device):
+            return int(self._framework.cuda.get_current_stream().ptr)
+
+    def allocate(self, shape: Sequence[int], dtype: str) -> tuple[Any, Any]:
+        """A new array, of the first array's dtype if `dtype` is empty, and as the binding sees it."""
+        kind = getattr(self._framework, dtype) if dtype else self._like.dtype
+        if self._cupy:
+            with self._framework.cuda.Device(self.device):
+                made = self._framework.empty(tuple(shape), kind)
+        else:
+            made = self._framework.empty(tuple(shape), dtype=kind, device=self._like.device)
+        return made, _seen(made)
+
+
+def call_on_gpu(operation: str, kernel: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """As call(), for a first array on a GPU: outputs are its framework's, work goes to its framework's stream."""
+    module = _backend.cuda(operation)
+    function = getattr(module, kernel, None)
+    if function is None:
+        raise NotImplementedError(f"{operation}: not available on CUDA yet")
+    gpu = _Gpu(operation, arrays[0])
+    seen = [_seen(x) for x in arrays]
+    result = function(*seen, *options, gpu.stream(), gpu.allocate)
+    if isinstance(result, tuple):
+        return result
+    given = {id(s): x for s, x in zip(seen, arrays, strict=True) if x is not None}
+    return [given.get(id(x), x) for x in result]
+
+
+def _apart_on_gpu(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    extent = _backend.cuda("out").extent
+    first, last = extent(_seen(out))
+
+    def apart(x: Any) -> Any:
+        if x is None or not on_gpu(x):
+            return x
+        begin, end = extent(_seen(x))
+        if begin >= last or end <= first:
+            return x
+        return x.copy() if _framework(x).__name__ == "cupy" else x.clone()
+
+    return tuple(map(apart, inputs))
+
+
 def call(
     operation: str,
     kernel: Callable[..., Any],
@@ -71,6 +158,8 @@ def call(
     options: tuple[Any, ...],
 ) -> Any:
     """kernel(*arrays, *options) for arrays that are not all NumPy's; outputs of the first array's kind."""
+    if on_gpu(arrays[0]):
+        return call_on_gpu(operation, kernel.__name__, arrays, options)
     natives = [native(operation, x) for x in arrays]
     result = kernel(*natives, *options)
     if isinstance(result, tuple):
@@ -82,6 +171,8 @@ def call(
 
 def broadcast_to(x: Any, shape: tuple[int, ...], argument: str) -> Any:
     """A view of `x` repeated to `shape` without a copy, for arrays of any framework."""
+    if on_gpu(x) and not hasattr(x, "expand"):
+        return _framework(x).broadcast_to(x, shape)
     repeat = x.expand if hasattr(x, "expand") else lambda s: np.broadcast_to(native(argument, x), s)
     try:
         return repeat(shape)
@@ -93,6 +184,8 @@ def broadcast_to(x: Any, shape: tuple[int, ...], argument: str) -> Any:
 
 def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs, those that may share memory with `out` copied, so that `out` may overlap any of them."""
+    if on_gpu(out):
+        return _apart_on_gpu(out, inputs)
     if not isinstance(out, np.ndarray):
         # Another framework's array: its memory is compared through NumPy where NumPy reads it.
         out = native("out", out)

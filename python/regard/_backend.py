@@ -52,6 +52,25 @@ def select(name: str) -> None:
         cpu.set_num_threads(threads)
 
 
+def cuda(operation: str) -> ModuleType:
+    """The module of CUDA kernels.
+
+    Raises
+    ------
+    NotImplementedError
+        It was not built, or cannot run here: the message names `operation` and says why.
+    """
+    try:
+        module = importlib.import_module("regard._cuda")
+    except ImportError as failure:
+        reason = str(failure) if importlib.util.find_spec("regard._cuda") else "this build has no CUDA kernels"
+        raise NotImplementedError(f"{operation}: an array on a GPU, but {reason}") from None
+    reason = module.why_not()
+    if reason is not None:
+        raise NotImplementedError(f"{operation}: an array on a GPU, but CUDA cannot be used: {reason}")
+    return module
+
+
 @contextlib.contextmanager
 def using(name: str) -> Iterator[ModuleType]:
     """Use one instruction set within a block (for tests and comparisons)."""

@@ -325,6 +325,10 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     hint = " where " + hint.format_map(_Names(known)) if hint else ""
     if rule == "type":
         return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")
+    if rule == "device":
+        return TypeError(f"{argument}: expected an array on the device of {first}, got {got}")
+    if rule == "aligned":
+        return ValueError(f"{argument}: expected elements at multiples of their size in a GPU's memory, got {got}")
     if rule == "dtype":
         expected = DTYPES.get(argument, FLOATS)
         return TypeError(f"{argument}: expected dtype {expected} in native byte order, got {got}")

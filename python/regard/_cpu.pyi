@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes']
+__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_fma', 'measure_read', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation']
 
 def additive_attention(query: typing.Any, key: typing.Any, value: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, bias: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...

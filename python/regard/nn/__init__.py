@@ -5,6 +5,8 @@ from __future__ import annotations
 from regard.nn.additive import AdditiveAttention
 from regard.nn.attention import MultiheadAttention
 from regard.nn.channel import CBAM, EfficientChannelAttention, SqueezeExcitation
+from regard.nn.decoding import CachedDecoder
+from regard.nn.generate import Decoder, Generation, Recomputing, beam_search, generate, stream
 from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
@@ -27,9 +29,12 @@ __all__ = [
     "GRU",
     "LSTM",
     "AdditiveAttention",
+    "CachedDecoder",
+    "Decoder",
     "EfficientChannelAttention",
     "Embedding",
     "FeedForward",
+    "Generation",
     "LayerNorm",
     "Linear",
     "Module",
@@ -40,6 +45,7 @@ __all__ = [
     "RMSNorm",
     "Safetensors",
     "RNNSearch",
+    "Recomputing",
     "SqueezeExcitation",
     "Transformer",
     "TransformerDecoder",
@@ -50,4 +56,7 @@ __all__ = [
     "VisionTransformerLayer",
     "load",
     "Translation",
+    "beam_search",
+    "generate",
+    "stream",
 ]

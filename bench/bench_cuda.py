@@ -1,0 +1,116 @@
+"""Attention on a GPU against PyTorch's flash and cuDNN kernels, and against what the card itself reaches.
+
+    python bench/bench_cuda.py            writes results/cuda-<card>.md; some two minutes
+
+Needs an NVIDIA GPU, a build with CUDA kernels, CuPy, and PyTorch with CUDA. Times are medians of runs between CUDA
+events, peers interleaved; the ceilings are a copy of device memory and a bfloat16 matrix product, measured in the same
+run. Inputs and outputs are PyTorch's tensors for all.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import regard
+from regard import _backend
+
+#: (label, batch, heads, heads_kv, len_q, len_kv, dim, causal)
+SHAPES = [
+    ("D64 4k", 4, 32, 32, 4096, 4096, 64, False),
+    ("D64 16k", 1, 32, 32, 16384, 16384, 64, False),
+    ("D64 16k causal", 1, 32, 32, 16384, 16384, 64, True),
+    ("D128 2k", 8, 16, 16, 2048, 2048, 128, False),
+    ("D128 16k", 1, 16, 16, 16384, 16384, 128, False),
+    ("D128 16k causal", 1, 16, 16, 16384, 16384, 128, True),
+    ("D128 GQA 32/8 8k causal", 1, 32, 8, 8192, 8192, 128, True),
+    ("D256 8k", 1, 8, 8, 8192, 8192, 256, False),
+]
+ROUNDS = 20
+
+
+def milliseconds(torch: Any, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The median time of each, interleaved."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 3):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            if round_ >= 3:
+                times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def ceilings(torch: Any) -> dict[str, float]:
+    """Copy bandwidth in GB/s and bfloat16 products in TFLOP/s."""
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    x = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    y = torch.empty_like(x)
+    times = milliseconds(torch, {"copy": lambda: y.copy_(x), "product": lambda: a @ b})
+    return {"copy": 2 * x.numel() / times["copy"] / 1e6, "product": 2 * n**3 / times["product"] / 1e9}
+
+
+def peers(torch: Any, q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    calls: dict[str, Callable[[], Any]] = {"regard": lambda: regard.attention(q, k, v, causal=causal)}
+    for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
+
+        def call(kernel: Any = kernel) -> Any:
+            with sdpa_kernel(kernel):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+                )
+
+        try:
+            call()
+        except RuntimeError:
+            continue
+        calls[name] = call
+    return calls
+
+
+def main() -> int:
+    try:
+        import torch
+
+        _backend.cuda("bench_cuda")
+    except (ImportError, NotImplementedError) as reason:
+        print(f"bench_cuda needs a GPU, CUDA kernels in regard, and PyTorch with CUDA: {reason}")
+        return 1
+    if not torch.cuda.is_available():
+        print("bench_cuda needs PyTorch with CUDA, and a device")
+        return 1
+    card = torch.cuda.get_device_name()
+    top = ceilings(torch)
+    rows = []
+    for label, batch, heads, heads_kv, len_q, len_kv, dim, causal in SHAPES:
+        q = torch.randn(batch, heads, len_q, dim, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(batch, heads_kv, len_kv, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        times = milliseconds(torch, peers(torch, q, k, v, causal))
+        flops = 4 * batch * heads * len_q * len_kv * dim / (2 if causal else 1)
+        speed = {name: flops / t / 1e9 for name, t in times.items()}
+        cells = [f"{speed[n]:.0f}" if n in speed else "-" for n in ("regard", "flash", "cuDNN")]
+        rows.append([label, *cells, f"{100 * speed['regard'] / top['product']:.0f} %"])
+    table = harness.markdown_table(
+        ["bfloat16, TFLOP/s", "regard", "torch flash", "torch cuDNN", "regard of a matrix product"], rows
+    )
+    facts = {"card": card, "copy": f"{top['copy']:.0f} GB/s", "matrix product": f"{top['product']:.0f} TFLOP/s"}
+    facts |= {"CUDA of PyTorch": str(torch.version.cuda), **harness.hardware()}
+    text = f"# Attention on {card}\n\n" + "".join(f"- {k}: {v}\n" for k, v in facts.items()) + f"\n{table}\n"
+    path = harness.RESULTS / f"cuda-{re.sub('[^a-z0-9]+', '-', card.lower())}.md"
+    path.write_text(text)
+    print(text + f"\nwritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

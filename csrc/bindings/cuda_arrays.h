@@ -1,0 +1,132 @@
+// Views of device arrays, as python/regard/_arrays.py hands them over, and memory from the framework that owns them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "core/refusal.h"
+#include "cuda/operations.h"
+
+namespace regard::bindings {
+
+namespace rules {
+constexpr const char* kDevice = "device";    // not on the device of the first array
+constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
+}  // namespace rules
+
+inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
+
+// Raises NotImplementedError unless there is a kernel for `what`.
+inline void require_kernel(bool there, const char* what) {
+  if (there) return;
+  py::set_error(PyExc_NotImplementedError, (std::string(what) + " is not available on CUDA yet").c_str());
+  throw py::error_already_set();
+}
+
+inline DType dtype_of_name(const std::string& name) {
+  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "bool", "int32", "int64"};
+  for (int t = 0; t < 7; ++t)
+    if (name == names[t]) return static_cast<DType>(t);
+  return DType::other;
+}
+
+// A device array as a tuple (device, pointer, shape, strides in bytes, dtype's name).
+inline Array view_of_tuple(const py::tuple& x) {
+  Array a;
+  a.kind = Array::Kind::array;
+  a.data = reinterpret_cast<char*>(x[1].cast<std::uintptr_t>());
+  const auto shape = x[2].cast<std::vector<std::int64_t>>();
+  const auto strides = x[3].cast<std::vector<std::int64_t>>();
+  a.rank = static_cast<int>(shape.size());
+  for (int i = 0; i < a.rank && i < kMaxRank; ++i) {
+    a.shape[i] = shape[static_cast<std::size_t>(i)];
+    a.stride[i] = strides[static_cast<std::size_t>(i)];
+  }
+  a.dtype = dtype_of_name(x[4].cast<std::string>());
+  a.writable = true;
+  return a;
+}
+
+// One call on a device: its arrays, all of which must be there, and its stream.
+class DeviceCall {
+ public:
+  DeviceCall(std::uintptr_t stream, py::function allocator) : allocate_(std::move(allocator)) {
+    queue.stream = reinterpret_cast<cuda::Stream>(stream);
+    queue.scratch = [this](std::int64_t bytes) { return allocate(py::make_tuple(bytes), "uint8").data; };
+  }
+
+  // Fixes the device: that of the first array, whose own check comes when it is viewed.
+  void begin(const py::object& first) { view(first, "x"); }
+
+  // The view of an argument: a tuple, or a capsule from __dlpack__. Anything else is not on the device.
+  Array view(const py::object& x, const char* argument) {
+    if (x.is_none() || refusal) return {};
+    Array a;
+    int device = 0;
+    if (py::isinstance<py::tuple>(x)) {
+      device = x.cast<py::tuple>()[0].cast<int>();
+      a = view_of_tuple(x.cast<py::tuple>());
+    } else if (PyCapsule_IsValid(x.ptr(), "dltensor") != 0) {
+      a = view_of_capsule(x, kCuda);
+      device = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(x.ptr(), "dltensor"))->tensor.device.id;
+    } else {
+      refusal = {rules::kDevice, argument};
+      return {};
+    }
+    if (first_) queue.device = device;
+    if (a.kind != Array::Kind::array || device != queue.device) refusal = {rules::kDevice, argument};
+    if (reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size_of(a.dtype)) != 0)
+      refusal = {rules::kAligned, argument};
+    first_ = false;
+    return a;
+  }
+
+  // The array given, or a new one; `dtype` is a name, or "" for the query's.
+  Array output(const py::object& given, const Array& view, const std::vector<std::int64_t>& shape, const char* dtype) {
+    if (view.present()) {
+      outputs.append(given);
+      return view;
+    }
+    const Array made = allocate(py::cast(shape), dtype);
+    outputs.append(kept_.back());
+    return made;
+  }
+
+  // Checked host lengths, copied to the device.
+  Array on_device(const std::vector<std::int64_t>& lengths) {
+    Array a;
+    a.kind = Array::Kind::array;
+    a.dtype = DType::int64;
+    a.rank = 1;
+    a.shape[0] = static_cast<std::int64_t>(lengths.size());
+    a.stride[0] = 8;
+    const std::int64_t bytes = a.shape[0] * a.stride[0];
+    if (bytes == 0) return a;
+    a.data = queue.scratch(bytes);
+    cuda::copy_to_device(a.data, lengths.data(), bytes, queue.stream);
+    return a;
+  }
+
+  cuda::Queue queue;
+  Refusal refusal;
+  py::list outputs;
+
+ private:
+  Array allocate(const py::object& shape, const char* dtype) {
+    const auto made = allocate_(shape, dtype).cast<py::tuple>();
+    kept_.push_back(made[0]);
+    const py::object seen = made[1];
+    return py::isinstance<py::tuple>(seen) ? view_of_tuple(seen.cast<py::tuple>()) : view_of_capsule(seen, kCuda);
+  }
+
+  py::function allocate_;
+  std::vector<py::object> kept_;  // until the call returns: frameworks reuse memory in the order of the stream
+  bool first_ = true;
+};
+
+}  // namespace regard::bindings

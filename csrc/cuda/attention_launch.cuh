@@ -1,0 +1,28 @@
+// Host side of the attention kernels: which instantiation, how many blocks, how much shared memory.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+
+#include "cuda/attention_arguments.cuh"
+#include "cuda/operations.h"
+
+namespace regard::cuda {
+
+constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
+
+constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
+constexpr int kDecodeDim = 1024;   // its rows of queries lie in shared memory
+
+// One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
+void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
+void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
+void launch_portable(AttentionArguments arguments, DType dtype, Stream stream);
+void launch_decode(const AttentionArguments& arguments, DType dtype, const Queue& queue);
+
+inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
+  a.tiles = (a.len_q + queries - 1) / queries;
+  return static_cast<std::int64_t>(a.batch) * a.heads * a.tiles;
+}
+
+}  // namespace regard::cuda

@@ -1,0 +1,293 @@
+// Dot-product attention, forward, for float16 and bfloat16 on tensor cores (sm_80 and newer).
+//
+//   a block of four warps has kQueries queries of one head; keys come in tiles of kKeys, two of them in shared memory
+//     S = Q K^T        the fragments of Q and K by ldmatrix, mma.sync m16n8k16, S in registers
+//     P = exp2(S - max), rounded to 16 bits: the registers of S are, in pairs, the fragments that P V wants
+//     out = out * alpha + P V        V by ldmatrix.trans
+//   while a tile is multiplied the next one is on its way (cp.async)
+//
+// Rows of shared memory hold kDim elements in chunks of 16 bytes; chunk c of row r lies at c ^ (r % 8), so that the eight
+// rows of an ldmatrix and the lanes of a copy touch all banks. Scores are computed for whole tiles; only tiles that some
+// query sees in part compare positions.
+//
+// Dao, "FlashAttention-2" (2023); Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018).
+#pragma once
+
+#include "cuda/attention_scores.cuh"
+#include "cuda/ptx.cuh"
+
+namespace regard::cuda {
+
+constexpr int kTensorThreads = 128;
+
+// A tile in shared memory: rows of kDim 16-bit elements, swizzled.
+template <int kDim> struct SharedTile {
+  static constexpr int kChunks = kDim / 8;
+  SharedAddress base;
+
+  REGARD_DEVICE SharedAddress at(int row, int chunk) const {
+    return base + static_cast<SharedAddress>((row * kChunks + (chunk ^ (row & 7))) * 16);
+  }
+  // From the address of (row, chunk) to that of (row + down, chunk + right): `down` is a multiple of 8, and `right` has
+  // no bit that chunk has. Tiles start at multiples of a row's length. One address then serves a whole tile.
+  static REGARD_DEVICE SharedAddress moved(SharedAddress from, int down, int right) {
+    return (from ^ static_cast<SharedAddress>(right * 16)) + static_cast<SharedAddress>(down * kChunks * 16);
+  }
+
+  // Starts copying rows of `chunks` chunks from global memory; zeros beyond `rows` and `chunks`.
+  template <int kRows> REGARD_DEVICE void fetch(const char* from, std::int64_t row_stride, int rows, int chunks) const {
+    // A lane keeps its chunk and steps down the rows: one address to carry, where one a copy cost 60 registers.
+    constexpr int kStep = kTensorThreads / kChunks;
+    static_assert(kTensorThreads % kChunks == 0 && kRows % kStep == 0);
+    const int thread = opaque(thread_index());
+    const int chunk = thread % kChunks;
+    const int first = thread / kChunks;
+    const int end = chunk < chunks ? rows : 0;
+    from += first * row_stride + chunk * 16;
+#pragma unroll
+    for (int r = 0; r < kRows; r += kStep) {
+      copy_async(at(first + r, chunk), from, first + r < end);
+      from += kStep * row_stride;
+    }
+  }
+};
+
+template <int kDim, int kQueries, int kKeys> struct TensorShape {
+  static constexpr int kRowTiles = kQueries / 64;  // of 16 queries, a warp
+  static constexpr int kKeyTiles = kKeys / 8;
+  static constexpr int kDimTiles = kDim / 8;
+  static constexpr int kKeyBytes = kKeys * kDim * 2;
+  static constexpr int kSharedBytes = kQueries * kDim * 2 + 4 * kKeyBytes;  // Q; two stages of K and V
+};
+
+// One row's softmax, spread over the four lanes that share the row: each has the sum of its own columns.
+struct RowState {
+  float m;
+  float l;
+};
+
+// Which row of the block a lane's fragments have first (the others are 8 and multiples of 16 below), and which column of
+// every eight (and the next). Found anew where they are needed: registers are short.
+struct LanePlace {
+  int row;
+  int column;
+  REGARD_DEVICE LanePlace(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
+};
+
+// kPlain: no bias, ALiBi, softcap, mask or sinks, and a positive scale: scores stay unscaled until exp2.
+template <class T, int kDim, int kQueries, int kKeys, bool kPlain>
+REGARD_KERNEL(kTensorThreads, 1)
+attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
+  using Shape = TensorShape<kDim, kQueries, kKeys>;
+  constexpr int kRowTiles = Shape::kRowTiles;
+  constexpr int kKeyTiles = Shape::kKeyTiles;
+  constexpr int kDimTiles = Shape::kDimTiles;
+  constexpr float kLog2E = 1.4426950408889634f;
+
+  const auto [b, h, i0] = block_of(a, block_index(), kQueries);
+  // Found again where it is needed: a length that is not given is a constant of the launch, and takes no register.
+  const auto sequence = [&] { return sequence_of(a, opaque(b)); };
+  const SequenceMask whole = sequence();
+  const LanePlace at_start(thread_index(), kRowTiles);
+
+  using Tile = SharedTile<kDim>;
+  const Tile queries{shared_address(dynamic_shared())};
+  const auto key_tile = [&](int tile) {
+    return Tile{queries.base + static_cast<SharedAddress>(kQueries * kDim * 2 + (tile & 1) * 2 * Shape::kKeyBytes)};
+  };
+  const auto value_tile = [&](int tile) { return Tile{key_tile(tile).base + static_cast<SharedAddress>(Shape::kKeyBytes)}; };
+
+  // What the block's queries see, in whole tiles of keys.
+  const int end = whole.len_q < i0 + kQueries ? static_cast<int>(whole.len_q) : i0 + kQueries;
+  const KeyRange any = whole.seen_by_any(i0, end);
+  const KeyRange all = i0 < end ? whole.seen_by_all(i0, end) : KeyRange{0, 0};
+  const int all_first = static_cast<int>(all.first);
+  const int all_last = static_cast<int>(all.last);
+  const int first_tile = static_cast<int>(any.first) / kKeys;
+  const int last_tile = any.last > any.first ? static_cast<int>((any.last + kKeys - 1) / kKeys) : first_tile;
+
+  const auto fetch = [&](int tile) {
+    const int j0 = tile * kKeys;
+    const int rows = static_cast<int>(sequence().len_kv) - j0;
+    const int head = opaque(h) / a.group;
+    key_tile(tile).template fetch<kKeys>(a.key.at(b, head, j0), a.key.stride[2], rows, (a.dim_qk + 7) / 8);
+    value_tile(tile).template fetch<kKeys>(a.value.at(b, head, j0), a.value.stride[2], rows, (a.dim_v + 7) / 8);
+  };
+
+  queries.template fetch<kQueries>(a.query.at(b, h, i0), a.query.stride[2], end - i0, (a.dim_qk + 7) / 8);
+  if (first_tile < last_tile) fetch(first_tile);
+  close_copies();
+
+  float o[kRowTiles][kDimTiles][4] = {};
+  RowState state[kRowTiles][2];
+  const float sink = !kPlain && a.sinks.data != nullptr ? read<float>(a.sinks.at(h)) : -infinity<float>();
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) state[r][half] = {sink, sink > -infinity<float>() && at_start.column == 0 ? 1.0f : 0.0f};
+  const auto factor = [&] { return kPlain ? a.scale_to_exp2 : kLog2E; };  // from a score's unit to powers of two
+  const float slope = kPlain ? 0.0f : slope_of<float>(a, b, h);
+
+  for (int tile = first_tile; tile < last_tile; ++tile) {
+    const int j0 = tile * kKeys;
+    if (tile + 1 < last_tile) fetch(tile + 1);
+    close_copies();
+    await_copies<1>();
+    block_barrier();
+    const int lane = opaque(thread_index()) % kWarp;
+    const SharedAddress query_at = queries.at(opaque(thread_index()) / kWarp * kRowTiles * 16 + lane % 16, lane / 16);
+    const SharedAddress key_at = key_tile(tile).at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    const SharedAddress value_at = value_tile(tile).at(lane % 16, lane / 16);
+
+    float s[kRowTiles][kKeyTiles][4] = {};
+#pragma unroll
+    for (int depth = 0; depth < kDim / 16; ++depth) {
+      std::uint32_t q[kRowTiles][4];
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) load_matrices(q[r], Tile::moved(query_at, r * 16, depth * 2));
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; n += 2) {
+        std::uint32_t k[4];
+        load_matrices(k, Tile::moved(key_at, n * 8, depth * 2));
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_add<T>(s[r][n], q[r], k[0], k[1]);
+          multiply_add<T>(s[r][n + 1], q[r], k[2], k[3]);
+        }
+      }
+    }
+
+    const bool partial = all_first > j0 || all_last < j0 + kKeys;
+    if (!kPlain || partial) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const LanePlace place(opaque(thread_index()), kRowTiles);
+          const int i = i0 + place.row + r * 16 + half * 8;
+          const SequenceMask here = sequence();
+          const KeyRange range = here.keys_of(i);
+          const int first = static_cast<int>(range.first);
+          const int last = static_cast<int>(range.last);
+#pragma unroll
+          for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int j = j0 + n * 8 + place.column + c;
+              float& score = s[r][n][half * 2 + c];
+              if (j < first || j >= last)
+                score = -infinity<float>();
+              else if (!kPlain)
+                score = finished_score<T, float>(a, score * a.scale_float, b, h, i, j, slope, i + here.diagonal);
+            }
+        }
+    }
+
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        RowState& x = state[r][half];
+        float m = x.m;
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n) m = fmaxf(m, fmaxf(s[r][n][half * 2], s[r][n][half * 2 + 1]));
+        m = fmaxf(m, shuffle_xor(m, 1));
+        m = fmaxf(m, shuffle_xor(m, 2));
+        const float base = m == -infinity<float>() ? 0.0f : m * factor();
+        const float alpha = exp2_fast(x.m * factor() - base);
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float& p = s[r][n][half * 2 + c];
+            p = exp2_fast(p * factor() - base);
+            sum += p;
+          }
+        x = {m, x.l * alpha + sum};
+#pragma unroll
+        for (int n = 0; n < kDimTiles; ++n) {
+          o[r][n][half * 2] *= alpha;
+          o[r][n][half * 2 + 1] *= alpha;
+        }
+      }
+
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      std::uint32_t p[kRowTiles][4];
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const float (&from)[4] = s[r][2 * k + part / 2];
+          p[r][part] = pack_pair<T>(from[part % 2 * 2], from[part % 2 * 2 + 1]);
+        }
+#pragma unroll
+      for (int n = 0; n < kDimTiles; n += 2) {
+        std::uint32_t v[4];
+        load_matrices_transposed(v, Tile::moved(value_at, k * 16, n));
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_add<T>(o[r][n], p[r], v[0], v[1]);
+          multiply_add<T>(o[r][n + 1], p[r], v[2], v[3]);
+        }
+      }
+    }
+    block_barrier();  // the next fetch but one writes where this tile lies
+  }
+  await_copies<0>();
+
+  const LanePlace place(opaque(thread_index()), kRowTiles);
+  const int len_q = static_cast<int>(sequence().len_q);
+  unsigned bad_rows = 0;  // one bit for each row that this lane has a part of
+  const bool pairs = a.out.stride[3] == 2 && a.dim_v % 2 == 0 &&
+                     ((a.out.stride[0] | a.out.stride[1] | a.out.stride[2] | reinterpret_cast<std::intptr_t>(a.out.data)) & 3) == 0;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = i0 + place.row + r * 16 + half * 8;
+      float l = state[r][half].l;
+      l += shuffle_xor(l, 1);
+      l += shuffle_xor(l, 2);
+      const float inverse = 1.0f / l;
+      float rest = l > 0 ? 0.0f : infinity<float>();
+#pragma unroll
+      for (int n = 0; n < kDimTiles; ++n)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& x = o[r][n][half * 2 + c];
+          x *= inverse;
+          rest += x - x;  // NaN where it is not finite
+        }
+      rest += shuffle_xor(rest, 1);
+      rest += shuffle_xor(rest, 2);
+      const bool bad = !(rest == 0.0f) || i >= len_q;
+      if (bad) bad_rows |= 1u << (r * 2 + half);
+      if (i >= a.len_q || bad) continue;
+      char* const to = a.out.at(b, h, i);
+#pragma unroll
+      for (int n = 0; n < kDimTiles; ++n) {
+        const int d = n * 8 + place.column;
+        const float (&x)[4] = o[r][n];
+        if (pairs && d < a.dim_v) {
+          *reinterpret_cast<std::uint32_t*>(to + d * 2) = pack_pair<T>(x[half * 2], x[half * 2 + 1]);
+        } else if (!pairs) {
+          if (d < a.dim_v) write<T>(to + d * a.out.stride[3], x[half * 2]);
+          if (d + 1 < a.dim_v) write<T>(to + (d + 1) * a.out.stride[3], x[half * 2 + 1]);
+        }
+      }
+      if (a.lse.data != nullptr && place.column == 0)
+        write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
+    }
+
+  // After all is written: a call takes the registers that the outputs were in.
+  if (!any_lane(bad_rows != 0)) return;
+  for (int n = 0; n < kRowTiles * 16; ++n) {
+    const int i = i0 + thread_index() / kWarp * kRowTiles * 16 + n;
+    const unsigned bits = shuffle(bad_rows, n % 8 * 4);
+    if ((bits >> n / 8 & 1) != 0 && i < a.len_q) plain_row<T>(a, b, h, i, 0, a.dim_v, true);
+  }
+}
+
+}  // namespace regard::cuda

@@ -1,0 +1,32 @@
+// The operations that this backend offers. Host code only; nothing here waits for the device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core/attention_problem.h"
+#include "core/channel_problem.h"
+#include "core/norm_problem.h"
+#include "cuda/runtime.h"
+
+namespace regard::cuda {
+
+// Where an operation runs.
+struct Queue {
+  int device = 0;
+  Stream stream = nullptr;
+  // Device memory of that many bytes, aligned to 16, that lasts until the stream has passed this call.
+  std::function<char*(std::int64_t)> scratch;
+};
+
+// The problem's arrays, lengths included, are the device's.
+void attention_forward(const AttentionProblem& problem, const Queue& queue);
+
+void global_pool(const PoolProblem& problem, const Queue& queue);
+
+// Squeeze-and-excitation, ECA, and CBAM's parts: what the problem has of excitation and w_spatial. out may be x itself.
+void weigh_map(const ChannelProblem& problem, const Queue& queue);
+
+void norm(const NormProblem& problem, const Queue& queue);
+
+}  // namespace regard::cuda

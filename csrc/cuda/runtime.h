@@ -1,0 +1,42 @@
+// What host code asks of the CUDA runtime. runtime.cu answers with the real one, tests/cuda_emulation/ with its own.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+
+namespace regard::cuda {
+
+using Stream = void*;  // cudaStream_t; null: the legacy default stream
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+void check(int status);  // throws Error for anything but cudaSuccess
+
+// Null where kernels can run, else the reason why not: it needs neither a driver nor a device to answer.
+const char* why_not();
+
+struct Device {
+  int capability = 0;    // major * 10 + minor
+  int shared_bytes = 0;  // the most that one block may have
+};
+Device device(int id);
+
+// Makes a device current for a block of host code.
+class OnDevice {
+ public:
+  explicit OnDevice(int id);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+// Enqueues a copy; `from` may be changed as soon as this returns.
+void copy_to_device(void* to, const void* from, std::int64_t bytes, Stream stream);
+
+}  // namespace regard::cuda

@@ -1,0 +1,57 @@
+// Element types in kernels: what they compute in, loads and stores, vectors of 16 bytes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "core/dtype.h"
+#include "cuda/device.cuh"
+
+namespace regard::cuda {
+
+// The type that values of storage type T are computed in.
+template <class T> using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// f(T{}) for the storage type of `dtype`. Host code.
+template <class F> void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64: return f(double{});
+    case DType::float32: return f(float{});
+    case DType::float16: return f(Half{});
+    default: return f(BFloat16{});
+  }
+}
+
+template <class C> REGARD_DEVICE C infinity() { return static_cast<C>(INFINITY); }
+
+REGARD_DEVICE float tanh_of(float x) { return tanhf(x); }
+REGARD_DEVICE double tanh_of(double x) { return tanh(x); }
+REGARD_DEVICE float exp_of(float x) { return expf(x); }
+REGARD_DEVICE double exp_of(double x) { return exp(x); }
+REGARD_DEVICE float log_of(float x) { return logf(x); }
+REGARD_DEVICE double log_of(double x) { return log(x); }
+REGARD_DEVICE float erfc_of(float x) { return erfcf(x); }
+REGARD_DEVICE double erfc_of(double x) { return erfc(x); }
+
+template <class C> REGARD_DEVICE C max_or_nan(C a, C b) { return a != a || a > b ? a : b; }
+
+template <class T> REGARD_DEVICE T read(const char* p) { return *reinterpret_cast<const T*>(p); }
+
+template <class T> REGARD_DEVICE Compute<T> value_at(const char* p) { return to_float(read<T>(p)); }
+
+template <class T> REGARD_DEVICE void write(char* p, Compute<T> x) {
+  if constexpr (std::is_same_v<T, double>)
+    *reinterpret_cast<double*>(p) = x;
+  else
+    *reinterpret_cast<T*>(p) = from_float<T>(x);
+}
+
+// As many elements as 16 bytes hold. Sums run in this grain whether or not memory allows such loads: bits do not depend
+// on strides.
+template <class T> struct alignas(16) Vector {
+  static constexpr int kLength = 16 / sizeof(T);
+  T x[kLength];
+};
+
+}  // namespace regard::cuda

@@ -1,0 +1,52 @@
+"""These tests run where REGARD_CUDA_EMULATION names the folder of a build of the emulator:
+
+cmake -S . -B build/emulation -G Ninja -DREGARD_CUDA_EMULATION=ON -DREGARD_PYTHON=ON -DREGARD_CUDA=OFF
+cmake --build build/emulation --target regard_cuda_emulated
+REGARD_CUDA_EMULATION=build/emulation/tests/cuda_emulation python -m pytest tests/cuda_emulation
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from regard import _backend
+
+
+@pytest.fixture(scope="session")
+def _stand_in() -> Iterator[Any]:
+    if "REGARD_CUDA_EMULATION" not in os.environ:
+        pytest.skip("needs REGARD_CUDA_EMULATION, the folder of a build of the CUDA emulator")
+    os.environ["REGARD_CUDA_EMULATION"] = str(Path(os.environ["REGARD_CUDA_EMULATION"]).resolve())
+    known = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "cupy"}
+    for name in known:
+        del sys.modules[name]
+    folder = str(Path(__file__).parent / "stand_in")
+    sys.path.insert(0, folder)
+    import cupy
+
+    yield cupy
+    sys.path.remove(folder)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "cupy"]:
+        del sys.modules[name]
+    sys.modules.update(known)
+
+
+@pytest.fixture
+def emulator(_stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The emulated module in the place of regard._cuda, as an H100 that runs lanes in order."""
+    module = _stand_in._emulator.emulator()
+    monkeypatch.setattr(_backend, "cuda", lambda operation: module)
+    module.set_device(90, 232448)
+    module.set_order(False, 0)
+    yield module
+    module.set_order(False, 0)
+
+
+@pytest.fixture
+def cupy(_stand_in: Any, emulator: Any) -> Any:
+    return _stand_in

@@ -1,0 +1,81 @@
+"""As much of CuPy as regard uses, over the emulator: arrays whose memory only kernels and asnumpy() may touch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from . import cuda
+from ._emulator import emulator
+
+float32, float64, float16, uint8, int64 = np.float32, np.float64, np.float16, np.uint8, np.int64
+
+
+class _Pointer:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class ndarray:
+    """A device array. NumPy cannot read it; what it knows about itself is CuPy's."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    shape = property(lambda self: self._host.shape)
+    strides = property(lambda self: self._host.strides)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    data = property(lambda self: _Pointer(self._host.__array_interface__["data"][0]))
+    device = property(lambda self: cuda.Device(0))
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise BufferError("arrays of this stand-in are read by their attributes")
+
+    def reshape(self, *shape: int) -> ndarray:
+        return ndarray(self._host.reshape(*shape))
+
+    def copy(self) -> ndarray:
+        return asarray(self._host)
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    """Memory of exactly the array's size, filled with NaN patterns."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    cuda.allocated.append(cuda.get_current_stream().ptr)
+    return ndarray(emulator().device_memory(size).view(dtype).reshape(shape))
+
+
+def asarray(x: np.ndarray) -> ndarray:
+    """A copy on the device with the strides of `x`, each element where `x` has it: gaps stay poisoned."""
+    low = sum(min(0, (n - 1) * s) for n, s in zip(x.shape, x.strides, strict=True)) if x.size else 0
+    high = sum(max(0, (n - 1) * s) for n, s in zip(x.shape, x.strides, strict=True)) if x.size else 0
+    memory = emulator().device_memory(high - low + x.itemsize if x.size else 0)
+    if x.size == 0:
+        return ndarray(np.empty(x.shape, x.dtype))
+    host = np.ndarray(x.shape, x.dtype, memory, -low, x.strides)
+    host[...] = x
+    return ndarray(host)
+
+
+def broadcast_to(x: ndarray, shape: Any) -> ndarray:
+    return ndarray(np.broadcast_to(x._host, shape))
+
+
+def asnumpy(x: ndarray) -> np.ndarray:
+    return np.array(x._host)
+
+
+def module() -> Any:
+    return sys.modules[__name__]

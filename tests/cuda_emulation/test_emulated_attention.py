@@ -1,0 +1,241 @@
+"""regard.attention on device arrays, the kernels emulated: the cases of tests/cases.py against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import regard
+from cases import CASES, DTYPES
+from helpers import (
+    as_float64,
+    assert_near,
+    assert_same_bits,
+    expected,
+    lse_tolerance,
+    normal,
+    output_tolerance,
+    problem,
+)
+from regard import reference
+
+#: A GPU without bfloat16 tensor cores, a consumer card, and a data-centre card: compute capability, shared memory.
+DEVICES = {"sm_75": (75, 65536), "sm_86": (86, 101376), "sm_90": (90, 232448)}
+
+#: An emulated product takes microseconds: cases above this many multiplications stay with the CPU's tests.
+MOST = 100e6
+
+
+def work(name: str) -> float:
+    case = CASES[name]
+    len_kv = case.len_q if case.len_kv is None else case.len_kv
+    rows = case.len_q if case.len_q <= 8 else max(case.len_q, 64)  # few queries take the splitting kernel
+    return case.batch * case.heads * rows * len_kv * max(case.dim_qk, 64) * 2.0
+
+
+SMALL = [name for name in CASES if work(name) <= MOST]
+TAGGED = [name for name in SMALL if "dtypes" in CASES[name].tags]
+
+
+def on_device(cupy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    return {k: cupy.asarray(x) if isinstance(x, np.ndarray) else x for k, x in options.items()}
+
+
+def run(cupy: Any, name: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    query, key, value, options = problem(name, dtype)
+    arrays = [cupy.asarray(x) for x in (query, key, value)]
+    out, lse = regard.attention(*arrays, return_lse=True, **on_device(cupy, options))
+    assert type(out) is cupy.ndarray and type(lse) is cupy.ndarray
+    return cupy.asnumpy(out), cupy.asnumpy(lse)
+
+
+def check(cupy: Any, name: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    query, key, value, options = problem(name, dtype)
+    if any(x.ctypes.data % x.itemsize for x in (query, key, value)):
+        pytest.skip("device arrays are aligned to their elements: test_misaligned_arrays_are_refused")
+    out, lse = run(cupy, name, dtype)
+    want, want_lse = expected(name, dtype)
+    assert out.dtype == DTYPES[dtype] and out.shape == want.shape and lse.dtype == np.float32
+    assert_near(out, want, output_tolerance(query, key, value, options, dtype), "out")
+    assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+    return out, lse
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16(cupy, name):
+    check(cupy, name, "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", TAGGED)
+def test_other_dtypes(cupy, name, dtype):
+    check(cupy, name, dtype)
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if not n.startswith(("len_", "decode_", "dim_"))])
+def test_float32(cupy, name):
+    check(cupy, name, "float32")
+
+
+@pytest.mark.parametrize("device", ["sm_75", "sm_86"])
+@pytest.mark.parametrize("name", ["dim_64", "dim_256", "deepseek_192_128", "mask_bhqk", "bshd"])
+def test_other_devices(cupy, emulator, name, device):
+    emulator.set_device(*DEVICES[device])
+    launches, products, *_ = emulator.counters()
+    check(cupy, name, "bfloat16")
+    assert emulator.counters()[0] > launches
+    assert (emulator.counters()[1] > products) == (device != "sm_75")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["vit_196_and_class_token", "mask_and_bias_and_causal", "dim_64", "dim_128"])
+def test_the_order_of_lanes_does_not_matter(cupy, emulator, name, dtype):
+    if name not in SMALL:
+        pytest.skip("too large for the emulator")
+    want = run(cupy, name, dtype)
+    for seed in (1, 2):
+        emulator.set_order(True, seed)
+        for x, y in zip(run(cupy, name, dtype), want, strict=True):
+            assert_same_bits(x, y)
+
+
+def test_no_bank_conflicts(cupy, emulator):
+    before = emulator.counters()
+    for name in ("dim_64", "dim_128", "dim_256"):
+        run(cupy, name, "bfloat16")
+    loads, conflicts = (emulator.counters()[i] - before[i] for i in (2, 3))
+    assert loads > 0 and conflicts == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arrange", ["reversed", "every_other", "last_axis_slow", "padded_rows"])
+def test_bits_do_not_depend_on_strides_or_batch(cupy, dtype, arrange):
+    from cases import STRIDES
+
+    arrays = [normal(i, 2, 2, 40, 64, dtype=dtype) for i in range(3)]
+    want = cupy.asnumpy(regard.attention(*map(cupy.asarray, arrays), causal=True))
+    moved = [cupy.asarray(STRIDES[arrange](x)) for x in arrays]
+    assert_same_bits(cupy.asnumpy(regard.attention(*moved, causal=True)), want)
+    one = [cupy.asarray(np.ascontiguousarray(x[1:, 1:])) for x in arrays]
+    assert_same_bits(cupy.asnumpy(regard.attention(*one, causal=True)), want[1:, 1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_masked_cannot_leak(cupy, dtype, bad):
+    query, key, value = (normal(i, 1, 2, 40, 64, dtype=dtype) for i in range(3))
+    mask = np.ones((1, 1, 40, 40), bool)
+    mask[..., 7] = False
+    key[:, :, 7], value[:, :, 7] = bad, bad
+    out = regard.attention(*map(cupy.asarray, (query, key, value)), mask=cupy.asarray(mask))
+    keep = np.arange(40) != 7
+    want = reference.attention(*as_float64(query, key[:, :, keep], value[:, :, keep]))
+    assert_near(cupy.asnumpy(out), want, output_tolerance(query, key[:, :, keep], value[:, :, keep], {}, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_beyond_float32(cupy, dtype):
+    query, key, value = (normal(i, 1, 1, 20, 64, dtype=dtype) for i in range(3))
+    query, key = ((x.astype(np.float64) * 1e25).astype(x.dtype) for x in (query, key))
+    out = regard.attention(*map(cupy.asarray, (query, key, value)))
+    want = reference.attention(*as_float64(query, key, value))
+    assert_near(cupy.asnumpy(out), want, output_tolerance(value, value, value, {}, dtype))
+
+
+# ---- The Python path -------------------------------------------------------------------------------------
+
+
+def arrays_on(cupy, count=3, dtype="float32", shape=(1, 2, 20, 16)):
+    return [cupy.asarray(normal(i, *shape, dtype=dtype)) for i in range(count)]
+
+
+def test_memory_comes_from_the_current_stream(cupy):
+    arrays = arrays_on(cupy, dtype="bfloat16", shape=(1, 2, 20, 12))  # rows that need a copy: scratch memory too
+    cupy.cuda.allocated.clear()
+    with cupy.cuda.Stream(77):
+        regard.attention(*arrays, return_lse=True)
+    assert len(cupy.cuda.allocated) == 5 and set(cupy.cuda.allocated) == {77}
+
+
+def test_out_is_written_and_returned(cupy):
+    q, k, v = arrays_on(cupy)
+    want = cupy.asnumpy(regard.attention(q, k, v))
+    out = cupy.empty(q.shape, np.float32)
+    assert regard.attention(q, k, v, out=out) is out
+    assert_same_bits(cupy.asnumpy(out), want)
+    assert regard.attention(q, k, v, out=k) is k
+    assert_same_bits(cupy.asnumpy(k), want)
+
+
+def test_scaled_dot_product_attention(cupy):
+    q, k, v = arrays_on(cupy, shape=(2, 1, 2, 9, 8))
+    mask = np.random.default_rng(0).random((9, 9)) > 0.4
+    out = regard.scaled_dot_product_attention(q, k, v, attn_mask=cupy.asarray(mask))
+    want = reference.scaled_dot_product_attention(*(cupy.asnumpy(x) for x in (q, k, v)), attn_mask=mask)
+    assert_near(cupy.asnumpy(out), want, 1e-5)
+
+
+def test_lengths_on_the_host_are_checked_and_on_the_device_held_to_their_range(cupy):
+    q, k, v = arrays_on(cupy)
+    want = cupy.asnumpy(regard.attention(q, k, v, key_lengths=cupy.asarray(np.int64([7]))))
+    assert_same_bits(cupy.asnumpy(regard.attention(q, k, v, key_lengths=np.int32([7]))), want)
+    with pytest.raises(ValueError, match="key_lengths: expected entries from 0 to len_kv = 20, got 21 at index 0"):
+        regard.attention(q, k, v, key_lengths=np.int32([21]))
+    whole = cupy.asnumpy(regard.attention(q, k, v))
+    for n in (20, 21, 2**31 - 1):
+        assert_same_bits(cupy.asnumpy(regard.attention(q, k, v, key_lengths=cupy.asarray(np.int64([n])))), whole)
+    nothing = regard.attention(q, k, v, key_lengths=cupy.asarray(np.int32([-5])))
+    assert (cupy.asnumpy(nothing) == 0).all()
+
+
+def test_errors_name_the_argument(cupy):
+    q, k, v = arrays_on(cupy)
+    with pytest.raises(TypeError, match="key: expected an array on the device of query"):
+        regard.attention(q, cupy.asnumpy(k), v)
+    with pytest.raises(ValueError, match="value: expected shape"):
+        regard.attention(q, k, arrays_on(cupy, 1, shape=(1, 2, 21, 16))[0])
+    with pytest.raises(TypeError, match="key: expected the dtype of query"):
+        regard.attention(q, arrays_on(cupy, 1, "float64")[0], v)
+    with pytest.raises(TypeError, match="key_lengths: expected dtype int32 or int64"):
+        regard.attention(q, k, v, key_lengths=cupy.asarray(np.float32([3])))
+    with pytest.raises(NotImplementedError, match="no kernel for arrays of cupy"):
+        regard.attention(cupy.asnumpy(q), k, v)
+
+
+def test_misaligned_arrays_are_refused(cupy):
+    q, k, v = arrays_on(cupy)
+    shifted = cupy.ndarray(np.ndarray(k.shape, np.float32, cupy.empty((2 * 20 * 16 + 1) * 4, np.uint8)._host, 1))
+    with pytest.raises(ValueError, match="key: expected elements at multiples of their size"):
+        regard.attention(q, shifted, v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
+    # Values of 1 turn the output into the sum of the weights that stay.
+    query, key = (normal(i, 2, 2, 33, 24, dtype=dtype) for i in range(2))
+    value = np.eye(33, dtype=query.dtype)[None, None].repeat(2, 0).repeat(2, 1)
+    options = dict(dropout_p=0.4, seed=2**40 + 7, return_lse=True)
+    out, lse = regard.attention(*map(cupy.asarray, (query, key, value)), **options)
+    want, want_lse = regard.attention(query, key, value, **options)
+    assert ((cupy.asnumpy(out) == 0) == (want == 0)).all() and (want == 0).any()
+    tolerance = output_tolerance(query, key, value, {}, dtype) / 0.6
+    assert_near(cupy.asnumpy(out), as_float64(want)[0], 2 * tolerance)
+    assert_near(cupy.asnumpy(lse), as_float64(want_lse)[0], 2 * lse_tolerance(query, key, want_lse, {}, dtype))
+
+
+def test_operations_and_options_without_a_kernel_say_so(cupy):
+    x = arrays_on(cupy, 1)[0]
+    with pytest.raises(NotImplementedError, match="attention: return_weights is not available on CUDA yet"):
+        regard.attention(x, x, x, return_weights=True)
+    with pytest.raises(NotImplementedError, match="attention_varlen: not available on CUDA yet"):
+        regard.attention_varlen(*arrays_on(cupy, 3, shape=(9, 2, 8)), np.int32([0, 9]), np.int32([0, 9]))
+    with pytest.raises(NotImplementedError, match="linear: not available on CUDA yet"):
+        regard.linear(x, x)
+
+
+def test_without_cuda_the_error_says_why(cupy, monkeypatch):
+    monkeypatch.undo()
+    q, k, v = arrays_on(cupy)
+    with pytest.raises(NotImplementedError, match="attention: an array on a GPU, but"):
+        regard.attention(q, k, v)

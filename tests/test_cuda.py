@@ -1,0 +1,137 @@
+"""On a GPU, through CuPy: the cases of tests/cases.py, streams, concurrent use and NVIDIA's sanitizer.
+
+The same kernels run without one in tests/cuda_emulation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import regard
+from cases import CASES, DTYPES
+from helpers import assert_near, assert_same_bits, expected, lse_tolerance, normal, output_tolerance, problem
+from regard import _backend
+
+pytestmark = pytest.mark.gpu
+
+
+def why_not() -> str | None:
+    try:
+        import cupy  # noqa: F401
+
+        _backend.cuda("tests")
+    except (ImportError, NotImplementedError) as reason:
+        return str(reason)
+    return None
+
+
+REASON = why_not()
+if REASON is not None:
+    pytest.skip(f"needs an NVIDIA GPU and CuPy: {REASON}", allow_module_level=True)
+
+import cupy  # noqa: E402
+
+
+def on_device(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: cupy.asarray(x) if isinstance(x, np.ndarray) else x for k, x in options.items()}
+
+
+def device_array(x: np.ndarray) -> Any:
+    """`x` in a GPU's memory, with strides like its own."""
+    low = sum(min(0, (n - 1) * s) for n, s in zip(x.shape, x.strides, strict=True))
+    high = sum(max(0, (n - 1) * s) for n, s in zip(x.shape, x.strides, strict=True))
+    if x.size == 0:
+        return cupy.empty(x.shape, x.dtype)
+    memory = cupy.cuda.alloc(high - low + x.itemsize)
+    view = cupy.ndarray(x.shape, x.dtype, memory + -low, x.strides)
+    if 0 in (s for n, s in zip(x.shape, x.strides, strict=True) if n > 1):
+        return cupy.broadcast_to(
+            cupy.asarray(x[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.strides)]), x.shape
+        )
+    view[...] = cupy.asarray(np.ascontiguousarray(x))
+    return view
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name: str, dtype: str) -> None:
+    query, key, value, options = problem(name, dtype)
+    if any(x.ctypes.data % x.itemsize for x in (query, key, value)):
+        pytest.skip("device arrays are aligned to their elements")
+    arrays = [device_array(x) for x in (query, key, value)]
+    out, lse = regard.attention(*arrays, return_lse=True, **on_device(options))
+    want, want_lse = expected(name, dtype)
+    assert_near(cupy.asnumpy(out), want, output_tolerance(query, key, value, options, dtype), "out")
+    assert_near(cupy.asnumpy(lse), want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_runs_and_batches_agree_to_the_bit(dtype: str) -> None:
+    arrays = [cupy.asarray(normal(i, 3, 4, 500, 64, dtype=dtype)) for i in range(3)]
+    want = cupy.asnumpy(regard.attention(*arrays, causal=True))
+    for _ in range(3):
+        assert_same_bits(cupy.asnumpy(regard.attention(*arrays, causal=True)), want)
+    part = regard.attention(*(x[1:2, 2:3] for x in arrays), causal=True)
+    assert_same_bits(cupy.asnumpy(part), want[1:2, 2:3])
+
+
+def test_streams_and_threads() -> None:
+    arrays = [cupy.asarray(normal(i, 2, 4, 400, 64, dtype="float16")) for i in range(3)]
+    want = cupy.asnumpy(regard.attention(*arrays))
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            for _ in range(20):
+                out = regard.attention(*arrays)
+                stream.synchronize()
+                if cupy.asnumpy(out).tobytes() != want.tobytes():
+                    wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_torch_tensors() -> None:
+    torch = pytest.importorskip("torch", reason="compares PyTorch's tensors")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        q, k, v = (torch.randn(2, 3, 70, 64, device="cuda", dtype=dtype) for _ in range(3))
+        out = regard.attention(q, k, v, causal=True)
+        assert out.device == q.device and out.dtype == dtype
+        want = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True)
+        near = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+        assert (out.double() - want).abs().max().item() < near
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    code = textwrap.dedent(
+        """
+        import cupy, numpy, regard
+        for dtype in ("float32", "float16"):
+            for dim in (20, 64, 128):
+                x = [cupy.asarray(numpy.random.rand(1, 2, 70, dim).astype(dtype)) for _ in range(3)]
+                regard.attention(*x, causal=True, return_lse=True)
+        cupy.cuda.Device().synchronize()
+        """
+    )
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
