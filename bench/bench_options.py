@@ -83,9 +83,9 @@ def main() -> None:
         print(harness.markdown_table(header, rows))
         return
     about = (
-        f"`regard.attention` at 1x{HEADS}x{LENGTH}x{DIM} with one option, and its time over the plain call's: the median "
-        "of the ratios within rounds of one interleaved run. `time / share` is what a seen pair costs over one of the "
-        "plain call. Written by `python bench/bench_options.py`."
+        f"`regard.attention` at 1x{HEADS}x{LENGTH}x{DIM} with one option, and its time over the plain call's: the "
+        "median of the ratios within rounds of one interleaved run. `time / share` is what a seen pair costs "
+        "over one of the plain call. Written by `python bench/bench_options.py`."
     )
     path = harness.write_results("options-cpu", "What options cost", about, header, rows, threads=options.threads)
     print(f"wrote {path}")

@@ -42,5 +42,5 @@ def test_an_array_on_a_gpu_is_refused_with_the_reason() -> None:
     x = OnAGpu()
     with pytest.raises(NotImplementedError, match=f"^attention: an array on a GPU, but .*{reason}"):
         regard.attention(x, x, x)
-    with pytest.raises(NotImplementedError, match="^cuda: an array on a GPU, but"):
+    with pytest.raises(NotImplementedError, match=r"^cuda: an array on a GPU, but"):
         _backend.cuda("cuda")

@@ -77,7 +77,7 @@ for function, arrays, options in calls():
             assert a.tobytes() == b.tobytes(), (function, [x.shape for x in arrays], list(options), where)
         count += 1
 print(count, "calls stayed inside")
-'''
+'''  # noqa: E501
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are made with Linux's mprotect")

@@ -14,11 +14,11 @@ template <class S> constexpr float kLargest = 0;
 template <> constexpr float kLargest<Int8> = 127;
 template <> constexpr float kLargest<Float8> = 448;
 
-using Words = std::uint32_t __attribute__((vector_size(kVectorBytes)));
+using UnsignedWords = std::uint32_t __attribute__((vector_size(kVectorBytes)));
 using Bytes = std::uint8_t __attribute__((vector_size(kVectorBytes / 4)));
 
-inline Words words_of(Vec<float> v) {
-  Words u;
+inline UnsignedWords words_of(Vec<float> v) {
+  UnsignedWords u;
   std::memcpy(&u, &v, sizeof u);
   return u;
 }
@@ -28,14 +28,14 @@ inline Bytes narrowed(Vec<float> y, Int8) { return __builtin_convertvector(words
 
 // y is within +-448, give or take a rounding.
 inline Bytes narrowed(Vec<float> y, Float8) {
-  const Words u = words_of(y);
-  const Words magnitude = u & 0x7fffffffu;
+  const UnsignedWords u = words_of(y);
+  const UnsignedWords magnitude = u & 0x7fffffffu;
   // From 2^-6 on: rounded at the third bit of the mantissa, and the exponent's bias changed from 127 to 7.
-  const Words normal = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u) - (120u << 23)) >> 20;
+  const UnsignedWords normal = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u) - (120u << 23)) >> 20;
   // Below it steps are 2^-9, the last bit of numbers near 2^14.
   const Vec<float> a = abs(y);
-  const Words subnormal = words_of(a + 0x1p14f) - 0x46800000u;
-  const Words chosen = a < 0x1p-6f ? subnormal : normal;
+  const UnsignedWords subnormal = words_of(a + 0x1p14f) - 0x46800000u;
+  const UnsignedWords chosen = a < 0x1p-6f ? subnormal : normal;
   return __builtin_convertvector(chosen | (u >> 24 & 0x80u), Bytes);
 }
 

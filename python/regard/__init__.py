@@ -24,8 +24,8 @@ from regard.dense import layer_norm, linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 from regard.merge import merge_attention
 from regard.paged import PagedKVCache
-from regard.rotary import rotary_embedding, rotary_tables
 from regard.recurrent import gru, lstm
+from regard.rotary import rotary_embedding, rotary_tables
 from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
@@ -47,8 +47,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "location_sensitive_attention",
-    "merge_attention",
     "lstm",
+    "merge_attention",
     "multiplicative_attention",
     "rms_norm",
     "rotary_embedding",

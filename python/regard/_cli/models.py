@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,7 +139,7 @@ def _encoder_calls(
             module = encoder.stack(regard.nn).to(weights=held)
             state = state or _random_state(module)
             module.load_state_dict(state)
-            made[held] = lambda module=module: module(x)
+            made[held] = functools.partial(module, x)
         if torch:
             import torch as framework
 
@@ -172,8 +173,13 @@ def _decoder_calls(decoder: Decoder, torch: bool) -> Callable[[str], dict[str, C
             state = state or _random_state(stack)
             stack.load_state_dict(state)
             made[held] = _Steps(
-                lambda stack=stack: nn.CachedDecoder(
-                    stack, memory, embed=lambda _, at: rows[at], project=lambda y: y, max_len=decoder.tokens
+                functools.partial(
+                    nn.CachedDecoder,
+                    stack,
+                    memory,
+                    embed=lambda _, at: rows[at],
+                    project=lambda y: y,
+                    max_len=decoder.tokens,
                 ),
                 lambda cached: cached.step(tokens),
                 decoder.tokens,

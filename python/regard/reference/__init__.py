@@ -31,8 +31,8 @@ from regard.reference.dot_product import (
     scaled_dot_product_attention,
 )
 from regard.reference.merge import merge_attention
-from regard.reference.rotary import rotary_embedding
 from regard.reference.recurrent import gru, lstm
+from regard.reference.rotary import rotary_embedding
 
 __all__ = [
     "additive_attention",
@@ -48,8 +48,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "location_sensitive_attention",
-    "merge_attention",
     "lstm",
+    "merge_attention",
     "multiplicative_attention",
     "rms_norm",
     "rotary_embedding",
