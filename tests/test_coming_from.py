@@ -66,6 +66,12 @@ def arrays() -> dict[str, Array]:
         "tv": draw("tv", 25, HEADS, DIM),
         "cu_q": np.int32([0, 5, 14]),
         "cu_k": np.int32([0, 8, 25]),
+        "table": np.int32([[3, 0, 6], [5, 2, 1]]),
+        "kp": draw("kp", 7, 7, 2, DIM),
+        "vp": draw("vp", 7, 7, 2, DIM),
+        "cos": draw("cos", 30, DIM // 2),
+        "sin": draw("sin", 30, DIM // 2),
+        "positions": np.arange(2 * LEN_Q).reshape(2, LEN_Q),
         "chequered": (np.arange(4)[:, None] + np.arange(3)) % 2 == 0,
     }
 
@@ -94,7 +100,8 @@ def plain(
     give: str = "out",
 ) -> Any:
     """softmax(cap(scale q k^T) + bias, where visible) v, spelt out, (batch, heads, length, dim)."""
-    k, v = (np.repeat(A[name + keys], HEADS // A[name + keys].shape[1], axis=1) for name in "kv")
+    k, v = (gathered(f"{name}p") if keys == "pages" else A[name + keys] for name in "kv")
+    k, v = (np.repeat(x, HEADS // x.shape[1], axis=1) for x in (k, v))
     s = A["q"] @ k.swapaxes(-1, -2) * scale
     if cap is not None:
         s = cap * np.tanh(s / cap)
@@ -105,6 +112,22 @@ def plain(
     total = p.sum(axis=-1, keepdims=True)
     out = p @ v / np.where(total == 0, 1, total)
     return (out, (s.max(axis=-1, keepdims=True) + np.log(total))[..., 0]) if give == "lse" else out
+
+
+def rotated(*, neighbours: bool) -> Array:
+    """Pairs turned as complex numbers."""
+    pairs = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (slice(DIM // 2), slice(DIM // 2, None))
+    angle = (A["cos"] + 1j * A["sin"])[A["positions"]][:, None]
+    turned = (A["q"][..., pairs[0]] + 1j * A["q"][..., pairs[1]]) * angle
+    out = np.empty_like(A["q"])
+    out[..., pairs[0]], out[..., pairs[1]] = turned.real, turned.imag
+    return out
+
+
+def gathered(name: str) -> Array:
+    """Pages of each sequence one after another, (batch, heads, length, dim)."""
+    pages = A[name][A["table"]]
+    return pages.reshape(2, -1, *pages.shape[3:]).swapaxes(1, 2)
 
 
 def packed(*, causal: bool) -> Array:
@@ -138,6 +161,8 @@ PREFIX = (np.arange(LEN_KV) < A["lengths"][:, None])[:, None, None, :]
 MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
     "PyTorch": {},
     "flash-attn": {
+        "block_table=table": lambda: plain("pages", visible=PREFIX & in_order(A["lengths"])),
+        "cache_seqlens=lengths": lambda: plain(visible=PREFIX & in_order(A["lengths"])),
         "flash_attn_varlen_func": lambda: packed(causal=True),
         "causal=True, window_size=(8, -1)": lambda: plain(visible=LOWER_CAUSAL & (LOWER >= QUERY_AT - 8)),
         "window_size=(8, 2)": lambda: plain(visible=(LOWER >= QUERY_AT - 8) & (LOWER <= QUERY_AT + 2)),
@@ -182,6 +207,8 @@ MEANINGS: dict[str, dict[str, Callable[[], Any]]] = {
         "Attention()": lambda: softmax(A["query"] @ A["key"].swapaxes(1, 2)) @ A["value"],
     },
     "ONNX": {
+        "interleaved=1": lambda: rotated(neighbours=True),
+        "RotaryEmbedding": lambda: rotated(neighbours=False),
         "qk_matmul_output_mode=0": lambda: plain("2", give="scores"),
         "v, mask)": lambda: plain(visible=A["mask"]),
         "bias, is_causal=1": lambda: plain(bias=A["bias"], visible=UPPER_CAUSAL),

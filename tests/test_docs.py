@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, each by itself."""
+"""Every Python block of the documentation runs."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import re
 from pathlib import Path
 
 import pytest
+import regard
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks() -> list[pytest.param]:
-    found = []
-    for page in PAGES:
-        text = page.read_text() if page.exists() else ""
-        for match in BLOCK.finditer(text):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append(pytest.param(page, line, match[1], id=f"{page.relative_to(ROOT)}:{line}"))
-    return found
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """(line, code) of each block."""
+    text = page.read_text()
+    return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize(("page", "line", "code"), blocks())
-def test_block(page: Path, line: int, code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # Blank lines before it make the line numbers of a traceback the page's.
-    exec(compile("\n" * line + code, str(page), "exec"), {"__name__": "__main__"})
+PAGES_WITH_CODE = [page for page in PAGES if page.exists() and blocks(page)]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.name)
+def test_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a reader would run it: top to bottom, each block with the names of those before it."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    threads = regard.get_num_threads()
+    try:
+        for line, code in blocks(page):
+            # Blank lines before it make the line numbers of a traceback the page's.
+            exec(compile("\n" * line + code, str(page), "exec"), names)
+    finally:
+        regard.set_num_threads(threads)
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the repository")

@@ -43,7 +43,7 @@ template <class T, int Chain> class FewRows {
     const std::int64_t groups = divide_up(p_.out_features(), kW);
     if (x_.count() == 0 || groups == 0) return;
     const double work = static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8) * 4;
-    parallel_for(divide_up(groups, kGroups), work, [this, groups](std::int64_t item) {
+    parallel_for(divide_up(groups, kGroups), work, Rehearse::scratch, [this, groups](std::int64_t item) {
       Scratch scratch;
       const std::int64_t row = round_up(p_.in_features(), kW);
       const auto x = scratch.template reserve<T>(kMostRows * row);

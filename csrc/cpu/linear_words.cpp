@@ -101,7 +101,8 @@ template <class Op> class LinearWords {
   void run() {
     // Work in float32's terms, which is what parallel_for counts.
     const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(words_ + 8);
-    parallel_for(row_blocks_ * groups_, work, [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
+    parallel_for(row_blocks_ * groups_, work, Rehearse::scratch,
+                 [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
   }
 
  private:
@@ -253,7 +254,7 @@ void pack_words(const PackProblem& p) {
   const std::int64_t words = held_rows(in_features, p.held);
   const std::int64_t padded = round_up(in_features, std::max(kW, 4));
   const double work = static_cast<double>(out_features) * static_cast<double>(in_features + 1) * 4;
-  parallel_for(p.packed.shape[0], work, [&](std::int64_t panel) {
+  parallel_for(p.packed.shape[0], work, Rehearse::scratch, [&](std::int64_t panel) {
     Scratch scratch;
     const auto row = scratch.reserve<float>(padded);
     const auto bytes = scratch.reserve<std::uint8_t>(padded);

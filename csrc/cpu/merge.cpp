@@ -47,7 +47,7 @@ template <class T> class Merge {
 
   void run() {
     const double work = static_cast<double>(out_.count()) * static_cast<double>((out_.length() + 16) * p_.parts());
-    parallel_for((out_.count() + rows_per_item_ - 1) / rows_per_item_, work,
+    parallel_for((out_.count() + rows_per_item_ - 1) / rows_per_item_, work, Rehearse::scratch,
                  [this](std::int64_t item) { run_item(item * rows_per_item_, std::min((item + 1) * rows_per_item_, out_.count())); });
   }
 

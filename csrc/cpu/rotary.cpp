@@ -29,7 +29,7 @@ template <class T> class Rotary {
 
   void run() {
     if (p_.x.size() == 0) return;
-    parallel_for(p_.batch() * blocks_, static_cast<double>(p_.x.size()) * 2, [this](std::int64_t item) {
+    parallel_for(p_.batch() * blocks_, static_cast<double>(p_.x.size()) * 2, Rehearse::scratch, [this](std::int64_t item) {
       const std::int64_t first = item % blocks_ * tokens_;
       run_item(item / blocks_, first, std::min(p_.len(), first + tokens_));
     });

@@ -211,6 +211,14 @@ def _rotary(a: Arguments) -> Cost:
     return Cost(6 * _elements(a) / max(a["x"].shape[-1], 1) * a["cos"].shape[-1])
 
 
+def _recurrent(a: Arguments) -> Cost:
+    """The products with input and state of every step, and an exponential a gate."""
+    batch, length, features = a["x"].shape
+    gates, hidden = a["w_hidden"].shape
+    steps = float(_lengths(a.get("lengths"), batch, length).sum())
+    return Cost(2 * steps * gates * (features + hidden), steps * gates)
+
+
 def _elements(a: Arguments) -> float:
     return float(math.prod(a["x"].shape))
 
@@ -235,6 +243,8 @@ COSTS: dict[str, Callable[[Arguments], Cost]] = {
     "additive_attention": _additive,
     "location_sensitive_attention": _location,
     "multiplicative_attention": _multiplicative,
+    "gru": _recurrent,
+    "lstm": _recurrent,
     "merge_attention": _merged,
     "rotary_embedding": _rotary,
     "linear": lambda a: Cost(2 * _elements(a) * a["weight"].shape[0]),

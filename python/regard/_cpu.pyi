@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_fma', 'measure_read', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation']
+__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'pack_recurrent', 'recurrent', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes']
 
 def additive_attention(query: typing.Any, key: typing.Any, value: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, bias: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...
@@ -77,13 +77,13 @@ def norm(x: typing.Any, residual: typing.Any, weight: typing.Any, bias: typing.A
 def pack_linear(weight: typing.Any, bias: typing.Any, held: int) -> typing.Any:
     ...
 
-def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
-    ...
-
 def pack_recurrent(w_hidden: typing.Any, b_hidden: typing.Any, lstm: bool) -> typing.Any:
     ...
 
 def recurrent(x: typing.Any, h0: typing.Any, c0: typing.Any, lengths: typing.Any, w_input: typing.Any, w_hidden: typing.Any, b_input: typing.Any, b_hidden: typing.Any, w_input_reverse: typing.Any, w_hidden_reverse: typing.Any, lstm: bool, reverse: bool, time_major: bool, packed_hidden: int) -> typing.Any:
+    ...
+
+def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
     ...
 
 def set_num_threads(n: int) -> None:

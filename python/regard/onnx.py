@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from regard import _arrays, _checks, dot_product
+from regard import _arrays, _checks, dot_product, rotary
 
 __all__ = ["attention", "rotary_embedding"]
 
@@ -237,8 +237,6 @@ def _rotary_embedding(
                 f"{name}: expected a last axis of half of what is rotated, {(dim or head_size) // 2},"
                 f" got {_checks.describe(cache)}"
             )
-    from regard import rotary
-
     with _renamed(_ROTARY_NAMES):
         y = rotary.rotary_embedding(by_heads, cos, sin, positions, interleaved)
     return y.swapaxes(1, 2).reshape(x.shape) if flat else y
