@@ -192,8 +192,6 @@ template <int Step, class V, int N> inline void transpose_rounds(V (&rows)[N]) {
 }
 template <class V, int N> inline void transpose(V (&rows)[N]) { transpose_rounds<1>(rows); }
 
-using VecInt = std::int32_t __attribute__((vector_size(kVectorBytes)));
-
 // kWidth elements of any storage type as compute vectors, and back.
 inline Vec<float> load_as(const float* p) { return load<Vec<float>>(p); }
 inline Vec<double> load_as(const double* p) { return load<Vec<double>>(p); }
@@ -219,14 +217,14 @@ inline void store_as(BFloat16* p, Vec<float> v) {
 
 inline Vec<float> load_as(const Int8* p) {
   using Narrow = std::int8_t __attribute__((vector_size(kVectorBytes / 4)));
-  return __builtin_convertvector(__builtin_convertvector(load<Narrow>(p), VecInt), Vec<float>);
+  return __builtin_convertvector(__builtin_convertvector(load<Narrow>(p), Words), Vec<float>);
 }
 inline Vec<float> load_as(const Float8* p) {
   using Narrow = std::uint8_t __attribute__((vector_size(kVectorBytes / 4)));
-  const VecInt bits = __builtin_convertvector(load<Narrow>(p), VecInt);
-  const VecInt magnitude = bits & 0x7f;
+  const Words bits = __builtin_convertvector(load<Narrow>(p), Words);
+  const Words magnitude = bits & 0x7f;
   // As to_float(): exponents 120 too small, subnormals whole numbers of 2^-9, NaN where all is ones.
-  const VecInt shifted = (magnitude << 20) + (120 << 23);
+  const Words shifted = (magnitude << 20) + (120 << 23);
   Vec<float> value;
   std::memcpy(&value, &shifted, sizeof value);
   value = magnitude < 8 ? __builtin_convertvector(magnitude, Vec<float>) * 0x1p-9f : value;

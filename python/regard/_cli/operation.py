@@ -11,6 +11,7 @@ import numpy as np
 
 import regard
 from regard import reference
+from regard._costs import COSTS
 
 _MATRICES = ("w_reduce", "w_expand", "w_query", "w_key", "w_location", "w_input", "w_hidden")
 
@@ -43,8 +44,6 @@ class Operation:
         Of the public function, and of its reference.
     terms : callable
         The length of the longest chain of sums, from the arguments: it sets the tolerance.
-    flops : callable
-        Floating-point operations, from the arguments.
     check, bench : tuples of Case
         Small calls that reach every branch; calls of real models.
     numpy, torch : callables, optional
@@ -55,13 +54,16 @@ class Operation:
 
     name: str
     terms: Callable[[Arguments], int]
-    flops: Callable[[Arguments], float]
     check: tuple[Case, ...]
     bench: tuple[Case, ...]
     numpy: Callable[..., Any] | None = None
     torch: Callable[..., Any] | None = None
     call: Callable[..., Any] | None = None
     reference: Callable[..., Any] | None = None
+
+    def flops(self, arguments: Arguments) -> float:
+        """Floating-point operations of a call."""
+        return COSTS[self.name](arguments).flops
 
     def run(self, arguments: Arguments) -> Any:
         return (self.call or getattr(regard, self.name))(**arguments)

@@ -13,20 +13,6 @@ def _pair_terms(a: Arguments) -> int:
     return int(sum(a["key"].shape[1:]) + a["query"].shape[2] + (a["v"].size if "v" in a else 0))
 
 
-def _pair_flops(a: Arguments) -> float:
-    """Projections, then for each pair a dot product (with v: of a sum and a tanh, one operation each) and its value."""
-    batch, len_q, _ = a["query"].shape
-    _, len_kv, dim_k = a["key"].shape
-    pairs = float(batch * len_q * len_kv)
-    total = 2 * pairs * a["value"].shape[2]
-    if "v" not in a:
-        return total + 2 * pairs * dim_k + (2.0 * batch * len_q * a["w"].size if "w" in a else 0)
-    total += 4 * pairs * a["v"].size
-    for matrix, rows in (("w_query", batch * len_q), ("w_key", batch * len_kv), ("w_location", pairs)):
-        total += 2.0 * rows * a[matrix].size if matrix in a else 0
-    return total + (2 * pairs * a["location_kernel"].size if "location_kernel" in a else 0)
-
-
 def _pairs(label: str, sizes: Shape, dims: Shape, more: Mapping[str, Shape] | None = None, **options: Any) -> Case:
     """`sizes` is (batch, len_q, len_kv), `dims` (dim_q, dim_k, dim_v)."""
     batch, len_q, len_kv = sizes
@@ -60,7 +46,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "additive_attention",
         _pair_terms,
-        _pair_flops,
         check=(
             _additive("plain", (2, 5, 37), (33, 33, 12), 33),
             _additive("projections, bias, lengths", (3, 4, 40), (17, 24, 9), 32, {"bias": (32,), "key_lengths": (3,)}),
@@ -77,7 +62,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "multiplicative_attention",
         _pair_terms,
-        _pair_flops,
         check=(
             _pairs("dot", (2, 5, 37), (33, 33, 12)),
             _pairs("general, lengths", (3, 4, 40), (17, 24, 9), {"w": (17, 24), "key_lengths": (3,)}),
@@ -90,7 +74,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "location_sensitive_attention",
         _pair_terms,
-        _pair_flops,
         check=(
             _location("plain", (2, 3, 37), (16, 16, 12), 16, (5, 1, 7)),
             _location("projections, two channels", (2, 1, 50), (24, 20, 20), 32, (8, 2, 31), bias=(32,)),

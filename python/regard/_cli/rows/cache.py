@@ -25,7 +25,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "rotary_embedding",
         lambda a: 2,
-        lambda a: 3.0 * a["x"].size,
         check=(
             _rotary("halves", (2, 3, 17, 64), 32),
             _rotary("neighbours, partial", (2, 3, 17, 50), 13, interleaved=True),
@@ -42,7 +41,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "merge_attention",
         lambda a: 4 * len(a["outs"]),
-        lambda a: 2.0 * a["outs"].size,
         check=(
             _merge("two parts", (2, 3, 17, 64), 2),
             _merge("seven parts", (2, 3, 5, 33), 7),

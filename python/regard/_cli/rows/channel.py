@@ -14,21 +14,8 @@ def _image_terms(a: Arguments) -> int:
     return int(math.prod(a["x"].shape[1:]))
 
 
-def _excitation_flops(a: Arguments) -> float:
-    return 2.0 * a["x"].size + 4.0 * a["x"].shape[0] * a["w_reduce"].size
-
-
-def _channel_attention_flops(a: Arguments) -> float:
-    return 3.0 * a["x"].size + 8.0 * a["x"].shape[0] * a["w_reduce"].size
-
-
 def _spatial_terms(a: Arguments) -> int:
     return int(max(a["x"].shape[1], a["x"].shape[3]) + a["w_spatial"].size)
-
-
-def _spatial_flops(a: Arguments) -> float:
-    channels = a["x"].shape[3] if a.get("layout") == "nhwc" else a["x"].shape[1]
-    return 3.0 * a["x"].size + 2.0 * a["w_spatial"].size * a["x"].size / channels
 
 
 def _excitation(label: str, x: Shape, reduced: int, more: Mapping[str, Shape] | None = None, **options: Any) -> Case:
@@ -48,7 +35,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "global_average_pool",
         _image_terms,
-        lambda a: float(a["x"].size),
         check=(Case("nchw", {"x": (2, 19, 7, 9)}), Case("nhwc", {"x": (2, 7, 9, 19)}, {"layout": "nhwc"})),
         bench=(
             Case("ResNet-50 8x2048x7x7", {"x": (8, 2048, 7, 7)}),
@@ -60,7 +46,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "global_max_pool",
         lambda _: 1,
-        lambda a: float(a["x"].size),
         check=(
             Case("nchw", {"x": (2, 19, 7, 9)}),
             Case("nhwc", {"x": (2, 7, 9, 19)}, {"layout": "nhwc"}),
@@ -73,7 +58,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "squeeze_excitation",
         _image_terms,
-        _excitation_flops,
         check=(
             _excitation("nchw", (2, 24, 7, 9), 6),
             _excitation("nhwc", (2, 7, 9, 24), 6, layout="nhwc"),
@@ -91,7 +75,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "channel_attention",
         _image_terms,
-        _channel_attention_flops,
         check=(
             _excitation("nchw", (2, 24, 7, 9), 6),
             _excitation("nhwc", (2, 7, 9, 24), 6, layout="nhwc"),
@@ -104,7 +87,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "spatial_attention",
         _spatial_terms,
-        _spatial_flops,
         check=(
             Case("nchw", {"x": (2, 24, 7, 9), "w_spatial": (1, 2, 7, 7)}),
             Case("nhwc, bias", {"x": (2, 7, 9, 24), "w_spatial": (1, 2, 3, 3), "b_spatial": (1,)}, {"layout": "nhwc"}),
@@ -117,7 +99,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "cbam",
         lambda a: _image_terms(a) + _spatial_terms(a),
-        lambda a: _channel_attention_flops(a) + _spatial_flops(a),
         check=(
             _excitation("nchw", (2, 24, 7, 9), 6, {"w_spatial": (1, 2, 7, 7)}),
             _excitation("nhwc", (2, 7, 9, 24), 6, {"w_spatial": (1, 2, 3, 3), "b_spatial": (1,)}, layout="nhwc"),
@@ -135,7 +116,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "efficient_channel_attention",
         _image_terms,
-        lambda a: 2.0 * a["x"].size,
         check=(
             Case("nchw", {"x": (2, 24, 7, 9), "w": (3,)}),
             Case("nhwc", {"x": (2, 7, 9, 40), "w": (5,)}, {"layout": "nhwc", "gate": "hard_sigmoid"}),

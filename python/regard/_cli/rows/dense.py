@@ -10,15 +10,10 @@ def _norm_terms(a: Arguments) -> int:
     return int(a["x"].shape[-1])
 
 
-def _linear_flops(a: Arguments) -> float:
-    return 2.0 * a["x"].size * a["weight"].shape[0]
-
-
 ROWS: tuple[Operation, ...] = (
     Operation(
         "linear",
         _norm_terms,
-        _linear_flops,
         check=(
             Case("plain", {"x": (37, 70), "weight": (45, 70)}),
             Case("bias, relu", {"x": (3, 5, 129), "weight": (64, 129), "bias": (64,)}, {"activation": "relu"}),
@@ -37,7 +32,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "layer_norm",
         _norm_terms,
-        lambda a: 8.0 * a["x"].size,
         check=(
             Case("plain", {"x": (5, 77)}),
             Case("weight, bias", {"x": (2, 9, 384), "weight": (384,), "bias": (384,)}),
@@ -49,7 +43,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "rms_norm",
         _norm_terms,
-        lambda a: 4.0 * a["x"].size,
         check=(Case("plain", {"x": (5, 77)}), Case("weight", {"x": (2, 9, 384), "weight": (384,)})),
         bench=(
             Case("Llama-7B 2048x4096", {"x": (2048, 4096), "weight": (4096,)}),

@@ -15,13 +15,6 @@ def _attention_terms(a: Arguments) -> int:
     return max(a["key"].shape[-2:]) + a["value"].shape[-1]
 
 
-def _attention_flops(a: Arguments) -> float:
-    batch, heads, len_q, dim_qk = a["query"].shape
-    pairs = float(batch * heads * len_q * a["key"].shape[2])
-    hidden = 0.5 if a.get("causal") or a.get("is_causal") else 1.0
-    return 2 * pairs * hidden * (dim_qk + a["value"].shape[3])
-
-
 def _attention(
     label: str,
     query: Shape,
@@ -34,17 +27,6 @@ def _attention(
     batch, _, _, dim = query
     shapes = {"query": query, "key": (batch, *keys, dim), "value": (batch, *keys, dim_v or dim)}
     return Case(label, {**shapes, **(more or {})}, options)
-
-
-def _varlen_flops(a: Arguments) -> float:
-    lengths_q, lengths_kv = np.diff(a["cu_seqlens_q"]), np.diff(a["cu_seqlens_kv"])
-    pairs = float((lengths_q * lengths_kv).sum()) * a["query"].shape[1]
-    return 2 * pairs * (0.5 if a.get("causal") else 1.0) * (a["key"].shape[2] + a["value"].shape[2])
-
-
-def _paged_flops(a: Arguments) -> float:
-    pairs = float(a["key_lengths"].sum()) * a["query"].shape[1] * a["query"].shape[2]
-    return 2 * pairs * (a["key_pages"].shape[3] + a["value_pages"].shape[3])
 
 
 def _varlen(label: str, lengths: Shape, heads: Shape, dims: Shape, keys: Shape | None = None, **options: Any) -> Case:
@@ -75,7 +57,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "attention",
         _attention_terms,
-        _attention_flops,
         check=(
             _attention("plain", (2, 3, 37, 64), (3, 150), return_lse=True),
             _attention("causal, grouped", (1, 4, 50, 80), (2, 131), 48, causal=True, alignment=_LOWER),
@@ -109,7 +90,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "scaled_dot_product_attention",
         _attention_terms,
-        _attention_flops,
         check=(
             _attention("plain", (2, 3, 37, 64), (3, 53)),
             _attention("causal", (1, 2, 70, 24), (2, 41), is_causal=True),
@@ -125,7 +105,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "attention_varlen",
         lambda a: int(np.diff(a["cu_seqlens_kv"]).max() + a["key"].shape[2]),
-        _varlen_flops,
         check=(
             _varlen("plain", (5, 0, 70, 33), (4, 2), (24, 17), return_lse=True),
             _varlen("causal", (1, 64, 40), (2, 2), (64, 64), causal=True),
@@ -141,7 +120,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "attention_paged",
         lambda a: int(a["key_lengths"].max() + a["key_pages"].shape[3]),
-        _paged_flops,
         check=(
             _paged("one query", (3, 4, 1, 64), (70, 1, 33), 2, 16, return_lse=True),
             _paged("causal", (2, 2, 9, 24), (40, 61), 2, 7, causal=True, alignment=_LOWER),

@@ -14,11 +14,6 @@ def _recurrent_terms(a: Arguments) -> int:
     return 4 * int(a["w_input"].shape[1] + a["w_hidden"].shape[1])
 
 
-def _recurrent_flops(a: Arguments) -> float:
-    batch, length, _ = a["x"].shape
-    return 2.0 * batch * length * (a["w_input"].size + a["w_hidden"].size)
-
-
 def _recurrent(
     label: str,
     gates: int,
@@ -39,7 +34,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "gru",
         _recurrent_terms,
-        _recurrent_flops,
         check=(
             _recurrent("plain", 3, (3, 7, 20), 33),
             _recurrent("reverse, lengths", 3, (5, 40, 9), 17, False, {"h0": (5, 17), "lengths": (5,)}, reverse=True),
@@ -54,7 +48,6 @@ ROWS: tuple[Operation, ...] = (
     Operation(
         "lstm",
         _recurrent_terms,
-        _recurrent_flops,
         check=(
             _recurrent("plain", 4, (3, 7, 20), 33),
             _recurrent("states, lengths", 4, (5, 40, 9), 17, more={"h0": (5, 17), "c0": (5, 17), "lengths": (5,)}),
