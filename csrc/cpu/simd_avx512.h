@@ -1,6 +1,7 @@
 // AVX-512 (x86-64-v4): 64-byte vectors. Included by simd.h only.
 #pragma once
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <type_traits>
@@ -31,8 +32,22 @@ inline Words add_products_of_shorts(Words a, Words b) { return Words(_mm512_madd
 
 // Instructions that not every machine with AVX-512 has, by name: the compiler is not told to use them elsewhere. vpdpbusd
 // adds four products of unsigned and signed bytes, without saturation; vdpbf16ps two of bfloat16, subnormals taken for 0.
-inline bool native_bytes() { return __builtin_cpu_supports("avx512vnni") != 0; }
-inline bool native_pairs() { return __builtin_cpu_supports("avx512bf16") != 0; }
+// Asked at the first call: __builtin_cpu_supports() would ask while the module loads, and CPUID costs a microsecond where
+// a hypervisor answers it.
+inline bool native_bytes() {
+  static const bool yes = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1u) != 0;  // AVX512_VNNI
+  }();
+  return yes;
+}
+inline bool native_pairs() {
+  static const bool yes = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1u) != 0;  // AVX512_BF16
+  }();
+  return yes;
+}
 inline Words native_dot_bytes(Words acc, Words a, Words b) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
   return acc;
