@@ -10,7 +10,7 @@ from regard.nn.generate import Decoder, Generation, Recomputing, beam_search, ge
 from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
-from regard.nn.position import PositionalEncoding
+from regard.nn.position import PositionalEncoding, RotaryEmbedding
 from regard.nn.recurrent import GRU, LSTM
 from regard.nn.rnn_search import RNNSearch, Translation
 from regard.nn.transformer import (
@@ -45,6 +45,7 @@ __all__ = [
     "RMSNorm",
     "RNNSearch",
     "Recomputing",
+    "RotaryEmbedding",
     "Safetensors",
     "SqueezeExcitation",
     "Transformer",

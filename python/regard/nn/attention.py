@@ -14,6 +14,7 @@ from regard.dot_product import attention
 from regard.nn._workspace import Scratch
 from regard.nn.linear import Linear
 from regard.nn.module import Module, constant, normal, xavier_uniform
+from regard.nn.position import RotaryEmbedding
 
 
 class MultiheadAttention(Module):
@@ -40,6 +41,9 @@ class MultiheadAttention(Module):
     num_heads_kv : int, optional
         Grouped-query attention (Ainslie et al., 2023), which PyTorch's module lacks: so many heads of
         keys and values (default num_heads), each shared by num_heads / num_heads_kv heads of queries.
+    rotary : RotaryEmbedding, optional
+        Turns each head of the projected queries and keys by its token's position (Su et al., 2021); not
+        the keys of add_bias_kv and add_zero_attn, which have none. Its dim is at most head_dim.
 
     Notes
     -----
@@ -66,6 +70,7 @@ class MultiheadAttention(Module):
         dtype: Any = None,
         *,
         num_heads_kv: int | None = None,
+        rotary: RotaryEmbedding | None = None,
     ) -> None:
         super().__init__(device, dtype)
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
@@ -74,6 +79,11 @@ class MultiheadAttention(Module):
         self.num_heads_kv = num_heads if num_heads_kv is None else num_heads_kv
         if self.num_heads_kv <= 0 or num_heads % self.num_heads_kv:
             raise ValueError(f"num_heads_kv: expected a divisor of num_heads = {num_heads}, got {num_heads_kv}")
+        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
+            raise TypeError(f"rotary: expected None or regard.nn.RotaryEmbedding, got {describe(rotary)}")
+        if rotary is not None and rotary.dim > self.head_dim:
+            raise ValueError(f"rotary: expected dim <= embed_dim / num_heads = {self.head_dim}, got {rotary.dim}")
+        self.rotary = rotary
         self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
@@ -118,6 +128,8 @@ class MultiheadAttention(Module):
         key_mask: Any = None,
         residual: Any = None,
         out: Any = None,
+        positions: Any = None,
+        key_positions: Any = None,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
 
@@ -145,6 +157,10 @@ class MultiheadAttention(Module):
             Added to the result, in the output projection's pass.
         out : array, of query's shape, optional
             Written and returned.
+        positions : int32 or int64 array, (len_q,) or (batch, len_q), optional
+            Of the queries, for rotary; default 0, 1, ...
+        key_positions : int32 or int64 array, (len_kv,) or (batch, len_kv), optional
+            Of the keys; default positions where key is query, else 0, 1, ...
 
         Returns
         -------
@@ -163,10 +179,15 @@ class MultiheadAttention(Module):
                 raise ValueError("key_mask: expected None where key_padding_mask is given: they say the same")
             if not isinstance(key_mask, np.ndarray) or key_mask.dtype != np.bool_:
                 raise TypeError(f"key_mask: expected a bool array (True = attend), got {describe(key_mask)}")
+        if self.rotary is None and (positions is not None or key_positions is not None):
+            name, given = ("positions", positions) if positions is not None else ("key_positions", key_positions)
+            raise ValueError(f"{name}: expected None without rotary, got {describe(given)}")
+        if key is query and key_positions is None:
+            key_positions = positions
         with Scratch() as take:
             return self._attend(
                 query, key, value, key_padding_mask, key_mask, need_weights, attn_mask, average_attn_weights,
-                is_causal, residual, out, batched, take,
+                is_causal, residual, out, (positions, key_positions), batched, take,
             )  # fmt: skip
 
     def _attend(
@@ -182,6 +203,7 @@ class MultiheadAttention(Module):
         is_causal: bool,
         residual: Any,
         out: Any,
+        positions: tuple[Any, Any],
         batched: bool,
         take: Callable[..., np.ndarray],
     ) -> tuple[Any, Any]:
@@ -190,6 +212,8 @@ class MultiheadAttention(Module):
             q, k, v = q[None], k[None], v[None]
         elif not self.batch_first:
             q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
+        if self.rotary is not None:
+            q, k = self._turned("query", q, positions[0]), self._turned("key", k, positions[1])
         given = k.shape[1]
         k, v = self._extended(k, v)
         options = self._masks(
@@ -284,6 +308,27 @@ class MultiheadAttention(Module):
                 views.append(heads[..., start:end, :])
                 start = end
         return views
+
+    def _turned(self, name: str, x: np.ndarray, positions: Any = None) -> np.ndarray:
+        """x (batch, len, heads, head_dim), the projected `name`, turned by rotary."""
+        rotary: Any = self.rotary
+        batch, length = x.shape[:2]
+        argument = "positions" if name == "query" else "key_positions"
+        if positions is None:
+            if length > rotary.max_positions:
+                raise ValueError(
+                    f"{name}: expected at most rotary's max_positions = {rotary.max_positions} tokens, got {length}"
+                )
+        elif not isinstance(positions, np.ndarray) or positions.dtype not in (np.int32, np.int64):
+            raise TypeError(f"{argument}: expected an int32 or int64 array, got {describe(positions)}")
+        elif positions.shape not in ((length,), (batch, length)):
+            raise ValueError(f"{argument}: expected shape ({length},) or {batch, length}, got {describe(positions)}")
+        elif positions.size and (positions.min() < 0 or positions.max() >= rotary.max_positions):
+            raise ValueError(
+                f"{argument}: expected 0 to rotary's max_positions - 1 = {rotary.max_positions - 1}, "
+                f"got {positions.min()} to {positions.max()}"
+            )
+        return np.asarray(rotary.forward(x, positions, "bshd"))
 
     def _extended(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros behind them."""

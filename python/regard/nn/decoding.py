@@ -35,7 +35,8 @@ class CachedDecoder:
     project : callable
         (rows, d_model), behind the stack's norm -> logits (rows, vocabulary).
     max_len : int
-        Room for that many tokens in each row, prompt and generated together.
+        Room for that many tokens in each row, prompt and generated together; no more than max_positions
+        where layers have a RotaryEmbedding.
     rows : int, optional
         How many sequences there are at first; default the memory's batch.
 
@@ -63,6 +64,14 @@ class CachedDecoder:
             raise TypeError(f"memory: expected {needs} with {type(stack).__name__}")
         self._layers, self._norm = list(stack.layers), stack.norm
         self._embed, self._project, self.max_len = embed, project, max_len
+        for layer in self._layers:
+            rotary = layer.self_attn.rotary
+            if rotary is not None and max_len > rotary.max_positions:
+                raise ValueError(
+                    f"max_len: expected at most rotary's max_positions = {rotary.max_positions}, got {max_len}"
+                )
+            if memory is not None and layer.multihead_attn.rotary is not None:
+                raise NotImplementedError("stack: no cache of a memory whose keys are turned by rotary")
         self._memory = None
         if memory is not None:
             memory = _arrays.numpy_view("CachedDecoder", memory)
@@ -94,8 +103,8 @@ class CachedDecoder:
             raise ValueError(
                 f"tokens: expected no more than max_len = {self.max_len} in a row, got {int((before + added).max())}"
             )
-        span = _Span(before, added, length)
         positions = np.minimum(before[:, None] + np.arange(length), self.max_len - 1)
+        span = _Span(before, added, length, positions)
         x = self._embed(tokens, positions)
         for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             x = self._self_attention(layer, x, cache, span)
@@ -122,6 +131,9 @@ class CachedDecoder:
     def _self_attention(layer: Any, x: Any, cache: _Cache, span: _Span) -> Any:
         def attend(y: Any) -> Any:
             q, k, v = layer.self_attn._project(y, y, y)  # (rows, len, heads, dim)
+            if layer.self_attn.rotary is not None:  # keys are kept turned
+                q = layer.self_attn._turned("query", q, span.positions)
+                k = layer.self_attn._turned("key", k, span.positions)
             cache.append(k, v, span)
             return layer.self_attn.out_proj.forward(cache.attend(q, span).reshape(y.shape))
 
@@ -138,8 +150,8 @@ class CachedDecoder:
 class _Span:
     """Where a step's tokens lie: behind `before` (rows,) tokens, `added` (rows,) of the `length` given."""
 
-    def __init__(self, before: np.ndarray, added: np.ndarray, length: int) -> None:
-        self.before, self.added, self.length = before, added, length
+    def __init__(self, before: np.ndarray, added: np.ndarray, length: int, positions: np.ndarray) -> None:
+        self.before, self.added, self.length, self.positions = before, added, length, positions
         first = int(before[0]) if len(before) else 0
         self.together = bool((before == first).all() and (added == length).all())
         self.end = first + length if self.together else int((before + added).max(initial=0))

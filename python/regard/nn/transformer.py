@@ -14,6 +14,7 @@ from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
 from regard.nn.module import FLOATS, Module, ModuleList
 from regard.nn.norm import LayerNorm, RMSNorm
+from regard.nn.position import RotaryEmbedding
 
 #: What linear computes in its own pass: functions and classes by their names in lower case.
 _FUSED = ("relu", "gelu", "silu")
@@ -105,13 +106,15 @@ class _Layer(Module):
         bias: bool,
         device: Any,
         dtype: Any,
+        rotary: RotaryEmbedding | None,
         blocks: int,
     ) -> None:
         super().__init__(device, dtype)
         for name, expected in (("self_attn", ("qkv",)), ("multihead_attn", ("q", "kv")))[: blocks - 1]:
             attention = MultiheadAttention(
-                d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
-            )
+                d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype,
+                rotary=rotary if name == "self_attn" else None,
+            )  # fmt: skip
             attention.expected = expected
             setattr(self, name, attention)
         self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
@@ -161,6 +164,8 @@ class TransformerEncoderLayer(_Layer):
         Norms before the blocks, not behind the residuals.
     bias : bool
         Whether linear layers and norms have biases.
+    rotary : RotaryEmbedding, optional
+        Turns the queries and keys of self-attention; tokens are at positions 0, 1, ...
     """
 
     def __init__(
@@ -176,10 +181,12 @@ class TransformerEncoderLayer(_Layer):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        *,
+        rotary: RotaryEmbedding | None = None,
     ) -> None:
         super().__init__(
             d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
-            bias, device, dtype, blocks=2,
+            bias, device, dtype, rotary, blocks=2,
         )  # fmt: skip
 
     def forward(
@@ -228,10 +235,12 @@ class TransformerDecoderLayer(_Layer):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        *,
+        rotary: RotaryEmbedding | None = None,
     ) -> None:
         super().__init__(
             d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
-            bias, device, dtype, blocks=3,
+            bias, device, dtype, rotary, blocks=3,
         )  # fmt: skip
 
     def forward(
