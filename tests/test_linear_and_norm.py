@@ -7,7 +7,7 @@ import pytest
 import regard
 from cases import DTYPES, every_other, last_axis_slow, misaligned, reversed_view
 from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
-from regard import reference
+from regard import dense, reference
 
 # (rows, inner, outer): transformer shapes cut small, and every tile edge in each place.
 SHAPES = [
@@ -134,6 +134,93 @@ def test_sums_beyond_float32_are_infinite_with_their_sign(backend):
     weight[1] *= -1
     out = regard.linear(x, weight)
     assert (out[:, 1] == -np.inf).all() and (np.delete(out, 1, 1) == np.inf).all()
+
+
+# ---- The residual that linear adds -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 33, 50), (7, 24, 40), (65, 20, 49), (20, 100, 130), (4, 0, 5), (0, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_residual(backend, shape, dtype):
+    x, weight, bias = layers(shape, dtype)
+    residual = normal(3, shape[0], shape[2], dtype=dtype)
+    within = tolerance(x, weight, bias, dtype) + 8 * compute_epsilon(dtype)
+    for given, activation in ((bias, None), (None, None), *((bias, a) for a in ACTIVATIONS[1:])):
+        out = regard.linear(x, weight, given, activation, residual=residual)
+        # Behind the activation: not within it.
+        want = reference.linear(*as_float64(x, weight), None if given is None else np.float64(bias), activation)
+        assert (out.dtype, out.shape) == (x.dtype, want.shape)
+        assert_near(out, want + as_float64(residual)[0], within)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_residual_is_added_before_the_one_rounding(backend, dtype, activation):
+    x, weight, bias = layers((30, 40, 70), dtype)
+    residual = normal(3, 30, 70, dtype=dtype)
+    wide = regard.linear(*(a.astype(np.float32) for a in (x, weight, bias)), activation)
+    want = (wide + residual.astype(np.float32)).astype(x.dtype)
+    assert_same_bits(regard.linear(x, weight, bias, activation, residual=residual), want)
+
+
+@pytest.mark.parametrize("held", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_residual_of_packed_weights(backend, dtype, held):
+    x, weight, bias = layers((67, 60, 50), dtype)
+    residual = normal(3, 67, 50, dtype=dtype)
+    packed = dense.pack_linear(weight, bias, held)
+    out = regard.linear(x, packed, activation="gelu", residual=residual)
+    plain = regard.linear(x, packed, activation="gelu")
+    if dtype == "float32":
+        assert_same_bits(out, plain + residual)
+    else:  # plain is rounded once more
+        size = np.abs(as_float64(plain)[0]) + np.abs(as_float64(residual)[0])
+        assert (np.abs(as_float64(out)[0] - sum(as_float64(plain, residual))) <= EPSILON[dtype] * (size + 1e-6)).all()
+    for n in (1, 3, 8, 64):  # bits of a row do not depend on the others
+        assert_same_bits(regard.linear(x[:n], packed, activation="gelu", residual=residual[:n]), out[:n])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strides_and_overlap_of_residual(backend, dtype):
+    x, weight, bias = layers((37, 50, 50), dtype)
+    residual = normal(3, 37, 50, dtype=dtype)
+    want = regard.linear(x, weight, bias, "relu", residual=residual)
+    for arrange in STRIDES:
+        assert_same_bits(regard.linear(x, weight, bias, "relu", residual=arrange(residual)), want)
+    shared = residual.copy()  # a residual stream, updated in place
+    assert regard.linear(x, weight, bias, "relu", out=shared, residual=shared) is shared
+    assert_same_bits(shared, want)
+    both = x.copy()  # x, residual and out may be one
+    expected = regard.linear(x, weight, bias, residual=x)
+    regard.linear(both, weight, bias, out=both, residual=both)
+    assert_same_bits(both, expected)
+    longer = np.zeros((38, 50), x.dtype)  # out begins a row behind
+    longer[:37] = residual
+    regard.linear(x, weight, bias, "relu", out=longer[1:], residual=longer[:37])
+    assert_same_bits(longer[1:].copy(), want)
+
+
+def test_residual_with_leading_axes_and_threads(backend):
+    x, (_, weight, bias) = normal(0, 3, 50, 24), layers((1, 24, 130), "float32")
+    residual, threads = normal(3, 3, 50, 130), regard.get_num_threads()
+    want = regard.linear(x.reshape(-1, 24), weight, bias, residual=residual.reshape(-1, 130)).reshape(residual.shape)
+    try:
+        for n in (1, 2, 3):
+            regard.set_num_threads(n)
+            assert_same_bits(regard.linear(x, weight, bias, residual=residual), want)
+    finally:
+        regard.set_num_threads(threads)
+
+
+def test_residuals_that_do_not_fit():
+    x, weight = normal(0, 5, 8), normal(1, 6, 8)
+    for shape in ((5, 7), (6,), (1, 6), (4, 6), (1, 5, 6)):
+        with pytest.raises(ValueError, match=r"residual: expected shape .* out_features = 6"):
+            regard.linear(x, weight, residual=normal(2, *shape))
+    with pytest.raises(TypeError, match="residual: expected the dtype of x, float32, got float64"):
+        regard.linear(x, weight, residual=normal(2, 5, 6, dtype="float64"))
 
 
 # ---- Norms -------------------------------------------------------------------------------------
