@@ -75,6 +75,19 @@ def test_options(backend: str, options: dict[str, Any]) -> None:
     check(*arrays(3, 2100), **options)
 
 
+@pytest.mark.parametrize("len_q", [2, 9])
+def test_a_sink_of_minus_infinity_is_none(backend: str, len_q: int) -> None:
+    query, key, value = arrays(len_q, 33)
+    sinks = np.full(4, -np.inf, np.float32)
+    mask = np.ones((1, 1, len_q, 33), bool)
+    mask[..., 0, :] = False
+    out, lse = regard.attention(query, key, value, mask=mask, sinks=sinks, return_lse=True)
+    assert (out[:, :, 0] == 0).all() and (lse[:, :, 0] == -np.inf).all()
+    plain, plain_lse = regard.attention(query, key, value, mask=mask, return_lse=True)
+    assert_near(out, plain, 1e-6)
+    assert_near(lse[:, :, 1:], plain_lse[:, :, 1:], 1e-6)
+
+
 @pytest.mark.parametrize("place", [0, 100, 2060])
 @pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])
 def test_special_values_reach_only_their_rows(backend: str, place: int, number: float) -> None:

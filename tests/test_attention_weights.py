@@ -151,9 +151,14 @@ def test_dropout_keeps_the_share_it_should() -> None:
         (dict(dropout_p=0.5, seed=-1), ValueError, "seed.*-1"),
         (dict(dropout_p=0.5, seed=2**64), ValueError, "seed"),
         (dict(dropout_p=0.5, seed=1.5), TypeError, "seed.*1.5"),
+        (dict(seed=-1), ValueError, "seed.*-1"),
+        (dict(seed="x"), TypeError, "seed.*'x'"),
+        (dict(window=(float("inf"), 0), alignment="lower_right"), ValueError, "window.*inf"),
+        (dict(scale=10**400), ValueError, "scale.*finite"),
+        (dict(alignment=[1]), ValueError, r"alignment.*upper_left.*\[1\]"),
     ],
 )
-def test_bad_dropout_is_refused(options: dict[str, Any], error: type, pattern: str) -> None:
+def test_bad_numbers_are_refused(options: dict[str, Any], error: type, pattern: str) -> None:
     with pytest.raises(error, match=pattern):
         regard.attention(*arrays(3, 4), **options)
 
@@ -228,6 +233,7 @@ GOOD: dict[str, Any] = dict(row_offsets=[0, 1, 3], columns=[0, 0, 1], shape=(1, 
         (dict(columns=[0.0, 0, 1]), TypeError, "columns.*float64"),
         (dict(shape=(20, 20)), ValueError, "shape"),
         (dict(block_size=(0, 10)), ValueError, "block_size"),
+        (dict(block_size=(10,)), ValueError, "block_size"),
     ],
 )
 def test_bad_block_masks_are_refused(changed: dict[str, Any], error: type, pattern: str) -> None:
@@ -241,6 +247,23 @@ def test_dense_masks_that_cut_blocks_are_refused() -> None:
     dense[1, 130, 290] = False
     with pytest.raises(ValueError, match=r"mask.*block.*\(0, 1, 130, 290\)"):
         regard.BlockMask.from_dense(dense)
+
+
+@pytest.mark.parametrize("size", [(0, 2), (2,), 3])
+def test_bad_block_sizes_are_refused(size: Any) -> None:
+    for make in (
+        lambda: regard.BlockMask.from_dense(np.ones((4, 4), bool), block_size=size),
+        lambda: regard.BlockMask.from_blocks(np.ones((1, 1), bool), len_q=4, len_kv=4, block_size=size),
+    ):
+        with pytest.raises(ValueError, match="block_size"):
+            make()
+
+
+@pytest.mark.parametrize("size", [(2**63 - 1, 4), (4, 2**63 - 1), (2**64, 2**70)])
+def test_blocks_may_be_larger_than_all_there_is(size: tuple[int, int]) -> None:
+    query, key, value = arrays(2, 3)
+    mask = regard.BlockMask([0, 1], [0], shape=(1, 1, 2, 3), block_size=size)
+    assert_same_bits(regard.attention(query, key, value, mask=mask), regard.attention(query, key, value))
 
 
 def test_block_mask_of_another_shape_is_refused() -> None:

@@ -25,6 +25,8 @@ PAGES_WITH_CODE = [page for page in PAGES if page.exists() and blocks(page)]
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.name)
 def test_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a reader would run it: top to bottom, each block with the names of those before it."""
+    if any("regard.plot" in code for _, code in blocks(page)):
+        pytest.importorskip("matplotlib", reason="the page draws, with matplotlib (the extra `examples`)")
     names: dict[str, object] = {"__name__": "__main__"}
     threads = regard.get_num_threads()
     try:

@@ -261,3 +261,11 @@ def test_other_arrays(backend):
         )
         for field in ("kernel", "tiles", "stages", "flops", "exponentials", "bytes", "memory"):
             assert getattr(found, field) == getattr(want, field), field
+
+
+def test_a_refused_explanation_leaves_the_thread_usable() -> None:
+    wide = np.broadcast_to(np.zeros((1, 1, 1, 1), np.float32), (1, 1, 8, 2**43))
+    small = np.zeros((1, 1, 8, 4), np.float32)
+    with pytest.raises(MemoryError):
+        regard.explain("attention", wide, wide, small)
+    assert np.isfinite(regard.attention(small, small, small)).all()

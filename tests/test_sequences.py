@@ -293,3 +293,25 @@ def test_pages_may_lie_anywhere(backend: str) -> None:
     table = np.arange(3, dtype=np.int64)[:, None]
     out = regard.attention_paged(query, *(x.swapaxes(1, 2) for x in cache), table, lengths)
     assert_same_bits(out, regard.attention(query, *cache, key_lengths=lengths))
+
+
+@pytest.mark.parametrize("len_q", [1, 9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float64_pages_of_short_numbers(backend: str, dtype: str, len_q: int) -> None:
+    """Their low halves are zero: read as float32, they would be other finite numbers."""
+    key, value = (x.astype(np.float64) for x in pages_of("float32"))
+    table, lengths = table_of((33, 160), 16, 40), np.array([33, 160])
+    query = normal(0, 2, 2, len_q, 64, dtype=dtype)
+    out = regard.attention_paged(query, key, value, table, lengths)
+    want = reference.attention_paged(*as_float64(query, key, value), table, lengths)
+    assert_near(out, want, tolerance(dtype))
+
+
+@pytest.mark.parametrize("len_q", [1, 9])
+def test_no_heads(backend: str, len_q: int) -> None:
+    query = np.zeros((1, 0, len_q, 4), np.float32)
+    key = normal(1, 1, 2, 3, 4)
+    assert regard.attention(query, key, key).shape == query.shape
+    packed_q, starts_q, starts_k = np.zeros((len_q, 0, 4), np.float32), np.array([0, len_q]), np.array([0, 3])
+    out = regard.attention_varlen(packed_q, key[0].swapaxes(0, 1), key[0].swapaxes(0, 1), starts_q, starts_k)
+    assert out.shape == packed_q.shape

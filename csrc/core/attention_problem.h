@@ -251,7 +251,8 @@ inline void AttentionProblem::check_options(Checker& c) {
     c.require(alibi_slopes.kind == Array::Kind::array, rules::kType, "alibi_slopes");
     c.require(alibi_slopes.dtype == DType::float32, rules::kDType, "alibi_slopes");
     c.require(alibi_slopes.rank == 1 || alibi_slopes.rank == 2, rules::kRank, "alibi_slopes");
-    c.require(alibi_slopes.rank < 1 || alibi_slopes.shape[alibi_slopes.rank - 1] == heads(), rules::kShape, "alibi_slopes");
+    c.require(alibi_slopes.rank < 1 || alibi_slopes.rank > 2 || alibi_slopes.shape[alibi_slopes.rank - 1] == heads(), rules::kShape,
+              "alibi_slopes");
     c.require(alibi_slopes.broadcast_to(scores, 2), rules::kShape, "alibi_slopes");
   }
   if (sinks.present()) {

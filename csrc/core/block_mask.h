@@ -25,7 +25,7 @@ struct BlockMask {
   std::vector<std::int64_t> blocks;
 
   bool present() const { return block_q > 0; }
-  std::int64_t rows() const { return (len_q + block_q - 1) / block_q; }
+  std::int64_t rows() const { return len_q / block_q + (len_q % block_q != 0 ? 1 : 0); }
 
   Refusal check() {
     Checker c;
@@ -35,7 +35,7 @@ struct BlockMask {
     c.integers(columns, 1, columns.shape[0], "columns", blocks);
     if (c.result()) return c.result();
     const auto count = static_cast<std::int64_t>(blocks.size());
-    const std::int64_t width = (len_kv + block_kv - 1) / block_kv;
+    const std::int64_t width = len_kv / block_kv + (len_kv % block_kv != 0 ? 1 : 0);
     c.entry(row_ends[0] == 0, "row_offsets", 0);
     for (std::size_t r = 1; r < row_ends.size() && !c.result(); ++r) {
       c.entry(row_ends[r] >= row_ends[r - 1] && row_ends[r] <= count, "row_offsets", static_cast<std::int64_t>(r));

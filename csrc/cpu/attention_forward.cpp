@@ -231,13 +231,23 @@ template <class T> class Forward {
     // Late queries see the most keys under a causal mask: they go first, so that threads end together.
     parallel_for(items, work_, Rehearse::scratch, [this](std::int64_t item) { run_item(item); });
     rows_.merge();
+    if (empty_rows_ + output_.unowned() > 0) write_empty_rows();
   }
 
  private:
+  // Rows beyond the sequences' lengths.
+  void write_empty_rows() const {
+    const double work = static_cast<double>((empty_rows_ + output_.unowned()) * p_.heads()) * static_cast<double>(p_.dim_v());
+    parallel_for(p_.batch() * p_.heads(), work, [this](std::int64_t item) {
+      const std::int64_t b = item / p_.heads();
+      for (std::int64_t i = p_.sequence(b).len_q; i < p_.rows_of(b) && !stop_requested(); ++i) output_.write_empty(b, item % p_.heads(), i);
+    });
+    parallel_for(output_.unowned(), work, [this](std::int64_t row) { output_.write_unowned(row); });
+  }
+
   std::int64_t items_of(std::int64_t b) {
     const SequenceMask sequence = p_.sequence(b);
-    for (std::int64_t h = 0; h < p_.heads(); ++h)
-      for (std::int64_t i = sequence.len_q; i < p_.rows_of(b); ++i) output_.write_empty(b, h, i);
+    empty_rows_ += p_.rows_of(b) - sequence.len_q;
     work_ += static_cast<double>(p_.heads() * sequence.len_q) * static_cast<double>(sequence.len_kv + 1) *
              static_cast<double>(p_.dim_qk() + p_.dim_v());
     return rows_.takes(sequence) ? rows_.items(b, sequence) : p_.heads() * blocks_.cut(sequence.len_q).count();
@@ -245,7 +255,6 @@ template <class T> class Forward {
 
   // ends_[b]: items of the sequences before b + 1.
   std::int64_t lay_out() {
-    output_.write_unowned();
     std::int64_t items = 0;
     ends_.reserve(static_cast<std::size_t>(p_.batch()));
     for (std::int64_t b = 0; b < p_.batch(); ++b) ends_.push_back(items += items_of(b));
@@ -268,6 +277,7 @@ template <class T> class Forward {
   Rows<T> rows_;
   std::vector<std::int64_t> ends_;
   double work_ = 0;
+  std::int64_t empty_rows_ = 0;
 };
 
 }  // namespace

@@ -35,19 +35,21 @@ template <class T> class AttentionOutput {
   }
 
   // Packed rows behind the last sequence belong to none.
-  void write_unowned() const {
-    if (p_.storage != Storage::packed) return;
-    for (std::int64_t row = p_.query_starts.back(); row < p_.query.shape[2]; ++row)
-      for (std::int64_t h = 0; h < p_.heads(); ++h) write_empty_at({0, row}, h, kNothing);
+  std::int64_t unowned() const { return p_.storage == Storage::packed ? p_.query.shape[2] - p_.query_starts.back() : 0; }
+  void write_unowned(std::int64_t row) const {
+    for (std::int64_t h = 0; h < p_.heads(); ++h) write_empty_at({0, p_.query_starts.back() + row}, h, kNothing);
   }
 
  private:
   static constexpr double kNothing = -std::numeric_limits<double>::infinity();
 
   void write_empty_at(Place at, std::int64_t h, double lse) const {
-    if (rehearsing()) return;
     char* p = p_.out.at(at.outer, h, at.position);
-    for (std::int64_t d = 0; d < p_.dim_v(); ++d, p += p_.out.stride[3]) std::memset(p, 0, static_cast<std::size_t>(size_of(p_.out.dtype)));
+    const auto item = static_cast<std::size_t>(size_of(p_.out.dtype));
+    if (p_.out.stride[3] == size_of(p_.out.dtype))
+      std::memset(p, 0, static_cast<std::size_t>(p_.dim_v()) * item);
+    else
+      for (std::int64_t d = 0; d < p_.dim_v(); ++d, p += p_.out.stride[3]) std::memset(p, 0, item);
     write_lse(at, h, lse);
   }
 

@@ -42,7 +42,9 @@ class PlainAttention {
     PlainRow r;
     if (p_.sinks.present()) r.max = element(DType::float32, p_.sinks.at(h));
     for_each_key(b, h, i, [&](std::int64_t, double s) { r.max = s > r.max || std::isnan(s) ? s : r.max; });
-    if (p_.sinks.present()) r.sum = std::exp(element(DType::float32, p_.sinks.at(h)) - r.max);
+    // A sink of -inf is none: exp(-inf + inf) would be NaN where the row sees no key.
+    if (p_.sinks.present() && r.max != -std::numeric_limits<double>::infinity())
+      r.sum = std::exp(element(DType::float32, p_.sinks.at(h)) - r.max);
     for_each_key(b, h, i, [&](std::int64_t, double s) { r.sum += std::exp(s - r.max); });
     return r;
   }

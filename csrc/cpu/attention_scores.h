@@ -49,11 +49,10 @@ template <class T> inline void read_any(const Array& x, const char* p, std::int6
     case DType::float8_e4m3fn: return read_row<Float8>(p, stride, n, out);
     default: break;
   }
-  if constexpr (std::is_same_v<T, double>) {
-    if (x.dtype != DType::float64) {
-      for (std::int64_t i = 0; i < n; ++i) out[i] = element(x.dtype, p + i * stride);
-      return;
-    }
+  // Storage wider or narrower than the compute type: a cache read by a query of another dtype.
+  if ((x.dtype == DType::float64) != std::is_same_v<T, double>) {
+    for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(element(x.dtype, p + i * stride));
+    return;
   }
   read_row(x.dtype, p, stride, n, out);
 }
@@ -86,7 +85,7 @@ template <class T> class ScoreTiles {
   };
 
   explicit ScoreTiles(const AttentionProblem& problem) : p_(problem), factors(problem), key_row(row_length<T>(problem.dim_qk())) {
-    per_group = p_.heads_kv() > 0 ? p_.heads() / p_.heads_kv() : 1;
+    per_group = p_.heads_kv() > 0 ? std::max<std::int64_t>(1, p_.heads() / p_.heads_kv()) : 1;
   }
 
   // Q^T of one tile, scaled by a power of two.

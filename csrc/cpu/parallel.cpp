@@ -80,12 +80,14 @@ void rehearse(RehearsedStage stage, Body body, void* context, Rehearse how) {
   // The first and the last item: where one of them is a shorter rest, the other one is whole.
   for (const std::int64_t item : {std::int64_t{0}, stage.items - 1}) {
     if (how == Rehearse::nothing || stage.items == 0) break;
-    rehearsed_stage = &stage;
+    const struct Scope {  // also where the item throws something else
+      explicit Scope(RehearsedStage* s) { rehearsed_stage = s; }
+      ~Scope() { rehearsed_stage = nullptr; }
+    } scope(&stage);
     try {
       body(context, item);
     } catch (const Rehearsed&) {
     }
-    rehearsed_stage = nullptr;
   }
   rehearsal->stages.push_back(stage);
 }

@@ -266,6 +266,10 @@ def number(argument: str, value: Any) -> None:
     """Raise TypeError unless `value` is a real number (or None): said here, since bindings only say "incompatible"."""
     if value is not None and not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
         raise TypeError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}")
+    try:
+        float(0 if value is None else value)
+    except OverflowError:
+        raise ValueError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
 
 
 def describe(x: Any) -> str:

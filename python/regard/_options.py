@@ -17,7 +17,11 @@ PRECISIONS = ("highest", "high", "medium")
 
 def choice(argument: str, value: Any, choices: Any) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    try:
+        known = value in choices
+    except TypeError:  # not hashable
+        known = False
+    if not known:
         expected = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{argument}: expected one of {expected}, got {value!r}")
 
@@ -29,7 +33,7 @@ def window_sides(causal: bool, window: Any) -> tuple[int, int]:
     try:
         left, right = (-1 if side is None else int(side) for side in window)
         refused = any(side is not None and (side < 0 or side != int(side)) for side in window)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         refused = True
     if refused:
         raise ValueError(f"window: expected {_checks.VALUES['window']}, got {window!r}")
@@ -65,16 +69,16 @@ def parsed(
     precision: str,
 ) -> tuple[Any, tuple[Any, ...]]:
     """(bool mask or None, (block mask, left, right, alignment, scale, softcap, dropout_p, seed))."""
-    if precision not in PRECISIONS:
+    if precision != "highest":
         choice("precision", precision, PRECISIONS)
-    if alignment not in ALIGNMENTS:
+    if alignment is not None:
         choice("alignment", alignment, ALIGNMENTS)
     if softcap is not None:
         _checks.number("softcap", softcap)
         if not softcap > 0:
             raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
     left, right = (-1, 0 if causal else -1) if window is None else window_sides(causal, window)
-    if dropout_p != 0.0:
+    if dropout_p != 0.0 or seed is not None:
         dropout_p, seed = dropout(dropout_p, seed)
     if scale is None:
         dim = query.shape[-1] if getattr(query, "ndim", 0) else 1

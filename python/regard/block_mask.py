@@ -54,12 +54,9 @@ class BlockMask:
     ) -> None:
         if len(shape) != 4:
             raise ValueError(f"shape: expected (batch, heads, len_q, len_kv), got {shape!r}")
-        if len(block_size) != 2:
-            raise ValueError(f"block_size: expected (block_q, block_kv), got {block_size!r}")
         batch, heads, len_q, len_kv = (_length("shape", n, 0) for n in shape)
         self.shape = (batch, heads, len_q, len_kv)
-        block_q, block_kv = (_length("block_size", n, 1) for n in block_size)
-        self.block_size = (block_q, block_kv)
+        self.block_size = block_q, block_kv = _block_size(block_size)
         self.row_offsets = _indices("row_offsets", row_offsets)
         self.columns = _indices("columns", columns)
         rows = batch * heads * -(-len_q // block_q)
@@ -96,6 +93,7 @@ class BlockMask:
     ) -> BlockMask:
         """From a bool array of blocks, ([[batch,] heads,] ceil(len_q / block_q), ceil(len_kv / block_kv))."""
         blocks = np.asarray(blocks)
+        block_size = _block_size(block_size)
         wanted = tuple(-(-n // b) for n, b in zip((len_q, len_kv), block_size, strict=True))
         if blocks.dtype != bool:
             raise TypeError(f"blocks: expected dtype bool, got {blocks.dtype}")
@@ -121,7 +119,7 @@ class BlockMask:
         if not 2 <= mask.ndim <= 4:
             raise ValueError(f"mask: expected shape ([[batch,] heads,] len_q, len_kv), got {mask.shape}")
         len_q, len_kv = mask.shape[-2:]
-        block_q, block_kv = block_size
+        block_q, block_kv = block_size = _block_size(block_size)
         blocks = mask[..., ::block_q, ::block_kv]
         made = cls.from_blocks(blocks, len_q=len_q, len_kv=len_kv, block_size=block_size)
         different = made.to_dense() != mask.reshape(made.shape)
@@ -156,7 +154,16 @@ class BlockMask:
     def _arguments(self) -> tuple[Any, ...]:
         """As the binding takes it."""
         batch, heads, len_q, len_kv = self.shape
-        return (self.row_offsets, self.columns, *self.block_size, batch, heads, len_q, len_kv)
+        # A block larger than all there is, is all there is.
+        block_q, block_kv = (min(block, max(n, 1)) for block, n in zip(self.block_size, self.shape[2:], strict=True))
+        return (self.row_offsets, self.columns, block_q, block_kv, batch, heads, len_q, len_kv)
+
+
+def _block_size(block_size: Any) -> tuple[int, int]:
+    if not isinstance(block_size, (tuple, list)) or len(block_size) != 2:
+        raise ValueError(f"block_size: expected (block_q, block_kv), got {block_size!r}")
+    block_q, block_kv = (_length("block_size", n, 1) for n in block_size)
+    return block_q, block_kv
 
 
 def _indices(name: str, x: Any) -> np.ndarray:

@@ -112,7 +112,7 @@ def attention(
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if layout not in _options.LAYOUTS:
+    if layout != "bhsd":
         _options.choice("layout", layout, _options.LAYOUTS)
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
     inputs = (query, key, value, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
