@@ -197,14 +197,7 @@ inline Vec<float> load_as(const float* p) { return load<Vec<float>>(p); }
 inline Vec<double> load_as(const double* p) { return load<Vec<double>>(p); }
 inline void store_as(float* p, Vec<float> v) { store(p, v); }
 inline void store_as(double* p, Vec<double> v) { store(p, v); }
-inline Vec<float> load_as(const BFloat16* p) {
-  using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
-  using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
-  const Wide w = __builtin_convertvector(load<Narrow>(p), Wide) << 16;
-  Vec<float> v;
-  std::memcpy(&v, &w, sizeof v);
-  return v;
-}
+inline Vec<float> load_as(const BFloat16* p) { return Vec<float>(widen(&p->bits) << 16); }
 inline void store_as(BFloat16* p, Vec<float> v) {
   using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
   using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
@@ -215,18 +208,12 @@ inline void store_as(BFloat16* p, Vec<float> v) {
   store(p, __builtin_convertvector(chosen >> 16, Narrow));
 }
 
-inline Vec<float> load_as(const Int8* p) {
-  using Narrow = std::int8_t __attribute__((vector_size(kVectorBytes / 4)));
-  return __builtin_convertvector(__builtin_convertvector(load<Narrow>(p), Words), Vec<float>);
-}
+inline Vec<float> load_as(const Int8* p) { return Vec<float>(__builtin_convertvector(widen(&p->value), Floats)); }
 inline Vec<float> load_as(const Float8* p) {
-  using Narrow = std::uint8_t __attribute__((vector_size(kVectorBytes / 4)));
-  const Words bits = __builtin_convertvector(load<Narrow>(p), Words);
+  const Words bits = widen(&p->bits);
   const Words magnitude = bits & 0x7f;
   // As to_float(): exponents 120 too small, subnormals whole numbers of 2^-9, NaN where all is ones.
-  const Words shifted = (magnitude << 20) + (120 << 23);
-  Vec<float> value;
-  std::memcpy(&value, &shifted, sizeof value);
+  auto value = Vec<float>((magnitude << 20) + (120 << 23));
   value = magnitude < 8 ? __builtin_convertvector(magnitude, Vec<float>) * 0x1p-9f : value;
   value = magnitude == 0x7f ? broadcast<Vec<float>>(std::numeric_limits<float>::quiet_NaN()) : value;
   return bits > 0x7f ? -value : value;

@@ -25,6 +25,11 @@ inline __m256d min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 
 // Words of four bytes; in each, the sum of two products of signed 16-bit numbers.
 using Words = std::int32_t __attribute__((vector_size(32)));
+
+// Narrow whole numbers as words. The compiler (gcc 12) takes bytes apart one by one for this.
+inline Words widen(const std::int8_t* p) { return Words(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))); }
+inline Words widen(const std::uint8_t* p) { return Words(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))); }
+inline Words widen(const std::uint16_t* p) { return Words(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
 inline Words add_products_of_shorts(Words a, Words b) { return Words(_mm256_madd_epi16(__m256i(a), __m256i(b))); }
 
 inline __m256 round_to_nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

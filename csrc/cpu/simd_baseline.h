@@ -20,8 +20,17 @@ using Float4 = float __attribute__((vector_size(16)));
 using Double2 = double __attribute__((vector_size(16)));
 template <class T> using Vec = std::conditional_t<std::is_same_v<T, double>, Double2, Float4>;
 
-// Words of four bytes; in each, the sum of two products of signed 16-bit numbers.
+// Words of four bytes.
 using Words = std::int32_t __attribute__((vector_size(16)));
+
+// Narrow whole numbers as words.
+template <class N> inline Words widen(const N* p) {
+  Words w;
+  for (int i = 0; i < 4; ++i) w[i] = p[i];
+  return w;
+}
+
+// In each word, the sum of two products of signed 16-bit numbers.
 inline Words add_products_of_shorts(Words a, Words b) {
 #if defined(__SSE2__)
   using Shorts = short __attribute__((vector_size(16)));
