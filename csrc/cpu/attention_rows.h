@@ -24,7 +24,9 @@ namespace regard::cpu {
 template <class T> class Rows {
   using V = Vec<T>;
   static constexpr int kW = kWidth<T>;
-  static constexpr int kBlock = 64;  // keys a block: K and V of 128 dimensions, 64 KiB, stay in L2 while rows pass over them
+  // Keys a block. Longer ones spread a row's softmax over more keys; K of 128 dimensions still fits L1 while all rows
+  // score it, and V while all rows add it.
+  static constexpr int kBlock = 64;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
  public:
@@ -104,7 +106,8 @@ template <class T> class Rows {
     T* states;           // [rows][state_row]
     T* keys;             // [kBlock][dim_qk], where they have to be copied
     T* values;           // [kBlock][dim_v]
-    T* scores;           // [kBlock]
+    T* scores;           // [rows][kBlock]: scores, then weights
+    T* alpha;            // [rows]: what their output so far is worth
     T* extra;            // [kBlock]
     T* scales;           // [2][kBlock]: of keys, of values
     const T** key_at;    // [kBlock]
@@ -119,7 +122,7 @@ template <class T> class Rows {
     const auto states = w.scratch.template reserve<T>(rows * state_row_);
     const auto keys = w.scratch.template reserve<T>(kBlock * dim_qk_);
     const auto values = w.scratch.template reserve<T>(kBlock * dim_v_);
-    const auto scores = w.scratch.template reserve<T>(4 * kBlock);
+    const auto scores = w.scratch.template reserve<T>(rows * kBlock + round_up(rows, kW) + 3 * kBlock);
     const auto key_at = w.scratch.template reserve<const T*>(2 * kBlock);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
     w.scratch.acquire();
@@ -128,7 +131,8 @@ template <class T> class Rows {
     w.keys = w.scratch.template at<T>(keys);
     w.values = w.scratch.template at<T>(values);
     w.scores = w.scratch.template at<T>(scores);
-    w.extra = w.scores + kBlock;
+    w.alpha = w.scores + rows * kBlock;
+    w.extra = w.alpha + round_up(rows, kW);
     w.scales = w.extra + kBlock;
     w.key_at = w.scratch.template at<const T*>(key_at);
     w.value_at = w.key_at + kBlock;
@@ -173,26 +177,38 @@ template <class T> class Rows {
       }
     }
     for (std::int64_t r = 0; r < w.rows; ++r) {
-      const std::int64_t i = r % sequence.len_q;
-      const KeyRange seen = sequence.keys_of(i);
-      const int first = static_cast<int>(std::clamp<std::int64_t>(seen.first - j0, 0, keys));
-      const int last = static_cast<int>(std::clamp<std::int64_t>(seen.last - j0, 0, keys));
+      const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
       if (first >= last) continue;
-      const TileOf row{b, h0 + r / sequence.len_q, i, 1, 1, j0, keys};
-      score(w, w.queries + r * dim_qk_, first, last);
-      edit(w, row, sequence, first, last);
-      T* const state = w.states + r * state_row_;
-      const T alpha = softmax(w, state, first, last);
-      if (p_.dropout.present()) apply_dropout(w, row, first, last);
+      const TileOf row{b, h0 + r / sequence.len_q, r % sequence.len_q, 1, 1, j0, keys};
+      T* const scores = w.scores + r * kBlock;
+      score(w, w.queries + r * dim_qk_, scores, first, last);
+      edit(w, row, sequence, scores, first, last);
+      w.alpha[r] = softmax(w.states + r * state_row_, scores, first, last);
+      if (p_.dropout.present()) apply_dropout(row, scores, first, last);
       if (p_.value_scales.present())
-        for (int k = first; k < last; ++k) w.scores[k] *= w.scales[kBlock + k];
-      add_values(w, state, alpha, first, last);
+        for (int k = first; k < last; ++k) scores[k] *= w.scales[kBlock + k];
     }
+    for (std::int64_t r = 0; r < w.rows; ++r) {
+      const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
+      if (first < last) add_values(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last);
+    }
+  }
+
+  struct Part {
+    int first;
+    int last;
+  };
+  static Part seen_in_block(const SequenceMask& sequence, std::int64_t i, std::int64_t j0, int keys) {
+    const KeyRange seen = sequence.keys_of(i);
+    return {static_cast<int>(std::clamp<std::int64_t>(seen.first - j0, 0, keys)),
+            static_cast<int>(std::clamp<std::int64_t>(seen.last - j0, 0, keys))};
   }
 
   // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors.
   void place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
              T* copies, const T** at) const {
+    // Copying float32 rows to whole cache lines first, so that no load takes two, did not pay: 225 cycles a key against 157
+    // for 4 rows of 128 dimensions, the same for 8 (Zen 4).
     const bool direct = x.dtype == dtype_of<T>() && x.stride[3] == static_cast<std::int64_t>(sizeof(T)) && dim == padded;
     for (int k = 0; k < keys; ++k) {
       const Place row = p_.key_place(b, j0 + k);
@@ -209,7 +225,7 @@ template <class T> class Rows {
   }
 
   // scores[first..last) = q . K, each along lanes, then across them a vector's width of keys at a time.
-  void score(Buffers& w, const T* query, int first, int last) const {
+  void score(const Buffers& w, const T* query, T* scores, int first, int last) const {
     for (int k0 = first / kW * kW; k0 < last; k0 += kW) {
       V sums[kW];
 #pragma GCC unroll 16
@@ -225,14 +241,13 @@ template <class T> class Rows {
         for (int k = std::max(first - k0, 0); k < end - k0; ++k)
           for (std::int64_t d = 0; d < dim_qk_; d += kW) sums[k] = fma(load<V>(query + d), load<V>(w.key_at[k0 + k] + d), sums[k]);
       }
-      V scores = combine_lanes<Add, kW / 2>(sums);
-      if (p_.key_scales.present()) scores = scores * load<V>(w.scales + k0);
-      store(w.scores + k0, scores);
+      const V s = combine_lanes<Add, kW / 2>(sums);
+      store(scores + k0, p_.key_scales.present() ? s * load<V>(w.scales + k0) : s);
     }
   }
 
   // What ScoreTiles::edit() does, along one row of keys.
-  void edit(Buffers& w, const TileOf& t, const SequenceMask& sequence, int first, int last) const {
+  void edit(const Buffers& w, const TileOf& t, const SequenceMask& sequence, T* scores, int first, int last) const {
     if (tiles_.factors.transforms) {
       const V high = broadcast<V>(tiles_.factors.score);
       const V low = broadcast<V>(tiles_.factors.score_low);
@@ -240,30 +255,30 @@ template <class T> class Rows {
       const bool slopes = p_.alibi_slopes.present();
       const V slope = broadcast<V>(slopes ? static_cast<T>(read<float>(p_.alibi_slopes.at(t.b, t.h))) : T(0));
       for (int k = first / kW * kW; k < last; k += kW) {
-        V s = load<V>(w.scores + k);
+        V s = load<V>(scores + k);
         const V bias = p_.bias.present() ? load<V>(w.extra + k) : V{};
         s = p_.softcap > 0 ? fma(broadcast<V>(static_cast<T>(p_.softcap)), tanh(fma(s, high, s * low)), bias)
                            : fma(s, high, fma(s, low, bias));
         if (slopes) s = s - slope * abs(broadcast<V>(static_cast<T>(t.i0 + sequence.diagonal - t.j0 - k)) - lane_numbers<T>());
-        store(w.scores + k, s);
+        store(scores + k, s);
       }
     }
     if (p_.mask.present()) {
       const char* const mask = p_.mask.at(t.b, t.h, t.i0, t.j0);
       for (int k = first; k < last; ++k)
-        if (mask[k * p_.mask.stride[3]] == 0) w.scores[k] = -kInfinity;
+        if (mask[k * p_.mask.stride[3]] == 0) scores[k] = -kInfinity;
     }
   }
 
   // One block of the online softmax: scores become weights relative to the new max. Returns what the row's output so far
   // is worth.
-  T softmax(Buffers& w, T* state, int first, int last) const {
+  T softmax(T* state, T* scores, int first, int last) const {
     const int begin = first / kW * kW;
     const int end = static_cast<int>(round_up(last, kW));
-    for (int k = begin; k < first; ++k) w.scores[k] = -kInfinity;
-    for (int k = last; k < end; ++k) w.scores[k] = -kInfinity;
+    for (int k = begin; k < first; ++k) scores[k] = -kInfinity;
+    for (int k = last; k < end; ++k) scores[k] = -kInfinity;
     V largest = broadcast<V>(state[dim_v_]);
-    for (int k = begin; k < end; k += kW) largest = max(load<V>(w.scores + k), largest);
+    for (int k = begin; k < end; k += kW) largest = max(load<V>(scores + k), largest);
     const T before = state[dim_v_];
     const T m = max_lanes(largest);
     const V high = broadcast<V>(tiles_.factors.exp);
@@ -271,9 +286,9 @@ template <class T> class Rows {
     const T base = m == -kInfinity ? T(0) : m;
     V sum{};
     for (int k = begin; k < end; k += kW) {
-      const V weight = exp2_scaled(load<V>(w.scores + k) - base, high, low);
+      const V weight = exp2_scaled(load<V>(scores + k) - base, high, low);
       sum += weight;
-      store(w.scores + k, weight);
+      store(scores + k, weight);
     }
     const T alpha = exp2_scaled(broadcast<V>(before - base), high, low)[0];
     state[dim_v_] = m;
@@ -281,21 +296,21 @@ template <class T> class Rows {
     return alpha;
   }
 
-  void apply_dropout(Buffers& w, const TileOf& t, int first, int last) const {
-    for (int k = first; k < last; ++k) w.scores[k] *= static_cast<T>(p_.dropout.factor(t.b, t.h, t.i0, t.j0 + k));
+  void apply_dropout(const TileOf& t, T* scores, int first, int last) const {
+    for (int k = first; k < last; ++k) scores[k] *= static_cast<T>(p_.dropout.factor(t.b, t.h, t.i0, t.j0 + k));
   }
 
   // out = out * alpha + p V, a few vectors of columns at a time.
-  void add_values(Buffers& w, T* out, T alpha, int first, int last) const {
+  void add_values(const Buffers& w, const T* weights, T* out, T alpha, int first, int last) const {
     std::int64_t d = 0;
-    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<8>(w, out, alpha, first, last, d);
-    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<4>(w, out, alpha, first, last, d);
-    for (; d < dim_v_; d += kW) add_columns<1>(w, out, alpha, first, last, d);
+    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<8>(w, weights, out, alpha, first, last, d);
+    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<4>(w, weights, out, alpha, first, last, d);
+    for (; d < dim_v_; d += kW) add_columns<1>(w, weights, out, alpha, first, last, d);
   }
-  template <int N> void add_columns(Buffers& w, T* out, T alpha, int first, int last, std::int64_t d) const {
+  template <int N> void add_columns(const Buffers& w, const T* weights, T* out, T alpha, int first, int last, std::int64_t d) const {
     V sums[N] = {};
     for (int k = first; k < last; ++k) {
-      const V weight = broadcast<V>(w.scores[k]);
+      const V weight = broadcast<V>(weights[k]);
       const T* const value = w.value_at[k] + d;
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) sums[v] = fma(weight, load<V>(value + v * kW), sums[v]);
