@@ -197,7 +197,7 @@ inline Vec<float> load_as(const float* p) { return load<Vec<float>>(p); }
 inline Vec<double> load_as(const double* p) { return load<Vec<double>>(p); }
 inline void store_as(float* p, Vec<float> v) { store(p, v); }
 inline void store_as(double* p, Vec<double> v) { store(p, v); }
-inline Vec<float> load_as(const BFloat16* p) { return Vec<float>(widen(&p->bits) << 16); }
+inline Vec<float> load_as(const BFloat16* p) { return Vec<float>(widen(reinterpret_cast<const std::uint16_t*>(p)) << 16); }
 inline void store_as(BFloat16* p, Vec<float> v) {
   using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
   using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
@@ -208,9 +208,11 @@ inline void store_as(BFloat16* p, Vec<float> v) {
   store(p, __builtin_convertvector(chosen >> 16, Narrow));
 }
 
-inline Vec<float> load_as(const Int8* p) { return Vec<float>(__builtin_convertvector(widen(&p->value), Floats)); }
+inline Vec<float> load_as(const Int8* p) {
+  return Vec<float>(__builtin_convertvector(widen(reinterpret_cast<const std::int8_t*>(p)), Floats));
+}
 inline Vec<float> load_as(const Float8* p) {
-  const Words bits = widen(&p->bits);
+  const Words bits = widen(reinterpret_cast<const std::uint8_t*>(p));
   const Words magnitude = bits & 0x7f;
   // As to_float(): exponents 120 too small, subnormals whole numbers of 2^-9, NaN where all is ones.
   auto value = Vec<float>((magnitude << 20) + (120 << 23));

@@ -25,8 +25,10 @@ using Words = std::int32_t __attribute__((vector_size(16)));
 
 // Narrow whole numbers as words.
 template <class N> inline Words widen(const N* p) {
+  N narrow[4];
+  std::memcpy(narrow, p, sizeof narrow);
   Words w;
-  for (int i = 0; i < 4; ++i) w[i] = p[i];
+  for (int i = 0; i < 4; ++i) w[i] = narrow[i];
   return w;
 }
 
