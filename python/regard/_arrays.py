@@ -47,7 +47,7 @@ def native(operation: str, x: Any) -> Any:
         return x.__dlpack__()  # bfloat16: NumPy refuses it, the binding does not
 
 
-def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
+def same_kind(like: Any) -> Callable[[np.ndarray], Any]:
     """The function that turns a NumPy result into the kind of array that `like` is, without a copy."""
     if isinstance(like, np.ndarray):
         return lambda x: x
@@ -57,7 +57,7 @@ def same_kind(like: Any, backend: Any) -> Callable[[np.ndarray], Any]:
 
     def convert(x: np.ndarray) -> Any:
         if x.dtype == np.uint16:
-            return framework.from_dlpack(_Capsule(backend.bfloat16_capsule(x)))
+            return framework.from_dlpack(_Capsule(_backend.cpu.bfloat16_capsule(x)))
         return framework.from_dlpack(x)
 
     return convert
@@ -153,18 +153,22 @@ def _apart_on_gpu(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def call(
     operation: str,
     kernel: Callable[..., Any],
-    backend: Any,
     arrays: tuple[Any, ...],
     options: tuple[Any, ...],
 ) -> Any:
-    """kernel(*arrays, *options) for arrays that are not all NumPy's; outputs of the first array's kind."""
+    """kernel(*arrays, *options) for arrays of any framework; outputs are of the first array's kind."""
+    for x in arrays:
+        if x is not None and type(x) is not np.ndarray:
+            break
+    else:
+        return kernel(*arrays, *options)
     if on_gpu(arrays[0]):
         return call_on_gpu(operation, kernel.__name__, arrays, options)
     natives = [native(operation, x) for x in arrays]
     result = kernel(*natives, *options)
     if isinstance(result, tuple):
         return result
-    convert = same_kind(arrays[0], backend)
+    convert = same_kind(arrays[0])
     given = {id(n): x for n, x in zip(natives, arrays, strict=True) if x is not None}
     return [given[id(x)] if id(x) in given else convert(x) for x in result]
 
@@ -222,7 +226,7 @@ def numpy_view(operation: str, x: Any) -> np.ndarray:
 
 
 def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
-    convert = same_kind(like, _backend.cpu)
+    convert = same_kind(like)
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -260,6 +261,30 @@ class _Names(dict[str, Any]):
 
     def __missing__(self, name: str) -> str:
         return "?"
+
+
+#: Layouts of arrays with heads, and whether the sequence comes before them.
+LAYOUTS = {"bhsd": False, "bshd": True}
+
+
+def choice(argument: str, value: Any, choices: Mapping[Any, Any]) -> Any:
+    """What `value` stands for, or the error that lists the choices."""
+    try:
+        return choices[value]
+    except (KeyError, TypeError):
+        expected = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}") from None
+
+
+def count(argument: str, value: Any, least: int = 0) -> int:
+    """`value` as an int, or the error that says what it should have been."""
+    try:
+        n = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument}: expected an integer >= {least}, got {describe(value)}") from None
+    if n < least:
+        raise ValueError(f"{argument}: expected an integer >= {least}, got {n}")
+    return n
 
 
 def number(argument: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The options that every kind of dot-product attention has, as the binding takes them."""
+"""The options that every kind of dot-product attention has, as the binding takes them, and the call itself."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ import operator
 import os
 from typing import Any
 
-from regard import _checks
+from regard import _arrays, _backend, _checks
 from regard.block_mask import BlockMask
 
 ALIGNMENTS = {None: 0, "upper_left": 1, "lower_right": 2}
-LAYOUTS = ("bhsd", "bshd")
-PRECISIONS = ("highest", "high", "medium")
-
-
-def choice(argument: str, value: Any, choices: Any) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    try:
-        known = value in choices
-    except TypeError:  # not hashable
-        known = False
-    if not known:
-        expected = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}")
+PRECISIONS = {"highest": 0, "high": 1, "medium": 2}  # all are computed as "highest" so far
 
 
 def window_sides(causal: bool, window: Any) -> tuple[int, int]:
@@ -69,10 +57,8 @@ def parsed(
     precision: str,
 ) -> tuple[Any, tuple[Any, ...]]:
     """(bool mask or None, (block mask, left, right, alignment, scale, softcap, dropout_p, seed))."""
-    if precision != "highest":
-        choice("precision", precision, PRECISIONS)
-    if alignment is not None:
-        choice("alignment", alignment, ALIGNMENTS)
+    _checks.choice("precision", precision, PRECISIONS)
+    diagonal = _checks.choice("alignment", alignment, ALIGNMENTS)
     if softcap is not None:
         _checks.number("softcap", softcap)
         if not softcap > 0:
@@ -86,4 +72,31 @@ def parsed(
     blocks = None
     if type(mask) is BlockMask:
         mask, blocks = None, mask._arguments()
-    return mask, (blocks, left, right, ALIGNMENTS[alignment], scale, softcap or 0.0, dropout_p, seed or 0)
+    return mask, (blocks, left, right, diagonal, scale, softcap or 0.0, dropout_p, seed or 0)
+
+
+def attend(
+    operation: str,
+    names: tuple[str, ...],
+    inputs: tuple[Any, ...],
+    out: Any,
+    numbers: tuple[Any, ...],
+    stated: tuple[Any, Any, Any],
+    layout: str = "",
+) -> Any:
+    """Call the binding of that name, and word its refusal: out, or a tuple of all that was asked for.
+
+    `names` are those of `inputs`; `stated` are mask, scale and softcap as the caller gave them.
+    """
+    if out is not None:
+        inputs = _arrays.apart_from(out, inputs)
+    try:
+        result = _arrays.call(operation, getattr(_backend.cpu, operation), (*inputs, out), numbers)
+    except TypeError:
+        _checks.number("scale", stated[1])
+        raise
+    if type(result) is tuple:
+        arguments = dict(zip((*names, "out"), (*inputs, out), strict=True))
+        arguments |= dict(zip(("mask", "scale", "softcap"), stated, strict=True))
+        raise _checks.error(operation, result, arguments, layout)
+    return tuple(result) if len(result) > 1 else result[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from regard import _arrays, _backend, _checks
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "float8_e4m3fn")
 QUANTISED = ("int8", "float8_e4m3fn")
 
-_LAYOUTS = ("bhsd", "bshd")
-
 
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype of NumPy, ml_dtypes or another framework, of a scalar type, or the name itself."""
@@ -24,17 +21,6 @@ def dtype_name(dtype: Any) -> str:
     if isinstance(dtype, type):
         return dtype.__name__
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-
-
-def count(argument: str, x: Any, least: int = 0) -> int:
-    """`x` as an int, or the error that says what it should have been."""
-    try:
-        n = operator.index(x)
-    except TypeError:
-        raise TypeError(f"{argument}: expected an integer >= {least}, got {_checks.describe(x)}") from None
-    if n < least:
-        raise ValueError(f"{argument}: expected an integer >= {least}, got {n}")
-    return n
 
 
 def indices(argument: str, x: Any, name: str, n: int, most: Any, limit: str) -> np.ndarray:
@@ -80,6 +66,30 @@ def _table(argument: str, x: Any, dim_qk: int) -> np.ndarray | None:
             f"got {_checks.describe(x)}"
         )
     return table
+
+
+class Cache:
+    """What both caches say of their store."""
+
+    _store: Store
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that is stored."""
+        return self._store.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, scales included."""
+        return self._store.nbytes
+
+    @property
+    def key_scales(self) -> np.ndarray | None:
+        return read_only(self._store.key_scales)
+
+    @property
+    def value_scales(self) -> np.ndarray | None:
+        return read_only(self._store.value_scales)
 
 
 class Store:
@@ -170,11 +180,6 @@ class Store:
         return cos, sin, positions
 
 
-def check_layout(layout: Any) -> None:
-    if layout not in _LAYOUTS:
-        raise ValueError(f"layout: expected one of 'bhsd', 'bshd', got {layout!r}")
-
-
 def length_of(key: Any, layout: str) -> int:
     """len of an array (batch, heads_kv, len, dim); 0 where it is none, for the check to say so."""
     shape = getattr(key, "shape", ())
@@ -193,7 +198,7 @@ def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
             f"the last key of its sequence; got {alignment!r}"
         )
     layout = options.get("layout", "bhsd")
-    check_layout(layout)
+    _checks.choice("layout", layout, _checks.LAYOUTS)
     return str(layout)
 
 
@@ -212,4 +217,4 @@ def numbers(argument: str, x: Any) -> list[int]:
         x = indices(argument, x, "n", int(x.shape[0]), np.iinfo(np.int64).max, "2^63 - 1").tolist()
     elif not isinstance(x, (list, tuple)):
         x = [x]
-    return [count(argument, number) for number in x]
+    return [_checks.count(argument, number) for number in x]

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from regard import _arrays, _backend, _checks
 
 
 def _call(operation: str, arrays: dict[str, Any], *options: Any) -> Any:
     """The outputs of one kernel; raises where its problem's check refused."""
-    backend = _backend.cpu
-    kernel = getattr(backend, operation)
-    given = tuple(arrays.values())
-    if all(x is None or type(x) is np.ndarray for x in given):
-        result = kernel(*given, *options)
-    else:
-        result = _arrays.call(operation, kernel, backend, given, options)
+    result = _arrays.call(operation, getattr(_backend.cpu, operation), tuple(arrays.values()), options)
     if type(result) is tuple:
         raise _checks.error(operation, result, arrays)
     return result

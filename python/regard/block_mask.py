@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
 
-
-def _length(name: str, value: Any, least: int) -> int:
-    try:
-        n = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a whole number >= {least}, got {value!r}") from None
-    if n < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {n}")
-    return n
+from regard import _checks
 
 
 class BlockMask:
@@ -54,7 +45,7 @@ class BlockMask:
     ) -> None:
         if len(shape) != 4:
             raise ValueError(f"shape: expected (batch, heads, len_q, len_kv), got {shape!r}")
-        batch, heads, len_q, len_kv = (_length("shape", n, 0) for n in shape)
+        batch, heads, len_q, len_kv = (_checks.count("shape", n, 0) for n in shape)
         self.shape = (batch, heads, len_q, len_kv)
         self.block_size = block_q, block_kv = _block_size(block_size)
         self.row_offsets = _indices("row_offsets", row_offsets)
@@ -162,7 +153,7 @@ class BlockMask:
 def _block_size(block_size: Any) -> tuple[int, int]:
     if not isinstance(block_size, (tuple, list)) or len(block_size) != 2:
         raise ValueError(f"block_size: expected (block_q, block_kv), got {block_size!r}")
-    block_q, block_kv = (_length("block_size", n, 1) for n in block_size)
+    block_q, block_kv = (_checks.count("block_size", n, 1) for n in block_size)
     return block_q, block_kv
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from regard import _store
+from regard import _checks, _store
 from regard.dot_product import attention
 from regard.sequences import attention_paged
 
 
-class KVCache:
+class KVCache(_store.Cache):
     """Keys and values of `batch` sequences, each of its own length up to `capacity` tokens.
 
     Parameters
@@ -60,22 +60,12 @@ class KVCache:
         sin: Any = None,
         interleaved: bool = False,
     ) -> None:
-        self.batch, self.heads_kv = _store.count("batch", batch), _store.count("heads_kv", heads_kv)
-        self.capacity, self.dim_qk = _store.count("capacity", capacity), _store.count("dim_qk", dim_qk, 1)
-        self.dim_v = self.dim_qk if dim_v is None else _store.count("dim_v", dim_v)
+        self.batch, self.heads_kv = _checks.count("batch", batch), _checks.count("heads_kv", heads_kv)
+        self.capacity, self.dim_qk = _checks.count("capacity", capacity), _checks.count("dim_qk", dim_qk, 1)
+        self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
         leading = (self.batch, self.heads_kv, self.capacity)
         self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
         self._lengths = np.zeros(self.batch, np.int64)
-
-    @property
-    def dtype(self) -> str:
-        """The name of the dtype that is stored."""
-        return self._store.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory, scales included."""
-        return self._store.nbytes
 
     @property
     def lengths(self) -> np.ndarray:
@@ -88,14 +78,6 @@ class KVCache:
     @property
     def value(self) -> np.ndarray:
         return _store.read_only(self._store.value)
-
-    @property
-    def key_scales(self) -> np.ndarray | None:
-        return _store.read_only(self._store.key_scales)
-
-    @property
-    def value_scales(self) -> np.ndarray | None:
-        return _store.read_only(self._store.value_scales)
 
     def __repr__(self) -> str:
         return (
@@ -137,7 +119,7 @@ class KVCache:
             Naming the argument; also where a sequence would grow beyond the capacity. The cache is
             then as it was.
         """
-        _store.check_layout(layout)
+        _checks.choice("layout", layout, _checks.LAYOUTS)
         length = _store.length_of(key, layout)
         added = length if lengths is None else _store.indices("lengths", lengths, "batch", self.batch, length, "len")
         after = self._lengths + added
@@ -210,7 +192,7 @@ class KVCache:
             From 0 to each sequence's own length.
         """
         if not hasattr(lengths, "shape") and not isinstance(lengths, (list, tuple)):
-            lengths = np.full(self.batch, _store.count("lengths", lengths), np.int64)
+            lengths = np.full(self.batch, _checks.count("lengths", lengths), np.int64)
         self._lengths = _store.indices("lengths", lengths, "batch", self.batch, self._lengths, "the length held")
 
     def reorder(self, indices: Any) -> None:

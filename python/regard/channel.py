@@ -5,10 +5,7 @@ Papers: Hu et al., "Squeeze-and-Excitation Networks" (2018); Woo et al., "CBAM" 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from regard import _arrays, _backend, _checks
 
@@ -24,14 +21,6 @@ _GATES: dict[Any, tuple[int, float, float]] = {
 _KERNELS = {"global_average_pool": "global_pool", "global_max_pool": "global_pool"}
 _MLP = ("w_reduce", "b_reduce", "w_expand", "b_expand")
 _SPATIAL = ("w_spatial", "b_spatial")
-
-
-def _choice(argument: str, value: Any, choices: Mapping[Any, Any]) -> Any:
-    try:
-        return choices[value]
-    except (KeyError, TypeError):
-        expected = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{argument}: expected one of {expected}, got {value!r}") from None
 
 
 def _gate(gate: Any) -> tuple[int, float, float]:
@@ -57,14 +46,8 @@ def _call(
         x, *rest, out = arrays
         apart = _arrays.apart_from(out, tuple(rest) if out is x else (x, *rest))
         arrays = (x, *apart, out) if out is x else (*apart, out)
-    backend = _backend.cpu
-    kernel = getattr(backend, _KERNELS.get(operation, operation))
-    for a in arrays:
-        if a is not None and type(a) is not np.ndarray:
-            result = _arrays.call(operation, kernel, backend, arrays, options)
-            break
-    else:
-        result = kernel(*arrays, *options)
+    kernel = getattr(_backend.cpu, _KERNELS.get(operation, operation))
+    result = _arrays.call(operation, kernel, arrays, options)
     if type(result) is tuple:
         raise _checks.error(operation, result, dict(zip(names, arrays, strict=True)) | {"gate": gate}, layout)
     return result[0]
@@ -90,7 +73,7 @@ def global_average_pool(x: Any, layout: str = "nchw") -> Any:
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    return _call("global_average_pool", ("x",), (x,), (_choice("layout", layout, _LAYOUTS), False), layout)
+    return _call("global_average_pool", ("x",), (x,), (_checks.choice("layout", layout, _LAYOUTS), False), layout)
 
 
 def global_max_pool(x: Any, layout: str = "nchw") -> Any:
@@ -113,7 +96,7 @@ def global_max_pool(x: Any, layout: str = "nchw") -> Any:
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    return _call("global_max_pool", ("x",), (x,), (_choice("layout", layout, _LAYOUTS), True), layout)
+    return _call("global_max_pool", ("x",), (x,), (_checks.choice("layout", layout, _LAYOUTS), True), layout)
 
 
 def squeeze_excitation(
@@ -165,9 +148,9 @@ def squeeze_excitation(
     Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
     """
     options = (
-        _choice("activation", activation, _ACTIVATIONS),
+        _checks.choice("activation", activation, _ACTIVATIONS),
         *_gate(gate),
-        _choice("layout", layout, _LAYOUTS),
+        _checks.choice("layout", layout, _LAYOUTS),
     )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, out)
     return _call("squeeze_excitation", ("x", *_MLP, "out"), arrays, options, layout, gate)
@@ -223,9 +206,9 @@ def channel_attention(
     Woo, Park, Lee & Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018.
     """
     options = (
-        _choice("activation", activation, _ACTIVATIONS),
+        _checks.choice("activation", activation, _ACTIVATIONS),
         *_gate(gate),
-        _choice("layout", layout, _LAYOUTS),
+        _checks.choice("layout", layout, _LAYOUTS),
     )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, out)
     return _call("channel_attention", ("x", *_MLP, "out"), arrays, options, layout, gate)
@@ -273,7 +256,7 @@ def spatial_attention(
     ----------
     Woo, Park, Lee & Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018.
     """
-    options = (*_gate(gate), _choice("layout", layout, _LAYOUTS))
+    options = (*_gate(gate), _checks.choice("layout", layout, _LAYOUTS))
     arrays = (x, w_spatial, b_spatial, out)
     return _call("spatial_attention", ("x", *_SPATIAL, "out"), arrays, options, layout, gate)
 
@@ -333,9 +316,9 @@ def cbam(
     Woo, Park, Lee & Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018.
     """
     options = (
-        _choice("activation", activation, _ACTIVATIONS),
+        _checks.choice("activation", activation, _ACTIVATIONS),
         *_gate(gate),
-        _choice("layout", layout, _LAYOUTS),
+        _checks.choice("layout", layout, _LAYOUTS),
     )
     arrays = (x, w_reduce, b_reduce, w_expand, b_expand, w_spatial, b_spatial, out)
     return _call("cbam", ("x", *_MLP, *_SPATIAL, "out"), arrays, options, layout, gate)
@@ -381,5 +364,5 @@ def efficient_channel_attention(
     ----------
     Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020.
     """
-    options = (*_gate(gate), _choice("layout", layout, _LAYOUTS))
+    options = (*_gate(gate), _checks.choice("layout", layout, _LAYOUTS))
     return _call("efficient_channel_attention", ("x", "w", "out"), (x, w, out), options, layout, gate)

@@ -47,12 +47,6 @@ class PackedLinear:
         return f"PackedLinear({self.in_features} -> {self.out_features}, {self.dtype})"
 
 
-def _call(operation: str, kernel: Any, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    if all(x is None or type(x) is np.ndarray for x in arrays):
-        return kernel(*arrays, *options)
-    return _arrays.call(operation, kernel, _backend.cpu, arrays, options)
-
-
 def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedLinear:
     """Pack a linear layer once, so that calls of regard.linear with it save that work.
 
@@ -127,10 +121,7 @@ def linear(
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    code = _ACTIVATIONS.get(activation)
-    if code is None:
-        expected = ", ".join(repr(a) for a in _ACTIVATIONS)
-        raise ValueError(f"activation: expected one of {expected}, got {activation!r}")
+    code = _checks.choice("activation", activation, _ACTIVATIONS)
     packed_out = -1
     held = 0
     given = weight
@@ -139,7 +130,7 @@ def linear(
     arrays = (x, weight, bias, residual)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    result = _call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
+    result = _arrays.call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
     if type(result) is tuple:
         raise _checks.error("linear", result, {"x": x, "weight": given, "bias": bias, "residual": residual, "out": out})
     return result[0]
@@ -228,7 +219,7 @@ def _norm(operation: str, x: Any, residual: Any, weight: Any, bias: Any, eps: fl
     arrays = (x, residual, weight, bias)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    result = _call(operation, _backend.cpu.norm, (*arrays, out), (eps, operation == "rms_norm"))
+    result = _arrays.call(operation, _backend.cpu.norm, (*arrays, out), (eps, operation == "rms_norm"))
     if type(result) is tuple:
         names = ("x", "residual", "weight", "bias", "out")
         raise _checks.error(operation, result, dict(zip(names, (*arrays, out), strict=True)) | {"eps": eps})

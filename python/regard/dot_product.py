@@ -9,8 +9,8 @@ import numpy as np
 
 from regard import _arrays, _backend, _checks, _options
 
-# The arguments that are arrays, in the binding's order.
-_ARRAYS = (
+# The inputs that are arrays, in the binding's order.
+_INPUTS = (
     "query",
     "key",
     "value",
@@ -20,8 +20,8 @@ _ARRAYS = (
     "sinks",
     "query_lengths",
     "key_lengths",
-    "out",
 )
+_STAGES = {"scaled": 0, "capped": 1, "masked": 2, "weights": 3}
 
 
 def attention(
@@ -112,57 +112,42 @@ def attention(
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if layout != "bhsd":
-        _options.choice("layout", layout, _options.LAYOUTS)
+    sequence_first = _checks.choice("layout", layout, _checks.LAYOUTS)
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
     inputs = (query, key, value, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
-    if out is not None:
-        inputs = _arrays.apart_from(out, inputs)
-    arrays = (*inputs, out)
-    options = (*options, layout == "bshd", return_lse, return_weights)
-    backend = _backend.cpu
-    try:
-        if all(x is None or type(x) is np.ndarray for x in arrays):
-            result = backend.attention(*arrays, *options)
-        else:
-            result = _arrays.call("attention", backend.attention, backend, arrays, options)
-    except TypeError:
-        _checks.number("scale", scale)
-        raise
-    if type(result) is tuple:
-        arguments = dict(zip(_ARRAYS, arrays, strict=True)) | {"mask": mask, "scale": scale, "softcap": softcap}
-        raise _checks.error("attention", result, arguments, layout)
-    return tuple(result) if return_lse or return_weights else result[0]
+    numbers = (*options, sequence_first, return_lse, return_weights)
+    return _options.attend("attention", _INPUTS, inputs, out, numbers, (mask, scale, softcap), layout)
 
 
-def scores(query: Any, key: Any, *, stage: str = "masked", **options: Any) -> Any:
+def scores(
+    query: Any,
+    key: Any,
+    *,
+    stage: str = "masked",
+    mask: Any = None,
+    bias: Any = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    alignment: str | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    query_lengths: Any = None,
+    key_lengths: Any = None,
+) -> Any:
     """The (batch, heads, len_q, len_kv) scores of attention after a stage, for the ONNX operator.
 
     stage is "scaled" (scale * query . key), "capped" (after softcap), "masked" (after bias, ALiBi and masks: -inf is
-    hidden) or "weights" (after the softmax). Options are those of :func:`attention` that touch scores, with arrays in
-    layout "bhsd".
+    hidden) or "weights" (after the softmax). Options are those of :func:`attention`, with arrays in layout "bhsd".
     """
-    stages = ("scaled", "capped", "masked", "weights")
-    _options.choice("stage", stage, stages)
-    names = ("mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths")
-    given = {name: options.pop(name, None) for name in names}
-    causal, window, alignment = (
-        options.pop("causal", False),
-        options.pop("window", None),
-        options.pop("alignment", None),
-    )
-    scale, softcap = options.pop("scale", None), options.pop("softcap", None)
-    if options:
-        raise TypeError(f"scores: unexpected options {', '.join(options)}")
-    dense, parsed = _options.parsed(
-        query, given["mask"], causal, window, alignment, scale, softcap, 0.0, None, "highest"
-    )
-    arrays = (query, key, dense, *(given[name] for name in names[1:]))
-    backend = _backend.cpu
-    numbers = (*parsed[1:6], stages.index(stage))
-    result = _arrays.call("scores", backend.attention_scores, backend, arrays, numbers)
+    last = _checks.choice("stage", stage, _STAGES)
+    dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, 0.0, None, "highest")
+    arrays = (query, key, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
+    result = _arrays.call("scores", _backend.cpu.attention_scores, arrays, (*options[1:6], last))
     if type(result) is tuple:
-        raise _checks.error("attention", result, {"query": query, "key": key, "scale": scale, **given})
+        names = ("query", "key", *_INPUTS[3:])
+        raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"mask": mask, "scale": scale})
     return result[0]
 
 

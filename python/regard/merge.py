@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from regard import _arrays, _backend, _checks
-
-_LAYOUTS = ("bhsd", "bshd")
 
 
 def merge_attention(outs: Any, lses: Any, layout: str = "bhsd") -> tuple[Any, Any]:
@@ -47,8 +43,7 @@ def merge_attention(outs: Any, lses: Any, layout: str = "bhsd") -> tuple[Any, An
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if layout not in _LAYOUTS:
-        raise ValueError(f"layout: expected one of 'bhsd', 'bshd', got {layout!r}")
+    sequence_first = _checks.choice("layout", layout, _checks.LAYOUTS)
     outs, lses = parts_of("outs", outs), parts_of("lses", lses)
     if not outs or len(lses) != len(outs):
         argument, wanted = ("outs", "one part or more") if not outs else ("lses", f"{len(outs)} parts, as outs has")
@@ -56,12 +51,9 @@ def merge_attention(outs: Any, lses: Any, layout: str = "bhsd") -> tuple[Any, An
     backend, count = _backend.cpu, len(outs)
 
     def kernel(*arrays: Any) -> Any:
-        return backend.merge_attention(list(arrays[:count]), list(arrays[count:]), layout == "bshd")
+        return backend.merge_attention(list(arrays[:count]), list(arrays[count:]), sequence_first)
 
-    if all(type(x) is np.ndarray for x in (*outs, *lses)):
-        result = kernel(*outs, *lses)
-    else:
-        result = _arrays.call("merge_attention", kernel, backend, (*outs, *lses), ())
+    result = _arrays.call("merge_attention", kernel, (*outs, *lses), ())
     if type(result) is tuple:
         raise _error(result, outs, lses, layout)
     return tuple(result)

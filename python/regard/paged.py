@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from regard import _store
+from regard import _checks, _store
 from regard.sequences import attention_paged
 
 
@@ -20,7 +20,7 @@ class _Sequence:
     length: int
 
 
-class PagedKVCache:
+class PagedKVCache(_store.Cache):
     """Keys and values of any number of sequences in a pool of pages of `page_size` tokens each.
 
     A sequence is a number that new_sequence() or fork() gives; its pages need not lie together.
@@ -65,9 +65,9 @@ class PagedKVCache:
         sin: Any = None,
         interleaved: bool = False,
     ) -> None:
-        self.pages, self.page_size = _store.count("pages", pages), _store.count("page_size", page_size, 1)
-        self.heads_kv, self.dim_qk = _store.count("heads_kv", heads_kv), _store.count("dim_qk", dim_qk, 1)
-        self.dim_v = self.dim_qk if dim_v is None else _store.count("dim_v", dim_v)
+        self.pages, self.page_size = _checks.count("pages", pages), _checks.count("page_size", page_size, 1)
+        self.heads_kv, self.dim_qk = _checks.count("heads_kv", heads_kv), _checks.count("dim_qk", dim_qk, 1)
+        self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
         leading = (self.pages, self.page_size, self.heads_kv)
         self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
         self._users = np.zeros(self.pages, np.int64)  # how many sequences use each page
@@ -76,30 +76,12 @@ class PagedKVCache:
         self._next = 0
 
     @property
-    def dtype(self) -> str:
-        """The name of the dtype that is stored."""
-        return self._store.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory, scales included."""
-        return self._store.nbytes
-
-    @property
     def key_pages(self) -> np.ndarray:
         return _store.read_only(self._store.key)
 
     @property
     def value_pages(self) -> np.ndarray:
         return _store.read_only(self._store.value)
-
-    @property
-    def key_scales(self) -> np.ndarray | None:
-        return _store.read_only(self._store.key_scales)
-
-    @property
-    def value_scales(self) -> np.ndarray | None:
-        return _store.read_only(self._store.value_scales)
 
     @property
     def free_pages(self) -> int:
@@ -145,7 +127,7 @@ class PagedKVCache:
             From 0 to the sequence's length, the default.
         """
         (source,) = self._found([sequence])
-        n = source.length if length is None else _store.count("length", length)
+        n = source.length if length is None else _checks.count("length", length)
         if n > source.length:
             raise ValueError(f"length: expected at most {source.length}, the length of sequence {sequence}, got {n}")
         pages = source.pages[: self._pages_of(n)]
@@ -185,7 +167,7 @@ class PagedKVCache:
         found = self._found(sequences, once=True)
         held = np.array([s.length for s in found], np.int64)
         if not hasattr(lengths, "shape") and not isinstance(lengths, (list, tuple)):
-            lengths = np.full(len(found), _store.count("lengths", lengths), np.int64)
+            lengths = np.full(len(found), _checks.count("lengths", lengths), np.int64)
         after = _store.indices("lengths", lengths, "sequences", len(found), held, "the length held")
         for sequence, length in zip(found, after.tolist(), strict=True):
             kept = self._pages_of(length)
@@ -231,7 +213,7 @@ class PagedKVCache:
         TypeError, ValueError
             Naming the argument; also where there are not enough free pages. The cache is then as it was.
         """
-        _store.check_layout(layout)
+        _checks.choice("layout", layout, _checks.LAYOUTS)
         found = self._found(sequences, once=True)
         length = _store.length_of(key, layout)
         added = np.full(len(found), length)

@@ -55,11 +55,7 @@ def _call(arrays: dict[str, Any], reverse: bool) -> tuple[Any, ...]:
         a["x"], a["h0"], a.get("c0"), a["lengths"], a["w_input"], a["w_hidden"], a["b_input"], a["b_hidden"], None, None
     )  # fmt: skip
     options = (operation == "lstm", bool(reverse), False, -1)
-    backend = _backend.cpu
-    if all(x is None or type(x) is np.ndarray for x in given):
-        result = backend.recurrent(*given, *options)
-    else:
-        result = _arrays.call(operation, backend.recurrent, backend, given, options)
+    result = _arrays.call(operation, _backend.cpu.recurrent, given, options)
     if type(result) is tuple:
         raise _checks.error(operation, result, arrays)
     out, *states = result

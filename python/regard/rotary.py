@@ -8,8 +8,6 @@ import numpy as np
 
 from regard import _arrays, _backend, _checks
 
-_LAYOUTS = ("bhsd", "bshd")
-
 
 def rotary_embedding(
     x: Any, cos: Any, sin: Any, positions: Any = None, interleaved: bool = False, layout: str = "bhsd"
@@ -46,15 +44,9 @@ def rotary_embedding(
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if layout not in _LAYOUTS:
-        raise ValueError(f"layout: expected one of 'bhsd', 'bshd', got {layout!r}")
+    options = (bool(interleaved), _checks.choice("layout", layout, _checks.LAYOUTS))
     arrays = (x, cos, sin, positions)
-    options = (bool(interleaved), layout == "bshd")
-    backend = _backend.cpu
-    if all(a is None or type(a) is np.ndarray for a in arrays):
-        result = backend.rotary_embedding(*arrays, *options)
-    else:
-        result = _arrays.call("rotary_embedding", backend.rotary_embedding, backend, arrays, options)
+    result = _arrays.call("rotary_embedding", _backend.cpu.rotary_embedding, arrays, options)
     if type(result) is tuple:
         named = {"x": x, "cos": cos, "sin": sin, "positions": positions}
         raise _checks.error("rotary_embedding", result, named, layout)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from regard import _arrays, _backend, _checks, _options
+from regard import _checks, _options
+
+# The inputs that are arrays, in the bindings' order.
+_OPTIONAL = ("mask", "bias", "alibi_slopes", "sinks", "query_lengths", "key_lengths")
+_PACKED = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_kv", *_OPTIONAL)
+_PAGED = ("query", "key_pages", "value_pages", "page_table", "key_scales", "value_scales", *_OPTIONAL)
 
 
 def attention_varlen(
@@ -71,21 +76,21 @@ def attention_varlen(
         Naming the argument, what was expected and what came.
     """
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
-    arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_kv": cu_seqlens_kv,
-        "mask": dense,
-        "bias": bias,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "query_lengths": query_lengths,
-        "key_lengths": key_lengths,
-    }
+    inputs = (
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_kv,
+        dense,
+        bias,
+        alibi_slopes,
+        sinks,
+        query_lengths,
+        key_lengths,
+    )
     numbers = (*options, return_lse, return_weights)
-    return _attend("attention_varlen", arguments, out, numbers, {"mask": mask, "scale": scale, "softcap": softcap})
+    return _options.attend("attention_varlen", _PACKED, inputs, out, numbers, (mask, scale, softcap))
 
 
 def attention_paged(
@@ -157,45 +162,21 @@ def attention_paged(
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    if layout != "bhsd":
-        _options.choice("layout", layout, _options.LAYOUTS)
+    sequence_first = _checks.choice("layout", layout, _checks.LAYOUTS)
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
-    arguments = {
-        "query": query,
-        "key_pages": key_pages,
-        "value_pages": value_pages,
-        "page_table": page_table,
-        "key_scales": key_scales,
-        "value_scales": value_scales,
-        "mask": dense,
-        "bias": bias,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "query_lengths": query_lengths,
-        "key_lengths": key_lengths,
-    }
-    numbers = (*options, layout == "bshd", return_lse, return_weights)
-    more = {"mask": mask, "scale": scale, "softcap": softcap}
-    return _attend("attention_paged", arguments, out, numbers, more, layout)
-
-
-def _attend(
-    operation: str,
-    arguments: dict[str, Any],
-    out: Any,
-    numbers: tuple[Any, ...],
-    more: dict[str, Any],
-    layout: str = "",
-) -> Any:
-    inputs = tuple(arguments.values())
-    if out is not None:
-        inputs = _arrays.apart_from(out, inputs)
-    backend = _backend.cpu
-    try:
-        result = _arrays.call(operation, getattr(backend, operation), backend, (*inputs, out), numbers)
-    except TypeError:
-        _checks.number("scale", more["scale"])
-        raise
-    if type(result) is tuple:
-        raise _checks.error(operation, result, arguments | {"out": out} | more, layout)
-    return tuple(result) if len(result) > 1 else result[0]
+    inputs = (
+        query,
+        key_pages,
+        value_pages,
+        page_table,
+        key_scales,
+        value_scales,
+        dense,
+        bias,
+        alibi_slopes,
+        sinks,
+        query_lengths,
+        key_lengths,
+    )
+    numbers = (*options, sequence_first, return_lse, return_weights)
+    return _options.attend("attention_paged", _PAGED, inputs, out, numbers, (mask, scale, softcap), layout)
