@@ -50,6 +50,22 @@ struct Dropout {
     counter[3] = static_cast<std::uint32_t>(b);
   }
 
+  // Multiplies the weights of n keys from j0 on by what is left of each.
+  template <class T> void apply(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j0, std::int64_t n, T* weights) const {
+    const Philox random(seed);
+    const std::uint64_t least = threshold();
+    const T kept = static_cast<T>(kept_scale());
+    std::uint32_t words[4];
+    for (std::int64_t k = 0; k < n; ++k) {
+      const std::int64_t j = j0 + k;
+      if (k == 0 || j % 4 == 0) {
+        counter_of(b, h, i, j, words);
+        random.words(words);
+      }
+      weights[k] *= words[j % 4] >= least ? kept : T(0);
+    }
+  }
+
   // What the weight of one pair is multiplied by.
   constexpr double factor(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
     std::uint32_t words[4] = {};

@@ -59,17 +59,17 @@ template <class T> class Additive {
  public:
   explicit Additive(const AdditiveProblem& problem) : p_(problem), plain_(problem) {
     dim_ = p_.dim();
-    dim_row_ = spread_row<T>(dim_);
-    value_row_ = spread_row<T>(p_.dim_v());
-    kept_row_ = round_up_to(p_.len_kv(), kKeys);
-    previous_row_ = round_up_to(kKeys + (p_.needs_location ? p_.width() : 0), kW) + kW;
+    dim_row_ = row_length<T>(dim_);
+    value_row_ = row_length<T>(p_.dim_v());
+    kept_row_ = round_up(p_.len_kv(), kKeys);
+    previous_row_ = round_up(kKeys + (p_.needs_location ? p_.width() : 0), kW) + kW;
     if (p_.w_query.present()) w_query_ = Projection<T>(p_.w_query);
     if (p_.w_key.present()) w_key_ = Projection<T>(p_.w_key);
-    v_ = Shared<T>(round_up_to(dim_, kW));
-    std::fill_n(v_.get(), round_up_to(dim_, kW), T(0));
+    v_ = Shared<T>(round_up(dim_, kW));
+    std::fill_n(v_.get(), round_up(dim_, kW), T(0));
     read_row(p_.v.dtype, p_.v.data, p_.v.stride[0], dim_, v_.get());
     if (p_.bias.present()) {
-      bias_ = Shared<T>(round_up_to(dim_, kW));
+      bias_ = Shared<T>(round_up(dim_, kW));
       read_row(p_.bias.dtype, p_.bias.data, p_.bias.stride[0], dim_, bias_.get());
     }
     if (p_.needs_location) prepare_location();
@@ -146,7 +146,7 @@ template <class T> class Additive {
   }
 
   void take_buffers(Buffers& w) const {
-    const std::int64_t tiled = round_up_to(block_, Tile<T>::kRows);
+    const std::int64_t tiled = round_up(block_, Tile<T>::kRows);
     Scratch& s = w.scratch;
     const auto queries = s.template reserve<T>(block_ * dim_row_);
     const auto exponentials = s.template reserve<T>(block_ * dim_ + kW);
@@ -188,7 +188,7 @@ template <class T> class Additive {
     const T* const projected_queries = w_query_ ? queries_.get() + ((b - b0) * p_.len_q() + i0) * dim_row_ : nullptr;
     for (int q = 0; q < queries; ++q)
       start_query(w, b, i0 + q, q, projected_queries != nullptr ? projected_queries + q * dim_row_ : nullptr);
-    const std::int64_t tiled = round_up_to(queries, Tile<T>::kRows);
+    const std::int64_t tiled = round_up(queries, Tile<T>::kRows);
     std::fill_n(w.output, tiled * value_row_, T(0));
     std::fill(w.scores + queries * kKeys, w.scores + tiled * kKeys, T(0));
 
@@ -213,7 +213,7 @@ template <class T> class Additive {
       std::copy_n(projected, dim_, row);
     else
       read_row(p_.query.dtype, p_.query.at(b, i), p_.query.stride[2], dim_, row);
-    std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
+    std::fill(row + dim_, row + round_up(dim_, kW), T(0));
     if (bias_)
       for (std::int64_t d = 0; d < dim_; ++d) row[d] += bias_.get()[d];
     w.query_max[q] = largest_of(row);
@@ -260,7 +260,7 @@ template <class T> class Additive {
         std::copy_n(projected + (t.j0 + r) * dim_row_, dim_, row);
       else
         read_row(p_.key.dtype, p_.key.at(t.b, t.j0 + r), p_.key.stride[2], dim_, row);
-      std::fill(row + dim_, row + round_up_to(dim_, kW), T(0));
+      std::fill(row + dim_, row + round_up(dim_, kW), T(0));
     }
     t.key_rows = w.rows;
     if (p_.needs_location) add_location(w, t);
@@ -361,7 +361,7 @@ template <class T> class Additive {
   void mask(Buffers& w, const Block& t) const {
     for (int q = 0; q < t.queries; ++q) {
       T* const row = w.scores + q * kKeys;
-      std::fill(row + t.keys, row + round_up_to(t.keys, kW), -kInfinity);
+      std::fill(row + t.keys, row + round_up(t.keys, kW), -kInfinity);
       if (!p_.mask.present()) continue;
       const char* const kept = p_.mask.at(t.b, t.i0 + q, t.j0);
       for (int j = 0; j < t.keys; ++j) row[j] = kept[j * p_.mask.stride[2]] != 0 ? row[j] : -kInfinity;
@@ -394,7 +394,7 @@ template <class T> class Additive {
   // One block of the online softmax along one row: scores become weights relative to the new max.
   void softmax(Buffers& w, const Block& t, int q) const {
     T* const row = w.scores + q * kKeys;
-    if (w.kept != nullptr) std::copy_n(row, round_up_to(t.keys, kW), w.kept + q * kept_row_ + t.j0);
+    if (w.kept != nullptr) std::copy_n(row, round_up(t.keys, kW), w.kept + q * kept_row_ + t.j0);
     V m = broadcast<V>(w.max[q]);
     for (int j = 0; j < t.keys; j += kW) m = max(load<V>(row + j), m);
     const T largest = max_lanes(m);
@@ -415,7 +415,7 @@ template <class T> class Additive {
 
   // output += P V. Every element is one chain over the keys, whichever way it goes.
   void add_values(Buffers& w, const Block& t) const {
-    const std::int64_t padded = round_up_to(p_.dim_v(), kW);
+    const std::int64_t padded = round_up(p_.dim_v(), kW);
     const T* values = w.values;
     std::int64_t row = value_row_;
     if (readable(p_.value)) {

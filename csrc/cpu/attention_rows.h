@@ -184,7 +184,7 @@ template <class T> class Rows {
       score(w, w.queries + r * dim_qk_, scores, first, last);
       edit(w, row, sequence, scores, first, last);
       w.alpha[r] = softmax(w.states + r * state_row_, scores, first, last);
-      if (p_.dropout.present()) apply_dropout(row, scores, first, last);
+      if (p_.dropout.present()) p_.dropout.apply(row.b, row.h, row.i0, j0 + first, last - first, scores + first);
       if (p_.value_scales.present())
         for (int k = first; k < last; ++k) scores[k] *= w.scales[kBlock + k];
     }
@@ -294,10 +294,6 @@ template <class T> class Rows {
     state[dim_v_] = m;
     state[dim_v_ + 1] = state[dim_v_ + 1] * alpha + sum_lanes(sum);
     return alpha;
-  }
-
-  void apply_dropout(const TileOf& t, T* scores, int first, int last) const {
-    for (int k = first; k < last; ++k) scores[k] *= static_cast<T>(p_.dropout.factor(t.b, t.h, t.i0, t.j0 + k));
   }
 
   // out = out * alpha + p V, a few vectors of columns at a time.

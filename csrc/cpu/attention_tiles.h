@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
+#include "cpu/blocks.h"
 #include "cpu/tile_simd.h"
 
 namespace regard::cpu {
@@ -22,14 +23,6 @@ constexpr std::int64_t kFewQueries = 4;
 
 // Keys of one split on that path; partial results of splits are merged in order.
 constexpr std::int64_t kSplit = 2048;
-
-inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
-
-// Row length of a copied block: whole vectors, and an odd number of cache lines, so that rows spread over all L1 sets.
-template <class T> std::int64_t row_length(std::int64_t n) {
-  constexpr std::int64_t line = 64 / sizeof(T);
-  return (round_up(std::max<std::int64_t>(n, 1), line) / line | 1) * line;
-}
 
 // How the queries of one sequence are cut into items: equal blocks rather than full ones and a rest, since each item
 // copies K and V for itself; and none across two blocks of a block mask, since all of an item's queries see the same runs.

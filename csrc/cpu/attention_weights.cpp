@@ -118,8 +118,7 @@ template <class T> class Weights {
       return;
     }
     for (std::int64_t j = 0; j < n; ++j) row[j] /= sum;
-    if (p_.dropout.present())
-      for (std::int64_t j = 0; j < n; ++j) row[j] *= static_cast<T>(p_.dropout.factor(b, h, i, j));
+    if (p_.dropout.present()) p_.dropout.apply(b, h, i, 0, n, row);
   }
 
   const AttentionProblem& p_;

@@ -29,8 +29,8 @@ template <class T> class Weights {
 
  public:
   Weights(const MultiplicativeProblem& problem, const Array& query) : p_(problem), query_(query) {
-    score_row_ = round_up_to(p_.len_kv(), kKeys);
-    dim_row_ = spread_row<T>(p_.dim_k());
+    score_row_ = round_up(p_.len_kv(), kKeys);
+    dim_row_ = row_length<T>(p_.dim_k());
     block_ =
         std::clamp<std::int64_t>(kScoreBytes / (std::max<std::int64_t>(score_row_, 1) * static_cast<std::int64_t>(sizeof(T))), 1, kQueries);
   }
@@ -46,7 +46,7 @@ template <class T> class Weights {
 
  private:
   void run_item(std::int64_t b, std::int64_t i0, int queries) const {
-    const std::int64_t tiled = round_up_to(queries, Tile<T>::kRows);
+    const std::int64_t tiled = round_up(queries, Tile<T>::kRows);
     Scratch scratch;
     const auto query_at = scratch.template reserve<T>(tiled * dim_row_);
     const auto scores_at = scratch.template reserve<T>(tiled * score_row_);
@@ -65,7 +65,7 @@ template <class T> class Weights {
       if (stop_requested()) return;
       const int n = static_cast<int>(std::min<std::int64_t>(kKeys, end - j0));
       for (int r = 0; r < n; ++r) read_row(p_.key.dtype, p_.key.at(b, j0 + r), p_.key.stride[2], p_.dim_k(), rows + r * dim_row_);
-      const int padded = static_cast<int>(round_up_to(n, kW));
+      const int padded = static_cast<int>(round_up(n, kW));
       transpose_padded(rows, dim_row_, n, static_cast<int>(p_.dim_k()), keys, kKeys, padded);
       for (int c = 0; c < padded; c += Tile<T>::kColumns)
         multiply<T, Left::depth_contiguous>(q, dim_row_, keys + c, kKeys, s + j0 + c, score_row_, queries,
@@ -128,7 +128,7 @@ template <class T> void run(const MultiplicativeProblem& p) {
   if (p.w.present()) {
     Array transposed = p.w;
     transposed.swap_axes(0, 1);
-    const std::int64_t row = round_up_to(p.dim_k(), kWidth<T>);
+    const std::int64_t row = round_up(p.dim_k(), kWidth<T>);
     projected = Shared<T>((p.batch() * p.len_q() + Tile<T>::kRows) * row);
     project_sequences(p.query, 0, p.batch(), Projection<T>(transposed), projected.get(), row);
     constexpr std::int64_t item = sizeof(T);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/blocks.h"
 #include "cpu/parallel.h"
 #include "cpu/strided.h"
 #include "cpu/tile_simd.h"
@@ -32,14 +33,6 @@ template <class T> class Shared {
   std::unique_ptr<T[], Delete> base_;
 };
 
-inline std::int64_t round_up_to(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
-
-// Row length of a copied block: whole vectors, and an odd number of cache lines, so that rows spread over all L1 sets.
-template <class T> std::int64_t spread_row(std::int64_t n) {
-  constexpr std::int64_t line = 64 / sizeof(T);
-  return (round_up_to(n > 0 ? n : 1, line) / line | 1) * line;
-}
-
 template <class T> class Projection {
   static constexpr int kColumns = Tile<T>::kColumns;
   static constexpr int kW = kWidth<T>;
@@ -52,14 +45,14 @@ template <class T> class Projection {
     packed_ = Shared<T>(panels * in_ * kColumns);
     parallel_for(panels, static_cast<double>(out_) * static_cast<double>(in_), Rehearse::scratch, [&](std::int64_t panel) {
       Scratch scratch;
-      const std::int64_t row = spread_row<T>(in_);
+      const std::int64_t row = row_length<T>(in_);
       const auto staging = scratch.template reserve<T>(kColumns * row);
       scratch.acquire();
       T* const rows = scratch.template at<T>(staging);
       const int n = static_cast<int>(std::min<std::int64_t>(kColumns, out_ - panel * kColumns));
       for (int r = 0; r < n; ++r) read_row(w.dtype, w.at(panel * kColumns + r), w.stride[1], in_, rows + r * row);
       transpose_padded(rows, row, n, static_cast<int>(in_), packed_.get() + panel * in_ * kColumns, kColumns,
-                       static_cast<int>(round_up_to(n, kW)));
+                       static_cast<int>(round_up(n, kW)));
     });
   }
 
@@ -94,7 +87,7 @@ inline void project_sequences(const Array& x, std::int64_t b0, std::int64_t sequ
   const double work = static_cast<double>(rows) * static_cast<double>(w.in()) * static_cast<double>(w.out());
   parallel_for((rows + kBlock - 1) / kBlock, work, Rehearse::scratch, [&](std::int64_t block) {
     Scratch scratch;
-    const std::int64_t row = spread_row<T>(w.in());
+    const std::int64_t row = row_length<T>(w.in());
     const auto staging = scratch.template reserve<T>(kBlock * row);
     scratch.acquire();
     T* const copied = scratch.template at<T>(staging);
@@ -103,7 +96,7 @@ inline void project_sequences(const Array& x, std::int64_t b0, std::int64_t sequ
       const std::int64_t at = block * kBlock + r;
       read_row(x.dtype, x.at(b0 + at / length, at % length), x.stride[2], w.in(), copied + r * row);
     }
-    for (std::int64_t r = n; r < round_up_to(n, Tile<T>::kRows); ++r) std::fill_n(copied + r * row, w.in(), T(0));
+    for (std::int64_t r = n; r < round_up(n, Tile<T>::kRows); ++r) std::fill_n(copied + r * row, w.in(), T(0));
     w.template apply<Left::depth_contiguous>(copied, row, to + block * kBlock * ld, ld, n, false);
   });
 }

@@ -42,8 +42,6 @@ constexpr std::int64_t kChunkRows = 64;                      // but enough rows 
 constexpr std::int64_t kMostRows = 64;                       // sequences an item
 constexpr std::int64_t kFewRows = 4;                         // a step of fewer takes as long: it waits for the weights
 
-std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
-
 template <class T> void pack(const PackRecurrentProblem& p) {
   constexpr std::int64_t units = units_per_block(dtype_of<T>());
   const std::int64_t hidden = p.hidden();
@@ -53,7 +51,7 @@ template <class T> void pack(const PackRecurrentProblem& p) {
   const double work = static_cast<double>(gates * hidden) * static_cast<double>(hidden);
   parallel_for(unit_blocks(hidden, dtype_of<T>()), work, [&](std::int64_t block) {
     Scratch scratch;
-    const std::int64_t length = spread_row<T>(hidden);
+    const std::int64_t length = row_length<T>(hidden);
     const auto at = scratch.template reserve<T>(units * length);
     scratch.acquire();
     T* const rows = scratch.template at<T>(at);
@@ -126,7 +124,7 @@ template <class T> class Recurrent {
     columns_ = p_.gates() * kUnits;
     group_columns_ = gates_per_group(p_.cell) * kUnits;
     products_row_ = p_.gates() * hidden_ + kUnits;  // the last block's vectors reach beyond the last gate
-    state_row_ = spread_row<T>(blocks_ * kUnits);
+    state_row_ = row_length<T>(blocks_ * kUnits);
     step_work_ = static_cast<double>(std::max(p_.batch(), kFewRows) * p_.directions) * static_cast<double>(p_.gates() * hidden_) *
                  static_cast<double>(hidden_ + 32);
     plan();
@@ -172,7 +170,7 @@ template <class T> class Recurrent {
       item.direction = static_cast<int>(i) % p_.directions;
       for (std::int64_t k = static_cast<std::int64_t>(i) / p_.directions; k < p_.batch(); k += deals)
         item.sequences.push_back(order[static_cast<std::size_t>(k)]);
-      item.rows = round_up_to(static_cast<std::int64_t>(item.sequences.size()), kRows);
+      item.rows = round_up(static_cast<std::int64_t>(item.sequences.size()), kRows);
     }
     const std::int64_t items = static_cast<std::int64_t>(items_.size());
     shares_ = items > 0 && items < threads && step_work_ >= kWorkWorthThreads ? std::min(blocks_, divide_up(threads, items)) : 1;
