@@ -8,7 +8,6 @@ Writes bench/results/additive-cpu.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -49,11 +48,7 @@ def calls(shape: tuple[int, int, int, int], dtype: str) -> dict[str, Callable[[]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each row, both contenders together")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
-    options = parser.parse_args()
+    options = harness.parser(__doc__, threads=2, seconds=3.0).parse_args()
     harness.set_threads(options.threads)
 
     rows = []

@@ -1,6 +1,6 @@
 """regard.attention against PyTorch, ONNX Runtime and OpenVINO, whichever are installed, on a CPU.
 
-    python bench/bench_attention.py [--threads 2] [--seconds 3] [--dtype float32 ...] [--only BERT ...]
+    python bench/bench_attention.py [--threads 2] [--seconds 3] [--dtype float32 ...] [--only BERT ...] [--dry]
 
 Writes bench/results/attention-cpu.md and .png. Every peer's result is compared with regard's before it is
 timed, and every peer gets its arguments in the layout that its fastest kernel wants.
@@ -8,7 +8,6 @@ timed, and every peer gets its arguments in the layout that its fastest kernel w
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -27,12 +26,9 @@ _APART = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each row, all contenders together")
+    parser = harness.parser(__doc__, threads=2, seconds=3.0)
     parser.add_argument("--dtype", nargs="+", default=list(_APART), choices=list(_APART))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="shapes whose name contains one of these")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
 
     found = [s for s in shapes.ATTENTION if not options.only or any(o in s.name for o in options.only)]

@@ -9,7 +9,6 @@ Writes bench/results/cache-cpu.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -113,11 +112,7 @@ def step(shape: tuple[int, ...], given: Any, stored: str) -> Calls:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row, both contenders together")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
-    options = parser.parse_args()
+    options = harness.parser(__doc__, threads=1, seconds=2.0).parse_args()
     harness.set_threads(options.threads)
     half = operations.dtypes()[-1]  # bfloat16 where ml_dtypes is installed
 

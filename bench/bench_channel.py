@@ -8,7 +8,6 @@ Writes bench/results/channel-cpu.md and .png.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -101,11 +100,8 @@ def calls(case: tuple[str, int, int, int, int, int], layout: str) -> dict[str, C
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row, both contenders together")
+    parser = harness.parser(__doc__, threads=(1, 2), seconds=2.0)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="operations: SE, CBAM, ECA")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
     importlib.import_module("torch")  # so that its threads are set too
 

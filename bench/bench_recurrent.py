@@ -1,6 +1,6 @@
 """Recurrent layers against PyTorch's, on a CPU.
 
-    python bench/bench_recurrent.py [--threads 2] [--seconds 3] [--only NAME ...] [--dry]
+    python bench/bench_recurrent.py [--threads 2] [--seconds 3] [--dtypes float32 ...] [--only NAME ...] [--dry]
 
 Both have the same weights and inputs, and the results are compared before they are timed. Writes
 bench/results/recurrent-cpu.md.
@@ -8,7 +8,6 @@ bench/results/recurrent-cpu.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -75,12 +74,9 @@ def calls(shape: Shape, dtype: str) -> tuple[dict[str, Callable[[], Any]], float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each row, both contenders together")
+    parser = harness.parser(__doc__, threads=2, seconds=3.0)
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--only", nargs="+", default=list(SHAPES), metavar="NAME")
-    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     options = parser.parse_args()
     harness.set_threads(options.threads)
 

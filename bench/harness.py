@@ -9,6 +9,7 @@ How it is timed: python/regard/_cli/timing.py.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -31,11 +32,23 @@ __all__ = [
     "markdown_table",
     "onnxruntime_session",
     "openvino_compile",
+    "parser",
     "set_threads",
     "write_results",
 ]
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str, *, threads: int | tuple[int, ...], seconds: float) -> argparse.ArgumentParser:
+    """What every script here takes; `doc` is its docstring, `threads` has several where it measures several."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    several = {} if isinstance(threads, int) else {"nargs": "+"}
+    made.add_argument("--threads", type=int, default=threads, metavar="N", **several)
+    made.add_argument("--seconds", type=float, default=seconds, help="for each row, all contenders together")
+    made.add_argument("--dry", action="store_true", help="print the table, write nothing")
+    return made
+
 
 # Threads and versions of the peers.
 

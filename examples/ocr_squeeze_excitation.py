@@ -4,7 +4,7 @@
     pip install --no-deps "rapidocr==3.10.*"         # for its models only: they are files in the package
     python examples/ocr_squeeze_excitation.py [IMAGE ...] [--plot weights.png]
 
-(or pip install ".[examples]").
+(or pip install ".[ocr]", which also installs what rapidocr depends on).
 
 PP-OCR finds text (13 blocks with squeeze-and-excitation), reads it (5, and two of self-attention) and tells which
 way up it is (9). ONNX Runtime runs the three networks on images of a line of text (the built-in ones are drawn

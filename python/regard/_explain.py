@@ -256,7 +256,7 @@ def _moved(arguments: dict[str, Any], cost: Cost, result: Any) -> float:
         for name, x in arguments.items()
         if name != "out"
     )
-    return inputs + sum(size(x) for x in (result if isinstance(result, tuple) else (result,)))
+    return inputs + size(result)
 
 
 def _share(stage: Stage | None) -> float:

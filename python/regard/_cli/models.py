@@ -16,7 +16,7 @@ import numpy as np
 
 import regard
 from regard import _arrays, _backend
-from regard._cli import table
+from regard._cli import operations, table
 from regard._cli.info import processor
 from regard._cli.peers import to_torch
 from regard._cli.timing import compare
@@ -61,14 +61,8 @@ class Decoder:
 
 DECODER = Decoder("decode, a token", 6, 512, 8, 2048, memory=32, tokens=32)
 
-#: (dtype of inputs, how weights are held)
-HELD = (
-    ("float32", "float32"),
-    ("float32", "bfloat16"),
-    ("float32", "int8"),
-    ("bfloat16", "bfloat16"),
-    ("bfloat16", "int8"),
-)
+#: How weights are held, for each dtype of inputs.
+HELD = {"float32": ("float32", "bfloat16", "int8"), "bfloat16": ("bfloat16", "int8")}
 
 
 def run(options: argparse.Namespace, torch: bool) -> None:
@@ -81,7 +75,7 @@ def run(options: argparse.Namespace, torch: bool) -> None:
     ]
     cases.append((f"{DECODER.label} 1x1x{DECODER.width}", _decoder_calls(DECODER, torch)))
     rows = []
-    dtypes = [name for name in ("float32", "bfloat16") if _has(name)]
+    dtypes = [d.name for d in operations.dtypes() if d.name in HELD]
     with table.progress(len(cases) * len(dtypes), options.plain) as step:
         for label, calls_of in cases:
             for dtype in dtypes:
@@ -101,14 +95,6 @@ def run(options: argparse.Namespace, torch: bool) -> None:
     )
 
 
-def _has(dtype: str) -> bool:
-    try:
-        _arrays.numpy_dtype(dtype)
-    except TypeError:
-        return False
-    return True
-
-
 def _random_state(module: Any, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
@@ -123,10 +109,6 @@ def _in_torch(state: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:
     return {name: torch.from_numpy(value).to(getattr(torch, dtype)) for name, value in state.items()}
 
 
-def _held(dtype: str) -> list[str]:
-    return [held for inputs, held in HELD if inputs == dtype]
-
-
 def _encoder_calls(
     encoder: Encoder, batch: int, length: int, torch: bool
 ) -> Callable[[str], dict[str, Callable[[], Any]]]:
@@ -135,7 +117,7 @@ def _encoder_calls(
         x = rng.standard_normal((batch, length, encoder.width)).astype(_arrays.numpy_dtype(dtype))
         made: dict[str, Callable[[], Any]] = {}
         state: dict[str, np.ndarray] = {}
-        for held in _held(dtype):
+        for held in HELD[dtype]:
             module = encoder.stack(regard.nn).to(weights=held)
             state = state or _random_state(module)
             module.load_state_dict(state)
@@ -167,7 +149,7 @@ def _decoder_calls(decoder: Decoder, torch: bool) -> Callable[[str], dict[str, C
         tokens = np.zeros((1, 1), np.int64)
         made: dict[str, Callable[[], Any]] = {}
         state: dict[str, np.ndarray] = {}
-        for held in _held(dtype):
+        for held in HELD[dtype]:
             layer = nn.TransformerDecoderLayer(decoder.width, decoder.heads, decoder.inner, batch_first=True)
             stack = nn.TransformerDecoder(layer, decoder.layers).to(weights=held)
             state = state or _random_state(stack)

@@ -11,7 +11,7 @@ import numpy as np
 
 import regard
 from regard import reference
-from regard._costs import COSTS
+from regard._costs import COSTS, size
 
 _MATRICES = ("w_reduce", "w_expand", "w_query", "w_key", "w_location", "w_input", "w_hidden")
 
@@ -76,8 +76,7 @@ class Operation:
 
 def moved_bytes(arguments: Arguments, result: Any) -> int:
     """What must move at least: each input read once, each output written once."""
-    arrays = [*arguments.values(), *(result if isinstance(result, tuple) else (result,))]
-    return sum(x.nbytes for x in arrays if isinstance(x, np.ndarray))
+    return size([*arguments.values(), result])
 
 
 def dtypes() -> list[np.dtype]:

@@ -6,7 +6,9 @@ when they agree with it.
 
 Precision. float64 and float32 inputs are computed in their own precision, so that the error of
 plain float32 NumPy can be measured; float16 and bfloat16 are computed in float32 and rounded once,
-at the end. For a result to compare against, convert the inputs to float64 first.
+at the end. For a result to compare against, convert the inputs to float64 first. Additive,
+multiplicative and location-sensitive attention are computed in float64 whatever they are given, and
+rounded to the query's dtype.
 
 Dimensions: batch, heads, heads_kv, len_q, len_kv, dim_qk, dim_v.
 """

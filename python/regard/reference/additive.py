@@ -11,38 +11,38 @@ from typing import Any
 
 import numpy as np
 
+from regard.reference._functions import affine, unwarned
+from regard.reference.dot_product import bool_mask, in_prefix, softmax_weights, weighted_values
+
 
 def _float64(x: Any) -> Any:
     return None if x is None else np.asarray(x).astype(np.float64)
 
 
-def _visible(mask: Any, key_lengths: Any, batch: int, len_q: int, len_kv: int) -> np.ndarray:
-    """Which keys each query may see: (batch, len_q, len_kv) of bool."""
-    seen = np.ones((batch, len_q, len_kv), bool)
-    if mask is not None:
-        seen = seen & np.broadcast_to(mask, seen.shape)
-    if key_lengths is not None:
-        seen = seen & (np.arange(len_kv) < np.asarray(key_lengths)[:, None])[:, None, :]
-    return seen
+def _tanh_scores(
+    query: Any, key: Any, v: np.ndarray, w_query: Any, w_key: Any, bias: Any, located: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """v . tanh(w_query query_i + w_key key_j + located_ij + bias) of every pair: (batch, len_q, len_kv)."""
+    q = query if w_query is None else affine(query, w_query, None)
+    k = key if w_key is None else affine(key, w_key, None)
+    if bias is not None:
+        q = q + bias
+    return np.tanh(q[:, :, None, :] + k[:, None, :, :] + located) @ v
 
 
-def _attend(scores: np.ndarray, seen: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _attend(
+    scores: np.ndarray, mask: Any, key_lengths: Any, value: np.ndarray, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Softmax over the keys seen, and the weighted sum of their values. A query that sees no key gives 0."""
-    scores = np.where(seen, scores, -np.inf)
-    largest = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
-    with np.errstate(invalid="ignore"):
-        weights = np.where(seen, np.exp(scores - np.where(largest == -np.inf, 0, largest)), 0)
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
-    # A masked value may be NaN or inf, and 0 times that is NaN: rows and keys of weight exactly 0 are left out.
-    out = np.zeros((*scores.shape[:2], value.shape[-1]))
-    for b in range(scores.shape[0]):
-        for i in range(scores.shape[1]):
-            keys = weights[b, i] != 0
-            out[b, i] = weights[b, i, keys] @ value[b, keys]
-    return out, weights
+    seen = np.broadcast_to(in_prefix(key_lengths, scores.shape[2])[:, None, :], scores.shape)
+    if mask is not None:
+        seen = seen & np.broadcast_to(bool_mask(mask), scores.shape)
+    weights, _ = softmax_weights(np.where(seen, scores, -np.inf), None)
+    # A key of weight exactly 0 is left out as a masked one is: its value may be NaN or inf, and 0 times that is NaN.
+    return weighted_values(weights, value, weights != 0).astype(dtype), weights.astype(dtype)
 
 
+@unwarned
 def additive_attention(
     query: Any,
     key: Any,
@@ -62,16 +62,11 @@ def additive_attention(
     """
     dtype = np.asarray(query).dtype
     s, h, value, v, w_a, u_a, bias = map(_float64, (query, key, value, v, w_query, w_key, bias))
-    with np.errstate(invalid="ignore", over="ignore"):
-        s = s if w_a is None else s @ w_a.T
-        h = h if u_a is None else h @ u_a.T
-        if bias is not None:
-            s = s + bias
-        e = np.tanh(s[:, :, None, :] + h[:, None, :, :]) @ v
-    out, weights = _attend(e, _visible(mask, key_lengths, *e.shape), value)
-    return (out.astype(dtype), weights.astype(dtype)) if return_weights else out.astype(dtype)
+    out, weights = _attend(_tanh_scores(s, h, v, w_a, u_a, bias), mask, key_lengths, value, dtype)
+    return (out, weights) if return_weights else out
 
 
+@unwarned
 def multiplicative_attention(
     query: Any,
     key: Any,
@@ -88,13 +83,12 @@ def multiplicative_attention(
     """
     dtype = np.asarray(query).dtype
     h_t, h_s, value, w_a = map(_float64, (query, key, value, w))
-    with np.errstate(invalid="ignore", over="ignore"):
-        h_t = h_t if w_a is None else h_t @ w_a
-        scores = h_t @ h_s.transpose(0, 2, 1)
-    out, weights = _attend(scores, _visible(mask, key_lengths, *scores.shape), value)
-    return (out.astype(dtype), weights.astype(dtype)) if return_weights else out.astype(dtype)
+    h_t = h_t if w_a is None else h_t @ w_a
+    out, weights = _attend(h_t @ h_s.transpose(0, 2, 1), mask, key_lengths, value, dtype)
+    return (out, weights) if return_weights else out
 
 
+@unwarned
 def location_sensitive_attention(
     query: Any,
     key: Any,
@@ -134,11 +128,4 @@ def location_sensitive_attention(
         f += np.einsum("fc,bicj->bijf", kernel[:, :, t], padded[:, :, :, t : t + len_kv])
     if location_bias is not None:
         f += _float64(location_bias)
-    with np.errstate(invalid="ignore", over="ignore"):
-        s = s if w_s is None else s @ w_s.T
-        h = h if v_h is None else h @ v_h.T
-        if b is not None:
-            s = s + b
-        e = np.tanh(s[:, :, None, :] + h[:, None, :, :] + f @ u.T) @ w
-    out, weights = _attend(e, _visible(mask, None, *e.shape), value)
-    return out.astype(dtype), weights.astype(dtype)
+    return _attend(_tanh_scores(s, h, w, w_s, v_h, b, f @ u.T), mask, None, value, dtype)

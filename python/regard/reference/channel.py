@@ -22,6 +22,12 @@ def global_average_pool(x: Array, layout: str = "nchw") -> Array:
 
 
 @unwarned
+def global_max_pool(x: Array, layout: str = "nchw") -> Array:
+    """Maximum over the image: (batch, channels); NaN where there is one, -inf of nothing."""
+    return np.asarray(x).max(axis=image_axes(x, layout), initial=-np.inf)
+
+
+@unwarned
 def squeeze_excitation(
     x: Array,
     w_reduce: Array,
@@ -44,25 +50,8 @@ def squeeze_excitation(
     dtype, compute = dtypes_of(x)
     axes = image_axes(x, layout)
     x = np.asarray(x).astype(compute)
-    squeezed = x.mean(axis=axes)
-    hidden = chosen(ACTIVATIONS, activation)(affine(squeezed, w_reduce, b_reduce))
-    gates = gate_function(gate)(affine(hidden, w_expand, b_expand))
-    result = (x * np.expand_dims(gates, axes)).astype(dtype)
-    return _into(out, result)
-
-
-def image_axes(x: Array, layout: str) -> tuple[int, int]:
-    if layout not in ("nchw", "nhwc"):
-        raise ValueError(f'layout must be "nchw" or "nhwc", got {layout!r}')
-    if np.ndim(x) != 4:
-        raise ValueError(f"x must have 4 axes, got shape {np.shape(x)}")
-    return (2, 3) if layout == "nchw" else (1, 2)
-
-
-@unwarned
-def global_max_pool(x: Array, layout: str = "nchw") -> Array:
-    """Maximum over the image: (batch, channels); NaN where there is one, -inf of nothing."""
-    return np.asarray(x).max(axis=image_axes(x, layout), initial=-np.inf)
+    gates = gate_function(gate)(_mlp(x.mean(axis=axes), w_reduce, b_reduce, w_expand, b_expand, activation))
+    return _into(out, (x * np.expand_dims(gates, axes)).astype(dtype))
 
 
 @unwarned
@@ -82,12 +71,9 @@ def channel_attention(
     dtype, compute = dtypes_of(x)
     axes = image_axes(x, layout)
     x = np.asarray(x).astype(compute)
-
-    def mlp(pooled: Array) -> Array:
-        hidden = chosen(ACTIVATIONS, activation)(affine(pooled, w_reduce, b_reduce))
-        return affine(hidden, w_expand, b_expand)
-
-    weights = gate_function(gate)(mlp(x.mean(axis=axes)) + mlp(x.max(axis=axes, initial=-np.inf)))
+    pools = (x.mean(axis=axes), x.max(axis=axes, initial=-np.inf))
+    of_mean, of_max = (_mlp(pool, w_reduce, b_reduce, w_expand, b_expand, activation) for pool in pools)
+    weights = gate_function(gate)(of_mean + of_max)
     return _into(out, (x * np.expand_dims(weights, axes)).astype(dtype))
 
 
@@ -148,6 +134,21 @@ def efficient_channel_attention(
     channels = means.shape[1] - 2 * reach
     scores = sum(taps[k] * means[:, k : k + channels] for k in range(len(taps)))
     return _into(out, (x * np.expand_dims(gate_function(gate)(scores), axes)).astype(dtype))
+
+
+def image_axes(x: Array, layout: str) -> tuple[int, int]:
+    if layout not in ("nchw", "nhwc"):
+        raise ValueError(f'layout must be "nchw" or "nhwc", got {layout!r}')
+    if np.ndim(x) != 4:
+        raise ValueError(f"x must have 4 axes, got shape {np.shape(x)}")
+    return (2, 3) if layout == "nchw" else (1, 2)
+
+
+def _mlp(
+    pooled: Array, w_reduce: Array, b_reduce: Array | None, w_expand: Array, b_expand: Array | None, activation: str
+) -> Array:
+    """w_expand activation(w_reduce pooled + b_reduce) + b_expand: (batch, channels) from (batch, channels)."""
+    return affine(chosen(ACTIVATIONS, activation)(affine(pooled, w_reduce, b_reduce)), w_expand, b_expand)
 
 
 def _convolved(planes: Array, w: Array, bias: Array | None) -> Array:
