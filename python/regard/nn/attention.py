@@ -55,6 +55,8 @@ class MultiheadAttention(Module):
     the output out_proj's bias), as are its weights.
     """
 
+    _packs_16_bit_as_float32 = True
+
     def __init__(
         self,
         embed_dim: int,
@@ -263,8 +265,6 @@ class MultiheadAttention(Module):
     # ---- Projections ----
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
-            return self._weights(np.dtype(np.float32))
         packed = {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
         for which in self.expected:
             self._packed_projection(packed, which)

@@ -83,6 +83,9 @@ class Module:
     A module without loaded weights has initial ones, distributed as PyTorch's are.
     """
 
+    #: Whether 16-bit inputs take the weights as packed for float32, in which they are computed: one serves all three.
+    _packs_16_bit_as_float32 = False
+
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
         if str(device) not in ("None", "cpu"):
             raise NotImplementedError(f"{type(self).__name__}: no kernel for device {device}")
@@ -248,7 +251,11 @@ class Module:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
         packed = self._packed.get(dtype)
         if packed is None:
-            packed = self._packed[dtype] = self._pack(dtype)
+            if self._packs_16_bit_as_float32 and dtype.itemsize == 2:
+                packed = self._weights(np.dtype(np.float32))
+            else:
+                packed = self._pack(dtype)
+            self._packed[dtype] = packed
         return packed
 
     def _weights_for(self, argument: str, x: Any) -> Any:

@@ -14,6 +14,7 @@ from regard.recurrent import PackedDirection, run_packed
 class _Recurrent(Module):
     """What GRU and LSTM share: layers of one direction or two, under PyTorch's names."""
 
+    _packs_16_bit_as_float32 = True
     _lstm: bool
     _gates: int
 
@@ -50,8 +51,6 @@ class _Recurrent(Module):
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
-            return self._weights(np.dtype(np.float32))
         arrays = super()._pack(dtype)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [

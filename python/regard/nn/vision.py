@@ -41,6 +41,8 @@ class PatchEmbedding(Module):
         weight is (embed_dim, in_channels, patch_size, patch_size), bias (embed_dim,).
     """
 
+    _packs_16_bit_as_float32 = True
+
     def __init__(
         self, patch_size: int, embed_dim: int, in_channels: int = 3, device: Any = None, dtype: Any = None
     ) -> None:
@@ -52,8 +54,6 @@ class PatchEmbedding(Module):
         self.add_parameter("bias", (embed_dim,), fan_in_uniform(fan_in, embed_dim))
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:
-            return self._weights(np.dtype(np.float32))
         packed = super()._pack(dtype)
         return dense.pack_linear(packed["weight"].reshape(self.embed_dim, -1), packed["bias"])
 
