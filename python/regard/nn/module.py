@@ -23,11 +23,34 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 _HELD = ("float32", "bfloat16", "int8")
 
 
+def check_floats(argument: str, x: Any) -> None:
+    """Refuse what is no array of floats that modules compute with."""
+    if not isinstance(x, np.ndarray) or x.dtype.name not in FLOATS or not x.dtype.isnative:
+        raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
+
+
 class IncompatibleKeys(NamedTuple):
     """What load_state_dict(strict=False) found amiss."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class Renamed(Mapping[str, Any]):
+    """A state dict's arrays under other names, read where they are when asked for: {name: (mapping, name in it)}."""
+
+    def __init__(self, places: Mapping[str, tuple[Mapping[str, Any], str]]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Any:
+        mapping, given = self._places[name]
+        return mapping[given]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Parameter:
@@ -264,8 +287,7 @@ class Module:
         packed = self._packed.get(dtype)
         if packed is not None:
             return packed
-        if not isinstance(x, np.ndarray) or dtype.name not in FLOATS or not dtype.isnative:
-            raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
+        check_floats(argument, x)
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:
