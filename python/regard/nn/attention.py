@@ -377,10 +377,9 @@ class MultiheadAttention(Module):
             padding = padding.reshape(batch, given)
             padding = padding if key_mask is None else ~padding
             if padding.dtype == np.bool_ and not added and attn_mask is None:
-                lengths_kv = given - np.count_nonzero(padding, axis=1)
-                if np.array_equal(padding, np.arange(given) >= lengths_kv[:, None]):
-                    # Padding behind each sequence, the usual case: what is never seen is never computed.
-                    options["key_lengths"] = lengths_kv.astype(np.int64)
+                lengths_kv = lengths_of(padding)
+                if lengths_kv is not None:
+                    options["key_lengths"] = lengths_kv
                     return options
             _add_mask(options, padding[:, None, None], added, dtype)
         if attn_mask is not None:
@@ -390,6 +389,16 @@ class MultiheadAttention(Module):
                 attn_mask = attn_mask.reshape(batch, self.num_heads, len_q, given)
             _add_mask(options, attn_mask, added, dtype)
         return options
+
+
+def lengths_of(padding: np.ndarray) -> np.ndarray | None:
+    """int64 (batch,), where a bool padding mask (batch, len) hides the ends of sequences and nothing else.
+
+    It is the usual case, and what is never seen is never computed.
+    """
+    length = padding.shape[1]
+    lengths = (length - np.count_nonzero(padding, axis=1)).astype(np.int64)
+    return lengths if np.array_equal(padding, np.arange(length) >= lengths[:, None]) else None
 
 
 def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -442,7 +451,6 @@ def attention_weights(
         seen = seen & (np.arange(len_kv) < key_lengths[:, None])[:, None, None]
     if causal:
         seen = seen & (np.arange(len_kv) <= np.arange(len_q)[:, None])
-    seen = np.broadcast_to(seen, (*seen.shape[:3], len_kv))
     bias = None if bias is None else np.broadcast_to(_four_axes(bias), shape)
     seen = np.broadcast_to(seen, shape)
     weights = np.zeros((batch, len_q, len_kv) if average else shape, compute)

@@ -66,11 +66,10 @@ class _Recurrent(Module):
             shape = f"({axes}, input_size = {self.input_size})"
             raise ValueError(f"input: expected shape {shape}, or without batch, got {describe(input)}")
         batched = input.ndim == 3
-        time_axis = 1 if batched and self.batch_first else 0
         x = input if batched else input[:, None]
         time_major = not (batched and self.batch_first)
-        batch = x.shape[1 - time_axis] if batched else 1
-        wanted = (self.num_layers * self.num_directions, *((batch,) if batched else ()), self.hidden_size)
+        batch = (x.shape[1 if time_major else 0],) if batched else ()
+        wanted = (self.num_layers * self.num_directions, *batch, self.hidden_size)
         for name, state in zip(("h0", "c0"), states, strict=False):
             if state is not None and getattr(state, "shape", None) != wanted:
                 names = (
