@@ -187,52 +187,30 @@ class MultiheadAttention(Module):
         if key is query and key_positions is None:
             key_positions = positions
         with Scratch() as take:
-            return self._attend(
-                query, key, value, key_padding_mask, key_mask, need_weights, attn_mask, average_attn_weights,
-                is_causal, residual, out, (positions, key_positions), batched, take,
-            )  # fmt: skip
-
-    def _attend(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        key_padding_mask: Any,
-        key_mask: Any,
-        need_weights: bool,
-        attn_mask: Any,
-        average_attn_weights: bool,
-        is_causal: bool,
-        residual: Any,
-        out: Any,
-        positions: tuple[Any, Any],
-        batched: bool,
-        take: Callable[..., np.ndarray],
-    ) -> tuple[Any, Any]:
-        q, k, v = self._project(query, key, value, take)
-        if not batched:
-            q, k, v = q[None], k[None], v[None]
-        elif not self.batch_first:
-            q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
-        if self.rotary is not None:
-            q, k = self._turned("query", q, positions[0]), self._turned("key", k, positions[1])
-        given = k.shape[1]
-        k, v = self._extended(k, v)
-        options = self._masks(
-            q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
-        )
-        joined = take(query.shape, q.dtype)  # written where out_proj reads it
-        heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
-        if not batched:
-            heads = heads[None]
-        elif not self.batch_first:
-            heads = heads.swapaxes(0, 1)
-        attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
-        weights = None
-        if need_weights:
-            weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
-            weights = weights if batched else weights[0]
-        return self.out_proj.forward(joined, None, residual, out), weights
+            q, k, v = self._project(query, key, value, take)
+            if not batched:
+                q, k, v = q[None], k[None], v[None]
+            elif not self.batch_first:
+                q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
+            if self.rotary is not None:
+                q, k = self._turned("query", q, positions), self._turned("key", k, key_positions)
+            given = k.shape[1]
+            k, v = self._extended(k, v)
+            options = self._masks(
+                q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
+            )
+            joined = take(query.shape, q.dtype)  # written where out_proj reads it
+            heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
+            if not batched:
+                heads = heads[None]
+            elif not self.batch_first:
+                heads = heads.swapaxes(0, 1)
+            attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
+            weights = None
+            if need_weights:
+                weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
+                weights = weights if batched else weights[0]
+            return self.out_proj.forward(joined, None, residual, out), weights
 
     def _check(self, query: Any, key: Any, value: Any) -> bool:
         """Whether inputs are batched; refuses those that do not fit."""
