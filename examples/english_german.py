@@ -283,6 +283,11 @@ class Phrase(NamedTuple):
     negated: str = ""
 
 
+def joined(*parts: str) -> str:
+    """Words with spaces between them; empty parts are left out."""
+    return " ".join(filter(None, parts))
+
+
 def noun_phrase(rng: random.Random, nouns: list[Noun], case: str) -> Phrase:
     noun = rng.choice(nouns)
     words_for = HUMAN if nouns is PEOPLE else MATERIAL
@@ -310,9 +315,9 @@ def noun_phrase(rng: random.Random, nouns: list[Noun], case: str) -> Phrase:
         first = erst = ""
     if kind in ("indefinite", "bare"):
         kein = [_adjective(words_for[a], "mixed", case, gender) for a in adjectives]
-        negated = " ".join([_article("indefinite", "kein", case, gender), *kein, german_noun])
-    german = " ".join(filter(None, [erst, *german_adjectives, german_noun]))
-    english = " ".join(filter(None, [first, *adjectives, english_noun]))
+        negated = joined(_article("indefinite", "kein", case, gender), *kein, german_noun)
+    german = joined(erst, *german_adjectives, german_noun)
+    english = joined(first, *adjectives, english_noun)
     return Phrase(english, german, "p" if plural else "3s", bool(negated), negated)
 
 
@@ -393,11 +398,7 @@ def clause(rng: random.Random) -> Clause:
     adverb = time[1] if time else ""
     # An object pronoun goes before the adverb, a noun behind it.
     order = (object_german, adverb) if pronoun else (adverb, object_german)
-    middle = " ".join(filter(None, [*order, where[1], nicht]))
-
-    def joined(*parts: str) -> str:
-        return " ".join(filter(None, parts))
-
+    middle = joined(*order, where[1], nicht)
     behind = joined(what.english, where[0])
     not_word = "not" if negative else ""
     return Clause(

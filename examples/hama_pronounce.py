@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import regard
+from installed import package_folder
 from regard import nn
 
 WORDS = (
@@ -39,12 +40,10 @@ DISTANCE = 0.1
 
 def assets() -> Path:
     """Where hama keeps its weights, found without importing it."""
-    import importlib.util
-
-    found = importlib.util.find_spec("hama")
-    if found is None or found.origin is None:
+    folder = package_folder("hama")
+    if folder is None:
         raise ImportError("the weights come with the package hama: pip install hama")
-    return Path(found.origin).parent / "assets"
+    return folder / "assets"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

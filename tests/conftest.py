@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from helpers import EXAMPLES
 from regard import _backend
 
 # Deadlines would assert times on machines we do not know. The default profile draws the same
@@ -34,3 +36,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the instruction set that the public functions use in this test."""
     with _backend.using(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def importable_examples() -> Iterator[None]:
+    """The examples can be imported, as they import each other."""
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))

@@ -7,12 +7,15 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import CASES, DTYPES, Array, build
 from regard import reference
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 EPSILON = {
     "float64": 2.0**-52,
@@ -121,5 +124,17 @@ def run_python(code: str, isa: str | None = None, timeout: float = 120) -> subpr
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,
+    )
+
+
+def run_example(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One of the examples, as a reader would run it."""
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / program), *arguments],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
         check=False,
     )

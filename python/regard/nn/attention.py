@@ -55,6 +55,8 @@ class MultiheadAttention(Module):
     the output out_proj's bias), as are its weights.
     """
 
+    _packs_16_bit_as_float32 = True
+
     def __init__(
         self,
         embed_dim: int,
@@ -185,52 +187,30 @@ class MultiheadAttention(Module):
         if key is query and key_positions is None:
             key_positions = positions
         with Scratch() as take:
-            return self._attend(
-                query, key, value, key_padding_mask, key_mask, need_weights, attn_mask, average_attn_weights,
-                is_causal, residual, out, (positions, key_positions), batched, take,
-            )  # fmt: skip
-
-    def _attend(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        key_padding_mask: Any,
-        key_mask: Any,
-        need_weights: bool,
-        attn_mask: Any,
-        average_attn_weights: bool,
-        is_causal: bool,
-        residual: Any,
-        out: Any,
-        positions: tuple[Any, Any],
-        batched: bool,
-        take: Callable[..., np.ndarray],
-    ) -> tuple[Any, Any]:
-        q, k, v = self._project(query, key, value, take)
-        if not batched:
-            q, k, v = q[None], k[None], v[None]
-        elif not self.batch_first:
-            q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
-        if self.rotary is not None:
-            q, k = self._turned("query", q, positions[0]), self._turned("key", k, positions[1])
-        given = k.shape[1]
-        k, v = self._extended(k, v)
-        options = self._masks(
-            q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
-        )
-        joined = take(query.shape, q.dtype)  # written where out_proj reads it
-        heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
-        if not batched:
-            heads = heads[None]
-        elif not self.batch_first:
-            heads = heads.swapaxes(0, 1)
-        attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
-        weights = None
-        if need_weights:
-            weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
-            weights = weights if batched else weights[0]
-        return self.out_proj.forward(joined, None, residual, out), weights
+            q, k, v = self._project(query, key, value, take)
+            if not batched:
+                q, k, v = q[None], k[None], v[None]
+            elif not self.batch_first:
+                q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
+            if self.rotary is not None:
+                q, k = self._turned("query", q, positions), self._turned("key", k, key_positions)
+            given = k.shape[1]
+            k, v = self._extended(k, v)
+            options = self._masks(
+                q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
+            )
+            joined = take(query.shape, q.dtype)  # written where out_proj reads it
+            heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
+            if not batched:
+                heads = heads[None]
+            elif not self.batch_first:
+                heads = heads.swapaxes(0, 1)
+            attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
+            weights = None
+            if need_weights:
+                weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
+                weights = weights if batched else weights[0]
+            return self.out_proj.forward(joined, None, residual, out), weights
 
     def _check(self, query: Any, key: Any, value: Any) -> bool:
         """Whether inputs are batched; refuses those that do not fit."""
@@ -263,8 +243,6 @@ class MultiheadAttention(Module):
     # ---- Projections ----
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
-            return self._weights(np.dtype(np.float32))
         packed = {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
         for which in self.expected:
             self._packed_projection(packed, which)
@@ -377,10 +355,9 @@ class MultiheadAttention(Module):
             padding = padding.reshape(batch, given)
             padding = padding if key_mask is None else ~padding
             if padding.dtype == np.bool_ and not added and attn_mask is None:
-                lengths_kv = given - np.count_nonzero(padding, axis=1)
-                if np.array_equal(padding, np.arange(given) >= lengths_kv[:, None]):
-                    # Padding behind each sequence, the usual case: what is never seen is never computed.
-                    options["key_lengths"] = lengths_kv.astype(np.int64)
+                lengths_kv = lengths_of(padding)
+                if lengths_kv is not None:
+                    options["key_lengths"] = lengths_kv
                     return options
             _add_mask(options, padding[:, None, None], added, dtype)
         if attn_mask is not None:
@@ -390,6 +367,16 @@ class MultiheadAttention(Module):
                 attn_mask = attn_mask.reshape(batch, self.num_heads, len_q, given)
             _add_mask(options, attn_mask, added, dtype)
         return options
+
+
+def lengths_of(padding: np.ndarray) -> np.ndarray | None:
+    """int64 (batch,), where a bool padding mask (batch, len) hides the ends of sequences and nothing else.
+
+    It is the usual case, and what is never seen is never computed.
+    """
+    length = padding.shape[1]
+    lengths = (length - np.count_nonzero(padding, axis=1)).astype(np.int64)
+    return lengths if np.array_equal(padding, np.arange(length) >= lengths[:, None]) else None
 
 
 def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -442,7 +429,6 @@ def attention_weights(
         seen = seen & (np.arange(len_kv) < key_lengths[:, None])[:, None, None]
     if causal:
         seen = seen & (np.arange(len_kv) <= np.arange(len_q)[:, None])
-    seen = np.broadcast_to(seen, (*seen.shape[:3], len_kv))
     bias = None if bias is None else np.broadcast_to(_four_axes(bias), shape)
     seen = np.broadcast_to(seen, shape)
     weights = np.zeros((batch, len_q, len_kv) if average else shape, compute)

@@ -10,7 +10,7 @@ import numpy as np
 from regard import _arrays, dense
 from regard._checks import describe
 from regard.dot_product import attention
-from regard.nn.attention import MultiheadAttention
+from regard.nn.attention import MultiheadAttention, lengths_of
 from regard.nn.transformer import TransformerDecoder, TransformerEncoder
 
 
@@ -210,7 +210,7 @@ class _Memory:
         if memory.ndim != 3 or memory.shape[-1] != width:
             raise ValueError(f"memory: expected shape (batch, len, {width}), got {describe(memory)}")
         batch, length, _ = memory.shape
-        self._options = _seen(_numpy(padding), batch, length)
+        self._options = _seen(padding, batch, length)
         self._kv = [_projected(layer.multihead_attn, memory) for layer in layers]
         self._sources = np.arange(batch)  # of each row, an index into self._kv
         self._each = 1
@@ -253,15 +253,10 @@ def _seen(padding: Any, batch: int, length: int) -> dict[str, Any]:
     """A padding mask as an option of regard.attention; one that only hides ends is read as lengths."""
     if padding is None:
         return {}
-    if not isinstance(padding, np.ndarray) or padding.dtype != np.bool_ or padding.shape != (batch, length):
+    padding = _arrays.numpy_view("CachedDecoder", padding)
+    if padding.dtype != np.bool_ or padding.shape != (batch, length):
         expected = f"a bool array (True = ignore) of shape ({batch}, {length})"
-        error = ValueError if getattr(padding, "dtype", None) == np.bool_ else TypeError
+        error = ValueError if padding.dtype == np.bool_ else TypeError
         raise error(f"memory_key_padding_mask: expected {expected}, got {describe(padding)}")
-    lengths = (length - np.count_nonzero(padding, axis=1)).astype(np.int64)
-    if np.array_equal(padding, np.arange(length) >= lengths[:, None]):
-        return {"key_lengths": lengths}
-    return {"mask": ~padding[:, None, None]}
-
-
-def _numpy(x: Any) -> Any:
-    return None if x is None else _arrays.numpy_view("CachedDecoder", x)
+    lengths = lengths_of(padding)
+    return {"mask": ~padding[:, None, None]} if lengths is None else {"key_lengths": lengths}

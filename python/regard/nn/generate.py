@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from regard import _arrays
+from regard import _arrays, _checks
 
 METHODS = ("greedy", "beam", "sample")
 
@@ -77,7 +77,7 @@ class Recomputing:
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Any:
         added = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
         self._rows = added if self._rows is None else [a + b for a, b in zip(self._rows, added, strict=True)]
-        table, whole = _padded(self._rows)
+        table, whole = padded(self._rows)
         context = () if self._origin is None else (self._origin,)
         logits = np.asarray(self._function(table, whole, *context))
         return logits[np.arange(len(whole)), whole - 1]
@@ -151,7 +151,7 @@ def generate(
         raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
     single, rows = _prompts(prompts)
     ends = _ends(eos)
-    limit = _positive("max_new_tokens", max_new_tokens)
+    limit = _checks.count("max_new_tokens", max_new_tokens, 1)
     if method == "beam":
         best = beam_search(
             decoder, rows, max_new_tokens=limit, eos=ends, beams=beams, length_penalty=length_penalty,
@@ -161,7 +161,7 @@ def generate(
     else:
         choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
         run = _Run(len(rows))
-        with _bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
+        with progress_bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
             for _ in run.steps(decoder, rows, limit, ends, choose, adjust):
                 tick(f"{sum(map(len, run.tokens))} tokens")
         found = run.results()
@@ -191,7 +191,7 @@ def stream(
         raise ValueError(f"method: expected 'greedy' or 'sample', got {method!r}")
     single, rows = _prompts(prompts)
     choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
-    limit, ends = _positive("max_new_tokens", max_new_tokens), _ends(eos)
+    limit, ends = _checks.count("max_new_tokens", max_new_tokens, 1), _ends(eos)
 
     def tokens() -> Iterator[Any]:
         for added in _Run(len(rows)).steps(decoder, rows, limit, ends, choose, adjust):
@@ -222,7 +222,7 @@ class _Run:
         adjust: Any,
     ) -> Iterator[list[int | None]]:
         live = list(range(len(prompts)))
-        given, lengths = _padded(prompts)
+        given, lengths = padded(prompts)
         while live:
             logits = _logits(decoder.step(given, lengths), len(live))
             if adjust is not None:
@@ -277,12 +277,12 @@ def beam_search(
     Parameters and errors are :func:`generate`'s.
     """
     _, rows = _prompts(prompts)
-    limit, width = _positive("max_new_tokens", max_new_tokens), _positive("beams", beams)
+    limit, width = _checks.count("max_new_tokens", max_new_tokens, 1), _checks.count("beams", beams, 1)
     alpha = _number("length_penalty", length_penalty)
     if alpha < 0:
         raise ValueError(f"length_penalty: expected a number >= 0, got {length_penalty!r}")
     search = [_Beam([([], 0.0)], width, limit, alpha) for _ in rows]
-    with _bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
+    with progress_bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
         _search(decoder, rows, search, limit, _ends(eos), adjust, tick)
     return [beam.results() for beam in search]
 
@@ -351,7 +351,7 @@ def _search(
     adjust: Any, tick: Callable[[str], None],
 ) -> None:  # fmt: skip
     live = list(range(len(prompts)))
-    given, lengths = _padded(prompts)
+    given, lengths = padded(prompts)
     for step in range(limit):
         logits = _logits(decoder.step(given, lengths), len(given))
         if adjust is not None:
@@ -385,7 +385,7 @@ def _chooser(
         return lambda logits, _: logits.argmax(axis=1).tolist()
     if not _number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected a number > 0, got {temperature!r}")
-    kept = None if top_k is None else _positive("top_k", top_k)
+    kept = None if top_k is None else _checks.count("top_k", top_k, 1)
     if top_p is not None and not 0 < _number("top_p", top_p) <= 1:
         raise ValueError(f"top_p: expected a number above 0 and up to 1, got {top_p!r}")
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
@@ -458,7 +458,7 @@ def _logits(given: Any, rows: int) -> np.ndarray:
     return logits if logits.flags.writeable else logits.copy()
 
 
-def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """(rows, longest) with zeros behind the shorter ones, and the lengths."""
     lengths = np.array([len(row) for row in rows], np.int64)
     table = np.zeros((len(rows), int(lengths.max(initial=0))), np.int64)
@@ -492,16 +492,6 @@ def _ends(eos: int | Collection[int] | None) -> frozenset[int]:
         raise TypeError(f"eos: expected an int or a collection of ints, got {eos!r}") from None
 
 
-def _positive(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, at least 1, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name}: expected an int, at least 1, got {value!r}")
-    return number
-
-
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
@@ -510,7 +500,8 @@ def _number(name: str, value: Any) -> float:
 
 
 @contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
+def progress_bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
+    """A function to call with a few words at each of `total` steps."""
     if not shown:
         yield lambda _: None
         return

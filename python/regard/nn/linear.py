@@ -22,6 +22,8 @@ class Linear(Module):
         Whether there is a bias, (out_features,).
     """
 
+    _packs_16_bit_as_float32 = True
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
@@ -36,8 +38,6 @@ class Linear(Module):
             self.bias = None
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
-            return self._weights(np.dtype(np.float32))
         return dense.pack_linear(**super()._pack(dtype), held=self._holding("weight", dtype))
 
     def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:

@@ -23,11 +23,34 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 _HELD = ("float32", "bfloat16", "int8")
 
 
+def check_floats(argument: str, x: Any) -> None:
+    """Refuse what is no array of floats that modules compute with."""
+    if not isinstance(x, np.ndarray) or x.dtype.name not in FLOATS or not x.dtype.isnative:
+        raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
+
+
 class IncompatibleKeys(NamedTuple):
     """What load_state_dict(strict=False) found amiss."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class Renamed(Mapping[str, Any]):
+    """A state dict's arrays under other names, read where they are when asked for: {name: (mapping, name in it)}."""
+
+    def __init__(self, places: Mapping[str, tuple[Mapping[str, Any], str]]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Any:
+        mapping, given = self._places[name]
+        return mapping[given]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Parameter:
@@ -82,6 +105,9 @@ class Module:
 
     A module without loaded weights has initial ones, distributed as PyTorch's are.
     """
+
+    #: Whether 16-bit inputs take the weights as packed for float32, in which they are computed: one serves all three.
+    _packs_16_bit_as_float32 = False
 
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
         if str(device) not in ("None", "cpu"):
@@ -248,7 +274,11 @@ class Module:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
         packed = self._packed.get(dtype)
         if packed is None:
-            packed = self._packed[dtype] = self._pack(dtype)
+            if self._packs_16_bit_as_float32 and dtype.itemsize == 2:
+                packed = self._weights(np.dtype(np.float32))
+            else:
+                packed = self._pack(dtype)
+            self._packed[dtype] = packed
         return packed
 
     def _weights_for(self, argument: str, x: Any) -> Any:
@@ -257,8 +287,7 @@ class Module:
         packed = self._packed.get(dtype)
         if packed is not None:
             return packed
-        if not isinstance(x, np.ndarray) or dtype.name not in FLOATS or not dtype.isnative:
-            raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
+        check_floats(argument, x)
         return self._weights(dtype)
 
     def _pack(self, dtype: Any) -> Any:

@@ -101,6 +101,8 @@ class RotaryEmbedding(Module):
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding", 2021.
     """
 
+    _packs_16_bit_as_float32 = True  # in 16 bits neighbouring angles coincide
+
     def __init__(
         self,
         dim: int,
@@ -125,8 +127,6 @@ class RotaryEmbedding(Module):
         return self  # nothing to change apart: layers of a stack share one table
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # in 16 bits neighbouring angles coincide
-            return self._weights(np.dtype(np.float32))
         return rotary_tables(
             self.dim, self.max_positions, self.base, frequencies=self.frequencies, scaling=self.scaling, dtype=dtype
         )

@@ -14,6 +14,7 @@ from regard.recurrent import PackedDirection, run_packed
 class _Recurrent(Module):
     """What GRU and LSTM share: layers of one direction or two, under PyTorch's names."""
 
+    _packs_16_bit_as_float32 = True
     _lstm: bool
     _gates: int
 
@@ -50,8 +51,6 @@ class _Recurrent(Module):
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:  # computed in float32: one packed weight serves all three
-            return self._weights(np.dtype(np.float32))
         arrays = super()._pack(dtype)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
@@ -67,11 +66,10 @@ class _Recurrent(Module):
             shape = f"({axes}, input_size = {self.input_size})"
             raise ValueError(f"input: expected shape {shape}, or without batch, got {describe(input)}")
         batched = input.ndim == 3
-        time_axis = 1 if batched and self.batch_first else 0
         x = input if batched else input[:, None]
         time_major = not (batched and self.batch_first)
-        batch = x.shape[1 - time_axis] if batched else 1
-        wanted = (self.num_layers * self.num_directions, *((batch,) if batched else ()), self.hidden_size)
+        batch = (x.shape[1 if time_major else 0],) if batched else ()
+        wanted = (self.num_layers * self.num_directions, *batch, self.hidden_size)
         for name, state in zip(("h0", "c0"), states, strict=False):
             if state is not None and getattr(state, "shape", None) != wanted:
                 names = (

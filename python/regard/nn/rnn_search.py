@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from regard._checks import describe
 from regard.nn.additive import AdditiveAttention, ProjectedKeys
+from regard.nn.generate import padded, progress_bar
 from regard.nn.linear import Embedding, Linear
 from regard.nn.module import Module
 from regard.nn.recurrent import GRU
@@ -99,24 +99,26 @@ class RNNSearch(Module):
     # ---- The model ----
 
     def _encode(self, source: np.ndarray, lengths: np.ndarray, beams: int = 1) -> _Decoding:
-        annotations, last = self.encoder(self.source_embedding(source), lengths=lengths)
-        state = np.tanh(self.bridge(last[1]))
+        annotations, last = self.encoder.forward(self.source_embedding.forward(source), lengths=lengths)
+        state = np.tanh(self.bridge.forward(last[1]))
         return _Decoding(self.attention.precompute(annotations), lengths, np.repeat(state[:, None], beams, axis=1))
 
     def _step(self, previous: np.ndarray, decoding: _Decoding) -> tuple[np.ndarray, np.ndarray, _Decoding]:
         """After tokens `previous` (batch, beams): features for the next one's logits, weights, new states."""
         state = decoding.state
-        embedded = self.target_embedding(previous)
-        context, weights = self.attention(state, decoding.keys, key_lengths=decoding.lengths, return_weights=True)
+        embedded = self.target_embedding.forward(previous)
+        context, weights = self.attention.forward(
+            state, decoding.keys, key_lengths=decoding.lengths, return_weights=True
+        )
         features = np.concatenate((state, embedded, context), axis=-1)
         rows = features.shape[0] * features.shape[1]
         given = features[..., state.shape[2] :].reshape(rows, 1, -1)
-        _, after = self.decoder(given, state.reshape(1, rows, -1))
+        _, after = self.decoder.forward(given, state.reshape(1, rows, -1))
         return features, weights, decoding._replace(state=after.reshape(state.shape))
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        pairs = self.readout(features)
-        return self.output(pairs.reshape(*pairs.shape[:-1], -1, 2).max(axis=-1))
+        pairs = self.readout.forward(features)
+        return self.output.forward(pairs.reshape(*pairs.shape[:-1], -1, 2).max(axis=-1))
 
     def forward(self, source: Any, target: Any, source_lengths: Any = None, return_weights: bool = False) -> Any:
         """The logits of each target token's successor, given the target (teacher forcing).
@@ -222,14 +224,11 @@ class RNNSearch(Module):
             raise ValueError(f"batch_size: expected a count >= 1, got {batch_size}")
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         found: list[Any] = [None] * len(order)
-        with _progress(len(order), progress) as one_more:
+        with progress_bar(len(order), progress) as tick:
             for start in range(0, len(order), batch_size):
                 which = order[start : start + batch_size]
-                lengths = np.array([len(sources[i]) for i in which])
-                padded = np.zeros((len(which), int(lengths.max())), np.int64)
-                for row, i in enumerate(which):
-                    padded[row, : lengths[row]] = sources[i]
-                for i, result in zip(which, run(padded, lengths, one_more), strict=True):
+                batch = padded([sources[i] for i in which])
+                for i, result in zip(which, run(*batch, lambda: tick("translating")), strict=True):
                     found[i] = result
         return found
 
@@ -341,14 +340,3 @@ def _largest(x: np.ndarray, n: int) -> np.ndarray:
     """Places of the n largest in each row, largest first."""
     some = np.sort(np.argpartition(-x, n - 1, axis=1)[:, :n], axis=1)
     return np.take_along_axis(some, np.argsort(-np.take_along_axis(x, some, axis=1), axis=1, kind="stable"), axis=1)
-
-
-@contextlib.contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown:
-        yield lambda: None
-        return
-    from regard._cli import table
-
-    with table.progress(total) as step:
-        yield lambda: step("translating")

@@ -13,18 +13,17 @@ from regard._checks import describe
 from regard.nn._workspace import Scratch
 from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
-from regard.nn.module import FLOATS, IncompatibleKeys, Module, constant, fan_in_uniform, normal
+from regard.nn.module import IncompatibleKeys, Module, Renamed, constant, fan_in_uniform, normal
 from regard.nn.norm import LayerNorm
-from regard.nn.transformer import activation_of
+from regard.nn.transformer import activated, activation_of
 
 
 class _Named(Module):
     """Modules under any names: torchvision numbers some."""
 
-    def __init__(self, **modules: Module) -> None:
+    def __init__(self, modules: Mapping[str, Module]) -> None:
         super().__init__()
-        for name, module in modules.items():
-            self._children[name.removeprefix("_")] = module
+        self._children.update(modules)
 
     def __getitem__(self, name: str) -> Any:
         return self._children[name]
@@ -41,6 +40,8 @@ class PatchEmbedding(Module):
         weight is (embed_dim, in_channels, patch_size, patch_size), bias (embed_dim,).
     """
 
+    _packs_16_bit_as_float32 = True
+
     def __init__(
         self, patch_size: int, embed_dim: int, in_channels: int = 3, device: Any = None, dtype: Any = None
     ) -> None:
@@ -52,8 +53,6 @@ class PatchEmbedding(Module):
         self.add_parameter("bias", (embed_dim,), fan_in_uniform(fan_in, embed_dim))
 
     def _pack(self, dtype: Any) -> Any:
-        if dtype.itemsize == 2:
-            return self._weights(np.dtype(np.float32))
         packed = super()._pack(dtype)
         return dense.pack_linear(packed["weight"].reshape(self.embed_dim, -1), packed["bias"])
 
@@ -97,8 +96,10 @@ class VisionTransformerLayer(Module):
         self.self_attention.expected = ("qkv",)
         self.ln_2 = LayerNorm(hidden_dim, eps, device=device, dtype=dtype)
         self.mlp = _Named(
-            _0=Linear(hidden_dim, mlp_dim, device=device, dtype=dtype),
-            _3=Linear(mlp_dim, hidden_dim, device=device, dtype=dtype),
+            {
+                "0": Linear(hidden_dim, mlp_dim, device=device, dtype=dtype),
+                "3": Linear(mlp_dim, hidden_dim, device=device, dtype=dtype),
+            }
         )
 
     def forward(self, x: Any, out: Any = None) -> Any:
@@ -108,12 +109,7 @@ class VisionTransformerLayer(Module):
             y = self.ln_1.forward(x, out=normed)
             x = self.self_attention.forward(y, y, y, need_weights=False, residual=x, out=between)[0]
             y = self.ln_2.forward(x, out=normed)
-            first = self.mlp["0"]
-            hidden = take((*y.shape[:-1], first.out_features), y.dtype)
-            if isinstance(self.activation, str):
-                first.forward(y, self.activation, out=hidden)
-            else:
-                hidden[...] = self.activation(first.forward(y, out=hidden))
+            hidden = activated(self.mlp["0"], y, self.activation, take)
             return self.mlp["3"].forward(hidden, None, x, out)
 
 
@@ -121,7 +117,7 @@ class _Encoder(Module):
     def __init__(self, tokens: int, num_layers: int, hidden_dim: int, eps: float, layer: Any, **factory: Any) -> None:
         super().__init__(**factory)
         self.add_parameter("pos_embedding", (1, tokens, hidden_dim), normal(0.02, 1, tokens, hidden_dim))
-        self.layers = _Named(**{f"encoder_layer_{i}": layer() for i in range(num_layers)})
+        self.layers = _Named({f"encoder_layer_{i}": layer() for i in range(num_layers)})
         self.ln = LayerNorm(hidden_dim, eps, **factory)
 
     def forward(self, x: Any) -> Any:
@@ -219,17 +215,18 @@ class VisionTransformer(Module):
         tokens = (image_size // patch_size) ** 2 + 1
         self.encoder = _Encoder(tokens, num_layers, hidden_dim, eps, layer, **factory)
         if representation_size is None:
-            self.heads = _Named(head=Linear(hidden_dim, num_classes, **factory))
+            heads = {"head": Linear(hidden_dim, num_classes, **factory)}
         else:
-            self.heads = _Named(
-                pre_logits=Linear(hidden_dim, representation_size, **factory),
-                head=Linear(representation_size, num_classes, **factory),
-            )
+            heads = {
+                "pre_logits": Linear(hidden_dim, representation_size, **factory),
+                "head": Linear(representation_size, num_classes, **factory),
+            }
+        self.heads = _Named(heads)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """As :meth:`Module.load_state_dict`, for names of torchvision or of timm."""
-        names = {_torchvision_name(name): name for name in state_dict}
-        return super().load_state_dict(_Renamed(state_dict, names), strict)
+        renamed = Renamed({_torchvision_name(name): (state_dict, name) for name in state_dict})
+        return super().load_state_dict(renamed, strict)
 
     def _pack(self, dtype: Any) -> Any:
         return self._parameters["class_token"].as_numpy(dtype), self.encoder._parameters["pos_embedding"].as_numpy(
@@ -239,11 +236,9 @@ class VisionTransformer(Module):
     def features(self, x: Any) -> Any:
         """x (batch, in_channels, image_size, image_size) -> (batch, 1 + patches, hidden_dim), the class token first."""
         expected = (self.conv_proj.in_channels, self.image_size, self.image_size)
-        if not isinstance(x, np.ndarray) or x.dtype.name not in FLOATS:
-            raise TypeError(f"x: expected an array of dtype {', '.join(FLOATS)}, got {describe(x)}")
+        token, positions = self._weights_for("x", x)
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(f"x: expected shape (batch, {', '.join(map(str, expected))}), got {describe(x)}")
-        token, positions = self._weights_for("x", x)
         with Scratch() as take:
             tokens = take((len(x), positions.shape[1], self.hidden_dim), x.dtype)
             np.add(token, positions[:, :1], out=tokens[:, :1])
@@ -257,19 +252,3 @@ class VisionTransformer(Module):
         if self.representation_size is not None:
             y = np.tanh(self.heads["pre_logits"].forward(y))
         return self.heads["head"].forward(y)
-
-
-class _Renamed(Mapping[str, Any]):
-    """A mapping under other names, whose values are read when asked for."""
-
-    def __init__(self, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
-        self._values, self._names = values, names
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[self._names[name]]
-
-    def __iter__(self) -> Any:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from regard import _arrays
-from regard.nn.module import Module
+from regard.nn.module import Module, Renamed
 
 M = TypeVar("M", bound=Module)
 
@@ -101,37 +101,26 @@ class Safetensors(Mapping[str, np.ndarray]):
         return len(self._entries)
 
 
-class _Joined(Mapping[str, Any]):
+def _joined(
+    paths: Sequence[str | os.PathLike[str]], rename: Mapping[str, str] | Callable[[str], str | None] | None
+) -> Renamed:
     """Several files as one, under the names that the module has."""
-
-    def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], rename: Mapping[str, str] | Callable[[str], str | None] | None
-    ) -> None:
-        self._places: dict[str, tuple[Safetensors, str]] = {}
-        for path in paths:
-            file = Safetensors(path)
-            for name in file:
-                new: str | None = name
-                if callable(rename):
-                    new = rename(name)
-                elif rename is not None:
-                    new = rename.get(name, name)
-                if new is None:
-                    continue
-                if new in self._places:
-                    other, given = self._places[new]
-                    raise ValueError(f"path: {name} of {file.path} and {given} of {other.path} are both {new}")
-                self._places[new] = file, name
-
-    def __getitem__(self, name: str) -> Any:
-        file, given = self._places[name]
-        return file[given]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    places: dict[str, tuple[Safetensors, str]] = {}
+    for path in paths:
+        file = Safetensors(path)
+        for name in file:
+            new: str | None = name
+            if callable(rename):
+                new = rename(name)
+            elif rename is not None:
+                new = rename.get(name, name)
+            if new is None:
+                continue
+            if new in places:
+                other, given = places[new]
+                raise ValueError(f"path: {name} of {file.path} and {given} of {other.path} are both {new}")
+            places[new] = file, name
+    return Renamed(places)
 
 
 def load(
@@ -169,5 +158,5 @@ def load(
         Arrays are no floats.
     """
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    module.load_state_dict(_Joined(paths, rename), strict)
+    module.load_state_dict(_joined(paths, rename), strict)
     return module
