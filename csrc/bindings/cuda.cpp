@@ -81,7 +81,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
 
 // The bytes [first, last) that an array's elements lie in.
 py::object extent(const py::object& x) {
-  const Array a = py::isinstance<py::tuple>(x) ? view_of_tuple(x.cast<py::tuple>()) : view_of_capsule(x, kCuda);
+  const Array a = view_of_device(x);
   auto first = reinterpret_cast<std::intptr_t>(a.data);
   auto last = first + size_of(a.dtype);
   for (int i = 0; i < a.rank; ++i) {
