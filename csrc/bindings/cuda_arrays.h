@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "core/refusal.h"
+#include "bindings/problems.h"
 #include "cuda/operations.h"
 
 namespace regard::bindings {
@@ -18,8 +18,6 @@ namespace rules {
 constexpr const char* kDevice = "device";    // not on the device of the first array
 constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
 }  // namespace rules
-
-inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
 
 // Raises NotImplementedError unless there is a kernel for `what`.
 inline void require_kernel(bool there, const char* what) {

@@ -34,16 +34,6 @@ py::object rescaled(DeviceCall& call, ChannelProblem& p, const py::object& out, 
   return call.outputs;
 }
 
-ChannelProblem problem_of(Excitation excitation, int activation, int gate, double gate_alpha, double gate_beta) {
-  ChannelProblem p;
-  p.excitation = excitation;
-  p.activation = static_cast<Activation>(activation);
-  p.gate = static_cast<Gate>(gate);
-  p.gate_alpha = gate_alpha;
-  p.gate_beta = gate_beta;
-  return p;
-}
-
 void set_mlp(DeviceCall& call, ChannelProblem& p, const py::object& w_reduce, const py::object& b_reduce, const py::object& w_expand,
              const py::object& b_expand) {
   p.w_reduce = call.view(w_reduce, "w_reduce");
