@@ -109,6 +109,16 @@ def assert_same_bits(actual: Array, wanted: Array, what: str = "") -> None:
             pytest.fail(f"{what}: bits differ, by up to {np.nanmax(np.abs(a - w))}")
 
 
+def assert_case(name: str, dtype: str, out: Array, lse: Array) -> None:
+    """That `out` and `lse` are a named case's, within what its dtype allows."""
+    query, key, value, options = problem(name, dtype)
+    want, want_lse = expected(name, dtype)
+    assert out.dtype == DTYPES[dtype] and out.shape == want.shape
+    assert lse.dtype == np.float32 and lse.shape == want_lse.shape
+    assert_near(out, want, output_tolerance(query, key, value, options, dtype), "out")
+    assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+
+
 def normal(seed: int, *shape: int, dtype: str = "float32") -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(DTYPES[dtype])
 

@@ -7,6 +7,7 @@ import pytest
 import regard
 from cases import CASES, DTYPES
 from helpers import (
+    assert_case,
     assert_near,
     assert_same_bits,
     expected,
@@ -23,11 +24,7 @@ ALL_DTYPES = [name for name, case in CASES.items() if "dtypes" in case.tags]
 def check(name: str, dtype: str) -> None:
     query, key, value, options = problem(name, dtype)
     out, lse = regard.attention(query, key, value, return_lse=True, **options)
-    want, want_lse = expected(name, dtype)
-    assert out.dtype == DTYPES[dtype] and out.shape == want.shape
-    assert lse.dtype == np.float32 and lse.shape == want_lse.shape
-    assert_near(out, want, output_tolerance(query, key, value, options, dtype), "out")
-    assert_near(lse, want_lse, lse_tolerance(query, key, want_lse, options, dtype), "lse")
+    assert_case(name, dtype, out, lse)
 
 
 @pytest.mark.parametrize("name", CASES)

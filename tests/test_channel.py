@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import regard
 from cases import DTYPES, every_other, last_axis_slow, misaligned, reversed_view
-from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
+from helpers import EPSILON, as_float64, assert_near, assert_same_bits, normal
+from maps import ACTIVATIONS, GATES, image, tolerance, weights
 from regard import reference
 
 # (batch, channels, reduced, height, width): networks' shapes cut small, odd ones, and edges.
@@ -22,35 +23,6 @@ SHAPES = [
     (1, 512, 32, 2, 2),
     (0, 8, 2, 4, 4),
 ]
-ACTIVATIONS = ["relu", "silu", "gelu", "hard_swish"]
-GATES = ["sigmoid", "tanh", "hard_sigmoid", ("hard_sigmoid", 0.2, 0.5)]
-
-
-def image(shape, layout, dtype, seed=0):
-    batch, channels, _, height, width = shape
-    x = normal(seed, batch, channels, height, width, dtype=dtype) + np.float32(0.5)
-    x = x.astype(DTYPES[dtype])
-    return x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def weights(shape, dtype):
-    _, channels, reduced, _, _ = shape
-    w_reduce = normal(1, reduced, channels) / np.sqrt(channels)
-    w_expand = normal(3, channels, reduced) * 2 / np.sqrt(reduced)
-    w = w_reduce, normal(2, reduced), w_expand, normal(4, channels)
-    return tuple(x.astype(DTYPES[dtype]) for x in w)
-
-
-def tolerance(x, dtype):
-    """Means of n terms, two short dot products and a gate between -1 and 1, times x.
-
-    The mean errs by sqrt(n) epsilon at most in practice, the products pass that on at their own
-    size (a few), and a two-byte dtype rounds the output once.
-    """
-    n = max(1, x.size)
-    relative = compute_epsilon(dtype) * (32 + np.sqrt(n))
-    relative += {"float16": EPSILON["float16"], "bfloat16": EPSILON["bfloat16"]}.get(dtype, 0.0)
-    return relative * np.abs(as_float64(x)[0]).max(initial=0.0)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

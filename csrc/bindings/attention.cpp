@@ -36,12 +36,7 @@ void set_options(AttentionProblem& p, const Options& o, const py::object& block_
   p.query_lengths = o.query_lengths;
   p.key_lengths = o.key_lengths;
   p.block_mask = block_mask_of(block_mask);
-  p.window_left = window_left;
-  p.window_right = window_right;
-  p.alignment = static_cast<Alignment>(alignment);
-  p.scale = scale;
-  p.softcap = softcap;
-  p.dropout = {dropout_p, seed};
+  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed);
 }
 
 // Checks, allocates what is missing, computes: [out, lse, weights], the last two where asked for.

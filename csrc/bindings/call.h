@@ -1,4 +1,4 @@
-// What every binding does: refuse, allocate outputs, run without the GIL.
+// What every CPU binding does: refuse, allocate outputs, run without the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,12 +8,10 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "core/refusal.h"
+#include "bindings/problems.h"
 #include "cpu/parallel.h"
 
 namespace regard::bindings {
-
-inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
 
 // Runs a kernel without the GIL; Ctrl-C during it becomes the exception that the signal handler raised.
 template <class F> void without_gil(F&& f) {

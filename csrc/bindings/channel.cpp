@@ -54,17 +54,6 @@ py::object rescaled(ChannelProblem& p, const py::object& x, const py::object& ou
   return outputs;
 }
 
-// Excitation, activation and gate as Python counts them.
-ChannelProblem problem_of(Excitation excitation, int activation, int gate, double gate_alpha, double gate_beta) {
-  ChannelProblem p;
-  p.excitation = excitation;
-  p.activation = static_cast<Activation>(activation);
-  p.gate = static_cast<Gate>(gate);
-  p.gate_alpha = gate_alpha;
-  p.gate_beta = gate_beta;
-  return p;
-}
-
 void set_mlp(ChannelProblem& p, const Array& w_reduce, const Array& b_reduce, const Array& w_expand, const Array& b_expand) {
   p.w_reduce = w_reduce;
   p.b_reduce = b_reduce;

@@ -51,12 +51,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   if (call.refusal) return refused(call.refusal);
   p.query_lengths = queries.host;
   p.key_lengths = keys.host;
-  p.window_left = window_left;
-  p.window_right = window_right;
-  p.alignment = static_cast<Alignment>(alignment);
-  p.scale = scale;
-  p.softcap = softcap;
-  p.dropout = {dropout_p, seed};
+  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed);
   if (sequence_first) p.swap_sequence_and_heads();
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
@@ -81,7 +76,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
 
 // The bytes [first, last) that an array's elements lie in.
 py::object extent(const py::object& x) {
-  const Array a = py::isinstance<py::tuple>(x) ? view_of_tuple(x.cast<py::tuple>()) : view_of_capsule(x, kCuda);
+  const Array a = view_of_device(x);
   auto first = reinterpret_cast<std::intptr_t>(a.data);
   auto last = first + size_of(a.dtype);
   for (int i = 0; i < a.rank; ++i) {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "core/refusal.h"
+#include "bindings/problems.h"
 #include "cuda/operations.h"
 
 namespace regard::bindings {
@@ -18,8 +18,6 @@ namespace rules {
 constexpr const char* kDevice = "device";    // not on the device of the first array
 constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
 }  // namespace rules
-
-inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
 
 // Raises NotImplementedError unless there is a kernel for `what`.
 inline void require_kernel(bool there, const char* what) {
@@ -52,6 +50,11 @@ inline Array view_of_tuple(const py::tuple& x) {
   return a;
 }
 
+// A device array either way: a tuple, or a capsule from __dlpack__.
+inline Array view_of_device(const py::object& x) {
+  return py::isinstance<py::tuple>(x) ? view_of_tuple(x.cast<py::tuple>()) : view_of_capsule(x, kCuda);
+}
+
 // One call on a device: its arrays, all of which must be there, and its stream.
 class DeviceCall {
  public:
@@ -60,24 +63,19 @@ class DeviceCall {
     queue.scratch = [this](std::int64_t bytes) { return allocate(py::make_tuple(bytes), "uint8").data; };
   }
 
-  // Fixes the device: that of the first array, whose own check comes when it is viewed.
-  void begin(const py::object& first) { view(first, "x"); }
-
-  // The view of an argument: a tuple, or a capsule from __dlpack__. Anything else is not on the device.
+  // The view of an argument; what is neither a tuple nor a capsule is not on the device. The first array fixes which it is.
   Array view(const py::object& x, const char* argument) {
     if (x.is_none() || refusal) return {};
-    Array a;
     int device = 0;
     if (py::isinstance<py::tuple>(x)) {
       device = x.cast<py::tuple>()[0].cast<int>();
-      a = view_of_tuple(x.cast<py::tuple>());
     } else if (PyCapsule_IsValid(x.ptr(), "dltensor") != 0) {
-      a = view_of_capsule(x, kCuda);
       device = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(x.ptr(), "dltensor"))->tensor.device.id;
     } else {
       refusal = {rules::kDevice, argument};
       return {};
     }
+    const Array a = view_of_device(x);
     if (first_) queue.device = device;
     if (a.kind != Array::Kind::array || device != queue.device) refusal = {rules::kDevice, argument};
     if (reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size_of(a.dtype)) != 0)
@@ -120,8 +118,7 @@ class DeviceCall {
   Array allocate(const py::object& shape, const char* dtype) {
     const auto made = allocate_(shape, dtype).cast<py::tuple>();
     kept_.push_back(made[0]);
-    const py::object seen = made[1];
-    return py::isinstance<py::tuple>(seen) ? view_of_tuple(seen.cast<py::tuple>()) : view_of_capsule(seen, kCuda);
+    return view_of_device(made[1]);
   }
 
   py::function allocate_;

@@ -17,38 +17,21 @@ py::object global_pool(const py::object& x, bool channels_last, bool maximum, st
   return call.outputs;
 }
 
-// The arguments that every rescaling of a map ends with.
-struct Rescaling {
-  const py::object& x;
-  const py::object& out;
-  bool channels_last;
-};
-
-py::object rescaled(DeviceCall& call, ChannelProblem& p, const Rescaling& r) {
-  p.x = call.view(r.x, "x");
-  p.out = call.view(r.out, "out");
+// What every rescaling of a map ends with, once the problem has its other arrays.
+py::object rescaled(DeviceCall& call, ChannelProblem& p, const py::object& out, bool channels_last) {
+  p.out = call.view(out, "out");
   if (call.refusal) return refused(call.refusal);
-  if (r.channels_last) p.channels_second();
-  if (const Refusal refusal = p.check()) return refused(refusal);
+  if (channels_last) p.channels_second();
+  if (const Refusal r = p.check()) return refused(r);
   const std::int64_t* const n = p.x.shape;
   const bool given = p.out.present();
-  if (r.channels_last)
-    p.out = call.output(r.out, p.out, {n[0], n[2], n[3], n[1]}, "");
+  if (channels_last)
+    p.out = call.output(out, p.out, {n[0], n[2], n[3], n[1]}, "");
   else
-    p.out = call.output(r.out, p.out, {n[0], n[1], n[2], n[3]}, "");
-  if (r.channels_last && !given) p.out.move_axis(3, 1);
+    p.out = call.output(out, p.out, {n[0], n[1], n[2], n[3]}, "");
+  if (channels_last && !given) p.out.move_axis(3, 1);
   cuda::weigh_map(p, call.queue);
   return call.outputs;
-}
-
-ChannelProblem problem_of(Excitation excitation, int activation, int gate, double gate_alpha, double gate_beta) {
-  ChannelProblem p;
-  p.excitation = excitation;
-  p.activation = static_cast<Activation>(activation);
-  p.gate = static_cast<Gate>(gate);
-  p.gate_alpha = gate_alpha;
-  p.gate_beta = gate_beta;
-  return p;
 }
 
 void set_mlp(DeviceCall& call, ChannelProblem& p, const py::object& w_reduce, const py::object& b_reduce, const py::object& w_expand,
@@ -66,28 +49,28 @@ py::object excitation(const py::object& x, const py::object& w_reduce, const py:
                       bool channels_last, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   ChannelProblem p = problem_of(kPools, activation, gate, gate_alpha, gate_beta);
-  call.begin(x);
+  p.x = call.view(x, "x");
   set_mlp(call, p, w_reduce, b_reduce, w_expand, b_expand);
-  return rescaled(call, p, {x, out, channels_last});
+  return rescaled(call, p, out, channels_last);
 }
 
 py::object efficient_channel_attention(const py::object& x, const py::object& w, const py::object& out, int gate, double gate_alpha,
                                        double gate_beta, bool channels_last, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   ChannelProblem p = problem_of(Excitation::convolution, 0, gate, gate_alpha, gate_beta);
-  call.begin(x);
+  p.x = call.view(x, "x");
   p.w_channel = call.view(w, "w");
-  return rescaled(call, p, {x, out, channels_last});
+  return rescaled(call, p, out, channels_last);
 }
 
 py::object spatial_attention(const py::object& x, const py::object& w_spatial, const py::object& b_spatial, const py::object& out, int gate,
                              double gate_alpha, double gate_beta, bool channels_last, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   ChannelProblem p = problem_of(Excitation::none, 0, gate, gate_alpha, gate_beta);
-  call.begin(x);
+  p.x = call.view(x, "x");
   p.w_spatial = call.view(w_spatial, "w_spatial");
   p.b_spatial = call.view(b_spatial, "b_spatial");
-  return rescaled(call, p, {x, out, channels_last});
+  return rescaled(call, p, out, channels_last);
 }
 
 py::object cbam(const py::object& x, const py::object& w_reduce, const py::object& b_reduce, const py::object& w_expand,
@@ -95,12 +78,12 @@ py::object cbam(const py::object& x, const py::object& w_reduce, const py::objec
                 int gate, double gate_alpha, double gate_beta, bool channels_last, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   ChannelProblem p = problem_of(Excitation::average_and_maximum, activation, gate, gate_alpha, gate_beta);
-  call.begin(x);
+  p.x = call.view(x, "x");
   set_mlp(call, p, w_reduce, b_reduce, w_expand, b_expand);
   p.w_spatial = call.view(w_spatial, "w_spatial");
   p.b_spatial = call.view(b_spatial, "b_spatial");
   p.needs_spatial = true;
-  return rescaled(call, p, {x, out, channels_last});
+  return rescaled(call, p, out, channels_last);
 }
 
 }  // namespace

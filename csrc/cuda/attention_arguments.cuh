@@ -6,21 +6,9 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
-#include "cuda/types.cuh"
+#include "cuda/view.cuh"
 
 namespace regard::cuda {
-
-struct View {
-  char* data;  // null: absent
-  std::int64_t stride[4];
-
-  template <class... Index> REGARD_DEVICE char* at(Index... index) const {
-    char* p = data;
-    int axis = 0;
-    ((p += static_cast<std::int64_t>(index) * stride[axis++]), ...);
-    return p;
-  }
-};
 
 struct AttentionArguments {
   View query;          // [batch, heads, len_q, dim_qk]
@@ -55,16 +43,6 @@ struct AttentionArguments {
   float scale_float;  // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
   float scale_to_exp2;
 };
-
-// Data may be null where an array is empty: such views are never read, and must not look absent.
-inline View view_of(const Array& x) {
-  View v{};
-  if (!x.present()) return v;
-  static char nothing;
-  v.data = x.data != nullptr ? x.data : &nothing;
-  for (int a = 0; a < std::min(x.rank, 4); ++a) v.stride[a] = x.stride[a];
-  return v;
-}
 
 // The lengths' arrays, if any, must be the device's.
 inline AttentionArguments arguments_of(const AttentionProblem& p) {

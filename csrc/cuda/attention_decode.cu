@@ -8,27 +8,19 @@ namespace {
 // Keys a split: enough of them for merging to cost little, and some 64 splits of a long sequence.
 int keys_per_split(int len_kv) { return std::clamp((len_kv / 64 + 31) / 32 * 32, 128, 1024); }
 
-bool in_vectors(const View& x, int length) {
-  std::int64_t odd = reinterpret_cast<std::intptr_t>(x.data) | x.stride[0] | x.stride[1];
-  if (length > 1) odd |= x.stride[2];
-  return odd % 16 == 0;
-}
-
-template <class T> void launch_type(const AttentionArguments& a, const Queue& queue) {
+template <class T> void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
   constexpr int kItem = static_cast<int>(sizeof(C));
   constexpr int kGrain = Vector<T>::kLength;
   DecodeArguments p{};
   p.a = a;
-  const SplitScale scale = split_scale(a.scale);
-  p.query_factor = scale.factor;
-  p.rest = scale.rest;
+  p.scale = split_scale(a.scale);
   p.rows = a.group * a.len_q;
   p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
   p.keys = keys_per_split(a.len_kv);
   p.splits = std::max(1, (a.len_kv + p.keys - 1) / p.keys);
-  p.key_vectors = a.key.stride[3] == static_cast<int>(sizeof(T)) && in_vectors(a.key, a.len_kv);
-  p.value_vectors = a.value.stride[3] == static_cast<int>(sizeof(T)) && in_vectors(a.value, a.len_kv);
+  p.key_vectors = in_vectors(problem.key);
+  p.value_vectors = in_vectors(problem.value);
   const std::int64_t heads = static_cast<std::int64_t>(a.batch) * (a.heads / a.group);
   const std::int64_t partials = heads * p.splits * p.rows;
   p.maximum = queue.scratch(partials * kItem);
@@ -42,8 +34,8 @@ template <class T> void launch_type(const AttentionArguments& a, const Queue& qu
 
 }  // namespace
 
-void launch_decode(const AttentionArguments& a, DType dtype, const Queue& queue) {
-  with_type(dtype, [&](auto t) { launch_type<decltype(t)>(a, queue); });
+void launch_decode(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
+  with_type(problem.query.dtype, [&](auto t) { launch_type<decltype(t)>(problem, a, queue); });
 }
 
 }  // namespace regard::cuda

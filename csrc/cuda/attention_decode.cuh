@@ -18,8 +18,7 @@ constexpr int kMergeThreads = 32;
 
 struct DecodeArguments {
   AttentionArguments a;
-  double query_factor;  // scale = query_factor * rest, as in attention_portable
-  double rest;
+  SplitScale scale;
   int rows;  // of a key head: group * len_q
   int row_tiles;
   int splits;
@@ -79,7 +78,7 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
     const int d = n % pitch;
     const int row = row0 + r;
     queries[n] = r < rows && d < a.dim_qk
-                     ? static_cast<C>(p.query_factor) * value_at<T>(a.query.at(b, group * a.group + row / a.len_q, row % a.len_q, d))
+                     ? static_cast<C>(p.scale.factor) * value_at<T>(a.query.at(b, group * a.group + row / a.len_q, row % a.len_q, d))
                      : C(0);
   }
   block_barrier();
@@ -108,7 +107,7 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
           const int i = (row0 + r) % a.len_q;
           const KeyRange range = sequence.keys_of(i);
           if (j >= range.first && j < range.last)
-            score = finished_score<T, C>(a, s[r] * static_cast<C>(p.rest), b, h, i, j, slope_of<C>(a, b, h), i + sequence.diagonal);
+            score = finished_score<T, C>(a, s[r] * static_cast<C>(p.scale.rest), b, h, i, j, slope_of<C>(a, b, h), i + sequence.diagonal);
         }
         scores[r * p.keys + j - j0] = score;
       }
@@ -191,7 +190,7 @@ template <class T> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_
   const C* const maximum = static_cast<const C*>(p.maximum) + first;
   const C* const sums = static_cast<const C*>(p.sum) + first;
 
-  const C sink = a.sinks.data != nullptr ? static_cast<C>(read<float>(a.sinks.at(h))) : -infinity<C>();
+  const C sink = sink_of<C>(a, h);
   C m = sink;
   for (int s = 0; s < p.splits; ++s)
     m = maximum[static_cast<std::int64_t>(s) * p.rows] > m ? maximum[static_cast<std::int64_t>(s) * p.rows] : m;

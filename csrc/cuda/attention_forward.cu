@@ -22,15 +22,13 @@ bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
 
 void attention_forward(const AttentionProblem& p, const Queue& queue) {
   if (p.batch() * p.heads() * p.len_q() == 0) return;
-  // Positions are int in kernels, with room for a tile beyond the end.
-  constexpr std::int64_t most = INT_MAX - 1024;
   for (const std::int64_t n : {p.batch(), p.heads(), p.len_q(), p.len_kv(), p.dim_qk(), p.dim_v()})
-    if (n > most) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
+    if (n > kMostElements) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
   const OnDevice here(queue.device);
   const Device device = cuda::device(queue.device);
   AttentionArguments a = arguments_of(p);
   if (p.len_q() <= kDecodeQueries && std::max(p.dim_qk(), p.dim_v()) <= kDecodeDim && !p.dropout.present())
-    return launch_decode(a, p.query.dtype, queue);
+    return launch_decode(p, a, queue);
   if (!takes_tensor_cores(p, device)) return launch_portable(a, p.query.dtype, queue.stream);
 
   a.query = view_of(in_chunks(p.query, queue));

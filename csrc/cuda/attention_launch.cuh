@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <climits>
 
 #include "cuda/attention_arguments.cuh"
 #include "cuda/operations.h"
@@ -18,7 +17,7 @@ constexpr int kDecodeDim = 1024;   // its rows of queries lie in shared memory
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_portable(AttentionArguments arguments, DType dtype, Stream stream);
-void launch_decode(const AttentionArguments& arguments, DType dtype, const Queue& queue);
+void launch_decode(const AttentionProblem& problem, const AttentionArguments& arguments, const Queue& queue);
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
   a.tiles = (a.len_q + queries - 1) / queries;

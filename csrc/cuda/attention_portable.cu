@@ -1,7 +1,5 @@
 #include "cuda/attention_portable.cuh"
 
-#include <cmath>
-
 #include "cuda/attention_launch.cuh"
 
 namespace regard::cuda {
@@ -25,12 +23,7 @@ template <class T> void launch_type(AttentionArguments& a, Stream stream) {
 }  // namespace
 
 void launch_portable(AttentionArguments a, DType dtype, Stream stream) {
-  switch (dtype) {
-    case DType::float64: return launch_type<double>(a, stream);
-    case DType::float32: return launch_type<float>(a, stream);
-    case DType::float16: return launch_type<Half>(a, stream);
-    default: return launch_type<BFloat16>(a, stream);
-  }
+  with_type(dtype, [&](auto t) { launch_type<decltype(t)>(a, stream); });
 }
 
 }  // namespace regard::cuda

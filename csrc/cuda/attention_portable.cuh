@@ -43,7 +43,7 @@ template <class T, int kColumns> struct Portable {
     for (int n = thread_index(); n < kHeight * kWidth; n += kThreads) {
       const int r = n / kWidth;
       const int d = n % kWidth;
-      to[r][d] = r < rows && d < columns ? factor * static_cast<C>(to_float(read<T>(from + r * row + d * column))) : C(0);
+      to[r][d] = r < rows && d < columns ? factor * value_at<T>(from + r * row + d * column) : C(0);
     }
   }
 };
@@ -67,7 +67,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
   C o[P::kRows][P::kOutputs] = {};
   C m[P::kRows];
   C l[P::kRows];
-  const C start = a.sinks.data != nullptr ? static_cast<C>(read<float>(a.sinks.at(h))) : -infinity<C>();
+  const C start = sink_of<C>(a, h);
   for (int r = 0; r < P::kRows; ++r) {
     m[r] = start;
     l[r] = start > -infinity<C>() ? C(1) : C(0);

@@ -14,7 +14,7 @@ REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, i
   if (a.softcap > 0) s = static_cast<C>(a.softcap) * tanh_of(s / static_cast<C>(a.softcap));
   if (a.bias.data != nullptr) {
     const char* const at = a.bias.at(b, h, i, j);
-    s += a.bias_is_float ? static_cast<C>(read<float>(at)) : static_cast<C>(to_float(read<T>(at)));
+    s += a.bias_is_float ? static_cast<C>(read<float>(at)) : static_cast<C>(value_at<T>(at));
   }
   if (a.alibi_slopes.data != nullptr) {
     const std::int64_t distance = centre - j;
@@ -28,6 +28,11 @@ template <class C> REGARD_DEVICE C slope_of(const AttentionArguments& a, int b, 
   return a.alibi_slopes.data != nullptr ? static_cast<C>(read<float>(a.alibi_slopes.at(b, h))) : C(0);
 }
 
+// The logit beside the scores in the head's softmax: -inf where there is none, which weighs nothing.
+template <class C> REGARD_DEVICE C sink_of(const AttentionArguments& a, int h) {
+  return a.sinks.data != nullptr ? static_cast<C>(read<float>(a.sinks.at(h))) : -infinity<C>();
+}
+
 // ---- The plain path ------------------------------------------------------------------------------------------------
 //
 // Tiles cannot carry everything: 0 x inf behind a mask, products beyond the largest float. A row that came out
@@ -39,7 +44,7 @@ template <class T> REGARD_DEVICE double plain_score(const AttentionArguments& a,
   const int group = h / a.group;
   double s = 0;
   for (int d = 0; d < a.dim_qk; ++d)
-    s += static_cast<double>(to_float(read<T>(a.query.at(b, h, i, d)))) * static_cast<double>(to_float(read<T>(a.key.at(b, group, j, d))));
+    s += static_cast<double>(value_at<T>(a.query.at(b, h, i, d))) * static_cast<double>(value_at<T>(a.key.at(b, group, j, d)));
   return finished_score<T, double>(a, s * a.scale, b, h, i, j, slope_of<double>(a, b, h), centre);
 }
 
@@ -52,7 +57,7 @@ template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a
   const int first = static_cast<int>(keys.first);
   const int last = static_cast<int>(keys.last);
   const std::int64_t centre = i + sequence.diagonal;
-  const double sink = a.sinks.data != nullptr ? static_cast<double>(read<float>(a.sinks.at(h))) : -infinity<double>();
+  const double sink = sink_of<double>(a, h);
 
   double m = sink;
   for (int j = first + lane; j < last; j += kWarp) m = max_or_nan(plain_score<T>(a, b, h, i, j, centre), m);
@@ -77,7 +82,7 @@ template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a
         if (a.dropout.present()) weight *= a.dropout.factor(b, h, i, j0 + k);
         for (int c = 0; c < kColumns; ++c) {
           const int d = column + c * kWarp + lane;
-          if (d < d1) o[c] += weight * static_cast<double>(to_float(read<T>(a.value.at(b, h / a.group, j0 + k, d))));
+          if (d < d1) o[c] += weight * static_cast<double>(value_at<T>(a.value.at(b, h / a.group, j0 + k, d)));
         }
       }
     }

@@ -120,7 +120,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 
   float o[kRowTiles][kDimTiles][4] = {};
   RowState state[kRowTiles][2];
-  const float sink = !kPlain && a.sinks.data != nullptr ? read<float>(a.sinks.at(h)) : -infinity<float>();
+  const float sink = kPlain ? -infinity<float>() : sink_of<float>(a, h);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll

@@ -2,7 +2,6 @@
 // and nothing of its size is stored but out.
 
 #include <algorithm>
-#include <climits>
 #include <cstdlib>
 
 #include "cuda/excitation.cuh"
@@ -16,8 +15,7 @@ int blocks_for(std::int64_t items, int per_block) { return static_cast<int>((ite
 bool aligned(const void* p, std::int64_t stride) { return (reinterpret_cast<std::intptr_t>(p) | stride) % 16 == 0; }
 
 void require_int(const Array& x) {
-  const std::int64_t most = INT_MAX - 1024;
-  if (x.shape[0] > most || x.shape[1] * x.shape[2] * x.shape[3] > most)
+  if (x.shape[0] > kMostElements || x.shape[1] * x.shape[2] * x.shape[3] > kMostElements)
     throw Error("no CUDA kernel for maps of 2^31 - 1024 elements or more");
 }
 
@@ -93,11 +91,11 @@ template <class T> Compute<T>* channel_weights(const ChannelProblem& p, const Ma
   a.channels = map.channels();
   a.reduced = p.through_mlp() ? static_cast<int>(p.reduced()) : 0;
   a.kernel = p.w_channel.present() ? static_cast<int>(p.w_channel.shape[0]) : 0;
-  a.reduce = parameters_of(p.w_reduce);
-  a.b_reduce = parameters_of(p.b_reduce);
-  a.expand = parameters_of(p.w_expand);
-  a.b_expand = parameters_of(p.b_expand);
-  a.taps = parameters_of(p.w_channel);
+  a.reduce = view_of(p.w_reduce);
+  a.b_reduce = view_of(p.b_reduce);
+  a.expand = view_of(p.w_expand);
+  a.b_expand = view_of(p.b_expand);
+  a.taps = view_of(p.w_channel);
   a.mean = mean;
   a.maximum = maximum;
   auto* const weights = map.scratch(n);
@@ -124,9 +122,8 @@ template <class T> Compute<T>* position_weights(const ChannelProblem& p, const M
   a.width = static_cast<int>(p.x.shape[3]);
   a.kernel = static_cast<int>(p.w_spatial.shape[2]);
   a.blocks = blocks_for(map.positions(), kMapThreads);
-  a.taps = {p.w_spatial.data, {p.w_spatial.stride[1], p.w_spatial.stride[3]}};
-  a.row_stride = p.w_spatial.stride[2];
-  a.bias = parameters_of(p.b_spatial);
+  a.taps = view_of(p.w_spatial);
+  a.bias = view_of(p.b_spatial);
   auto* const weights = map.scratch(n);
   a.weights = weights;
   launch(convolve_positions<T>, map.batch() * a.blocks, kMapThreads, 0, map.queue.stream, a);

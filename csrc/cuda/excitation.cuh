@@ -3,22 +3,9 @@
 
 #include "core/channel_problem.h"
 #include "cuda/map.cuh"
+#include "cuda/view.cuh"
 
 namespace regard::cuda {
-
-// A vector or matrix of parameters; data is null where it is absent.
-struct Parameters {
-  const char* data;
-  std::int64_t stride[2];
-};
-
-inline Parameters parameters_of(const Array& x, int row_axis = 0) {
-  Parameters p{};
-  if (!x.present()) return p;
-  p.data = x.data;
-  for (int a = 0; a < 2 && row_axis + a < x.rank; ++a) p.stride[a] = x.stride[row_axis + a];
-  return p;
-}
 
 struct GateArguments {
   Gate kind;
@@ -51,43 +38,42 @@ struct ExcitationArguments {
   GateArguments gate;
   int channels;
   int reduced;
-  int kernel;         // of the convolution over channels
-  Parameters reduce;  // [reduced, channels]
-  Parameters b_reduce;
-  Parameters expand;  // [channels, reduced]
-  Parameters b_expand;
-  Parameters taps;      // [kernel]
+  int kernel;   // of the convolution over channels
+  View reduce;  // [reduced, channels]
+  View b_reduce;
+  View expand;  // [channels, reduced]
+  View b_expand;
+  View taps;            // [kernel]
   const void* mean;     // [batch, channels] in the compute type
   const void* maximum;  // likewise, with Excitation::average_and_maximum
   void* weights;        // [batch, channels]
 };
 
 // w[row] . x by one warp: lanes take every 32nd column; all get the sum.
-template <class T> REGARD_DEVICE Compute<T> dot(const Parameters& w, int row, const Compute<T>* x, int columns) {
+template <class T> REGARD_DEVICE Compute<T> dot(const View& w, int row, const Compute<T>* x, int columns) {
   Compute<T> sum = 0;
-  for (int c = thread_index() % kWarp; c < columns; c += kWarp) sum += value_at<T>(w.data + row * w.stride[0] + c * w.stride[1]) * x[c];
+  for (int c = thread_index() % kWarp; c < columns; c += kWarp) sum += value_at<T>(w.at(row, c)) * x[c];
   for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
   return sum;
 }
 
-template <class T> REGARD_DEVICE Compute<T> biased(const Parameters& bias, int n, Compute<T> x) {
-  return bias.data != nullptr ? x + value_at<T>(bias.data + n * bias.stride[0]) : x;
+template <class T> REGARD_DEVICE Compute<T> biased(const View& bias, int n, Compute<T> x) {
+  return bias.data != nullptr ? x + value_at<T>(bias.at(n)) : x;
 }
 
 // A block has one batch entry; shared memory holds the hidden units, [1 or 2][reduced].
 template <class T> REGARD_KERNEL(kMapThreads, 1) excite(const REGARD_GRID_CONSTANT ExcitationArguments a) {
   using C = Compute<T>;
   constexpr int kWarps = kMapThreads / kWarp;
-  const std::int64_t batch = static_cast<std::int64_t>(block_index()) * a.channels;
-  const C* const mean = static_cast<const C*>(a.mean) + batch;
-  C* const weights = static_cast<C*>(a.weights) + batch;
+  const C* const mean = entry<C>(a.mean, block_index(), a.channels);
+  C* const weights = static_cast<C*>(a.weights) + static_cast<std::int64_t>(block_index()) * a.channels;
 
   if (a.kind == Excitation::convolution) {
     for (int c = thread_index(); c < a.channels; c += kMapThreads) {
       C sum = 0;
       for (int k = 0; k < a.kernel; ++k) {
         const int from = c + k - a.kernel / 2;
-        if (from >= 0 && from < a.channels) sum += value_at<T>(a.taps.data + k * a.taps.stride[0]) * mean[from];
+        if (from >= 0 && from < a.channels) sum += value_at<T>(a.taps.at(k)) * mean[from];
       }
       weights[c] = gated(a.gate, sum);
     }
@@ -96,7 +82,7 @@ template <class T> REGARD_KERNEL(kMapThreads, 1) excite(const REGARD_GRID_CONSTA
 
   C* const hidden = reinterpret_cast<C*>(dynamic_shared());
   const int pools = a.kind == Excitation::average_and_maximum ? 2 : 1;
-  const C* const maximum = pools == 2 ? static_cast<const C*>(a.maximum) + batch : nullptr;
+  const C* const maximum = entry<C>(a.maximum, block_index(), a.channels);
   for (int n = thread_index() / kWarp; n < pools * a.reduced; n += kWarps) {
     const int unit = n % a.reduced;
     const C sum = dot<T>(a.reduce, unit, n < a.reduced ? mean : maximum, a.channels);
@@ -115,10 +101,9 @@ struct ConvolutionArguments {
   int height;
   int width;
   int kernel;
-  int blocks;       // a batch entry
-  Parameters taps;  // [2 planes][kernel * kernel], rows of the kernel at row_stride
-  std::int64_t row_stride;
-  Parameters bias;
+  int blocks;  // a batch entry
+  View taps;   // [1, 2 planes, kernel, kernel]
+  View bias;
   const void* mean;  // [batch, positions]
   const void* maximum;
   void* weights;
@@ -135,13 +120,13 @@ template <class T> REGARD_KERNEL(kMapThreads, 1) convolve_positions(const REGARD
   const int x0 = n % a.width - a.kernel / 2;
   C sum = 0;
   for (int plane = 0; plane < 2; ++plane) {
-    const C* const from = static_cast<const C*>(plane == 0 ? a.mean : a.maximum) + static_cast<std::int64_t>(b) * positions;
+    const C* const from = entry<C>(plane == 0 ? a.mean : a.maximum, b, positions);
     for (int i = 0; i < a.kernel; ++i)
       for (int j = 0; j < a.kernel; ++j) {
         const int y = y0 + i;
         const int x = x0 + j;
         if (y < 0 || y >= a.height || x < 0 || x >= a.width) continue;
-        sum += value_at<T>(a.taps.data + plane * a.taps.stride[0] + i * a.row_stride + j * a.taps.stride[1]) * from[y * a.width + x];
+        sum += value_at<T>(a.taps.at(0, plane, i, j)) * from[y * a.width + x];
       }
   }
   static_cast<C*>(a.weights)[static_cast<std::int64_t>(b) * positions + n] = gated(a.gate, biased<T>(a.bias, 0, sum));

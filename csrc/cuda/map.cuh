@@ -25,6 +25,11 @@ struct Axes {
   }
 };
 
+// Entry b of [batch, n] values in the compute type; null where there are none.
+template <class C> REGARD_DEVICE const C* entry(const void* values, int b, int n) {
+  return values != nullptr ? static_cast<const C*>(values) + static_cast<std::int64_t>(b) * n : nullptr;
+}
+
 struct StatisticsArguments {
   const char* x;
   std::int64_t batch_stride;
@@ -92,8 +97,7 @@ template <class T> REGARD_KERNEL(kMapThreads, 1) statistics_along(const REGARD_G
   const int b = block_index() / a.blocks;
   const int kept = block_index() % a.blocks * kWarps + thread_index() / kWarp;
   if (kept >= a.kept_count) return;  // whole warps, and no barrier follows
-  const auto* factor =
-      a.factor != nullptr ? static_cast<const Compute<T>*>(a.factor) + static_cast<std::int64_t>(b) * a.reduced_count : nullptr;
+  const auto* const factor = entry<Compute<T>>(a.factor, b, a.reduced_count);
   Statistics<T> s = lane_statistics<T>(a, a.x + b * a.batch_stride + a.kept.offset(kept), factor, thread_index() % kWarp);
   for (int step = 1; step < kWarp; step *= 2) s.merge(shuffle_xor(s.sum, step), shuffle_xor(s.maximum, step));
   if (thread_index() % kWarp == 0) write_statistics<T>(a, b, kept, s);
@@ -108,8 +112,7 @@ template <class T> REGARD_KERNEL(kMapThreads, 1) statistics_across(const REGARD_
   const int column = thread_index() % kWarp;
   const int part = thread_index() / kWarp;
   const int kept = block_index() % a.blocks * kWarp + column;
-  const auto* factor =
-      a.factor != nullptr ? static_cast<const Compute<T>*>(a.factor) + static_cast<std::int64_t>(b) * a.reduced_count : nullptr;
+  const auto* const factor = entry<Compute<T>>(a.factor, b, a.reduced_count);
   Statistics<T> lanes[kLanes];
   if (kept < a.kept_count) {
     const char* const x = a.x + b * a.batch_stride + a.kept.offset(kept);
@@ -173,10 +176,8 @@ template <class T, bool kVectors> REGARD_KERNEL(kMapThreads, 1) rescale(const RE
     channel += at[axis] * a.axes[axis].channel_step;
     position += at[axis] * a.axes[axis].position_step;
   }
-  const C* const by_channel =
-      a.by_channel != nullptr ? static_cast<const C*>(a.by_channel) + static_cast<std::int64_t>(b) * a.channels : nullptr;
-  const C* const by_position =
-      a.by_position != nullptr ? static_cast<const C*>(a.by_position) + static_cast<std::int64_t>(b) * a.positions : nullptr;
+  const C* const by_channel = entry<C>(a.by_channel, b, a.channels);
+  const C* const by_position = entry<C>(a.by_position, b, a.positions);
   const auto scaled = [&](C v, int i) {
     if (by_channel != nullptr) v *= by_channel[channel + i * a.axes[2].channel_step];
     if (by_position != nullptr) v *= by_position[position + i * a.axes[2].position_step];

@@ -1,8 +1,8 @@
 // Copies of arrays whose rows cp.async cannot fetch: 16-bit elements, four axes, any strides.
 #pragma once
 
-#include "cuda/attention_arguments.cuh"
 #include "cuda/operations.h"
+#include "cuda/view.cuh"
 
 namespace regard::cuda {
 
@@ -32,10 +32,7 @@ pack_rows(const REGARD_GRID_CONSTANT PackArguments a) {
 
 // The array itself where its rows lie in aligned chunks of 16 bytes, else a copy that does.
 inline Array in_chunks(const Array& x, const Queue& queue) {
-  std::int64_t odd = reinterpret_cast<std::intptr_t>(x.data) % 16 | x.shape[3] % 8;
-  for (int axis = 0; axis < 3; ++axis)
-    if (x.shape[axis] > 1) odd |= x.stride[axis] % 16;
-  if (odd == 0 && (x.stride[3] == 2 || x.shape[3] == 1)) return x;
+  if (x.shape[3] % 8 == 0 && in_vectors(x)) return x;
 
   PackArguments a{};
   Array copy = x;

@@ -1,6 +1,7 @@
 // Element types in kernels: what they compute in, loads and stores, vectors of 16 bytes.
 #pragma once
 
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -9,6 +10,9 @@
 #include "cuda/device.cuh"
 
 namespace regard::cuda {
+
+// Of an axis: positions are int in kernels, with room for a tile beyond the end. Host code refuses more.
+constexpr std::int64_t kMostElements = INT_MAX - 1024;
 
 // The type that values of storage type T are computed in.
 template <class T> using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;

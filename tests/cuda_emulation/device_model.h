@@ -13,7 +13,7 @@
 
 namespace regard::cuda {
 
-constexpr int kWarp = 32;
+using emulation::kWarp;
 using Where = std::source_location;
 
 inline int thread_index() { return emulation::thread_index(); }

@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "../native/check.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -74,7 +76,7 @@ struct Machine {
   const std::function<void()>* kernel = nullptr;
   Lane* current = nullptr;
   std::string failure;
-  std::uint64_t random = 0;
+  test::Random random{settings().seed};
   std::uint64_t left_behind = 0;  // one bit a warp
 
   context::fcontext_t scheduler = nullptr;
@@ -86,19 +88,10 @@ struct Machine {
   void resume(Lane& lane);
   void rest();
   void disorder(std::vector<Lane*>& order);
-  std::uint64_t draw();
   std::string waiting() const;
 };
 
 thread_local Machine* machine = nullptr;
-
-// splitmix64
-std::uint64_t Machine::draw() {
-  std::uint64_t z = random += 0x9e3779b97f4a7c15u;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
 
 void start_switch([[maybe_unused]] void** keep, [[maybe_unused]] const void* bottom, [[maybe_unused]] std::size_t size) {
 #if REGARD_ASAN
@@ -154,12 +147,12 @@ std::string Machine::waiting() const {
 
 // Shuffles the lanes, and leaves some warps behind for a while: those ahead then meet what others have not finished.
 void Machine::disorder(std::vector<Lane*>& order) {
-  if (draw() % 64 == 0) left_behind = draw();
+  if (random.bits() % 64 == 0) left_behind = random.bits();
   std::vector<Lane*> ahead;
   for (Lane* lane : order)
     if ((left_behind >> lane->index / kWarp & 1) == 0) ahead.push_back(lane);
   if (!ahead.empty()) order.swap(ahead);
-  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.bits() % i]);
 }
 
 void Machine::run_block() {
@@ -236,7 +229,6 @@ void run(std::int64_t blocks, int threads, int shared_bytes, const std::function
   m.shared_bytes = shared_bytes;
   m.blocks = blocks;
   m.kernel = &kernel;
-  m.random = settings().seed;
   ++counters().launches;
   machine = &m;
   for (m.block = 0; m.block < blocks && m.failure.empty(); ++m.block) m.run_block();

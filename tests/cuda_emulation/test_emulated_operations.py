@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import regard
-from cases import DTYPES, every_other, last_axis_slow, reversed_view
+from cases import DTYPES, every_other, reversed_view
 from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
+from maps import ACTIVATIONS, GATES, image, tolerance, weights
 from regard import reference
 
 # (batch, channels, reduced, height, width): vectors of 16 bytes and 32 of them, below, at and above; and corners.
@@ -20,40 +21,10 @@ SHAPES = [
     (1, 300, 32, 2, 2),
     (0, 8, 2, 4, 4),
 ]
-GATES = ["sigmoid", "tanh", "hard_sigmoid", ("hard_sigmoid", 0.2, 0.5)]
-ORDERS = {
-    "nchw": np.ascontiguousarray,
-    "nhwc_memory": last_axis_slow,
-    "reversed": reversed_view,
-    "every_other": every_other,
-}
 
 
 def channels_last(x):
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-
-
-def image(shape, dtype):
-    batch, channels, _, height, width = shape
-    return (normal(0, batch, channels, height, width) + 0.5).astype(DTYPES[dtype])
-
-
-def weights(shape, dtype):
-    _, channels, reduced, _, _ = shape
-    w = (
-        normal(1, reduced, channels) / np.sqrt(channels),
-        normal(2, reduced),
-        normal(3, channels, reduced) * 2 / np.sqrt(reduced),
-        normal(4, channels),
-    )
-    return [x.astype(DTYPES[dtype]) for x in w]
-
-
-def tolerance(x, dtype, magnitude=1.0):
-    """Means of n terms, short dot products and a gate, as test_channel.py has it."""
-    relative = compute_epsilon(dtype) * (32 + np.sqrt(max(1, x.size)))
-    relative += EPSILON[dtype] if dtype in ("float16", "bfloat16") else 0.0
-    return magnitude * relative * np.abs(as_float64(x)[0]).max(initial=0.0)
 
 
 def on_device(cupy, arrays):
@@ -64,7 +35,7 @@ def on_device(cupy, arrays):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pools(cupy, shape, dtype, operation):
-    x = image(shape, dtype)
+    x = image(shape, "nchw", dtype)
     out = cupy.asnumpy(getattr(regard, operation)(cupy.asarray(x)))
     assert out.dtype == x.dtype
     assert_near(out, as_float64(getattr(reference, operation)(as_float64(x)[0]))[0], tolerance(x, dtype))
@@ -76,7 +47,7 @@ def test_pools(cupy, shape, dtype, operation):
 
 
 def test_pools_of_nan_and_of_nothing(cupy):
-    x = image(SHAPES[0], "float32")
+    x = image(SHAPES[0], "nchw", "float32")
     x[1, 3, 2, 2] = np.nan
     maximum = cupy.asnumpy(regard.global_max_pool(cupy.asarray(x)))
     assert np.isnan(maximum[1, 3]) and np.isnan(maximum).sum() == 1
@@ -89,7 +60,7 @@ def test_pools_of_nan_and_of_nothing(cupy):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_excitation(cupy, shape, dtype, operation):
-    x, w = image(shape, dtype), weights(shape, dtype)
+    x, w = image(shape, "nchw", dtype), weights(shape, dtype)
     call = getattr(regard, operation)
     out = cupy.asnumpy(call(cupy.asarray(x), *on_device(cupy, w)))
     want = getattr(reference, operation)(*as_float64(x, *w))
@@ -99,10 +70,10 @@ def test_excitation(cupy, shape, dtype, operation):
         assert_same_bits(cupy.asnumpy(call(cupy.asarray(arrange(x)), *on_device(cupy, w))), out)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "hard_swish"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gate", GATES, ids=str)
 def test_activations_and_gates(cupy, activation, gate):
-    x, w = image(SHAPES[1], "float32"), weights(SHAPES[1], "float32")
+    x, w = image(SHAPES[1], "nchw", "float32"), list(weights(SHAPES[1], "float32"))
     w[1] = w[3] = None
     options = dict(activation=activation, gate=gate)
     out = regard.squeeze_excitation(cupy.asarray(x), *on_device(cupy, w), **options)
@@ -114,7 +85,7 @@ def test_activations_and_gates(cupy, activation, gate):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 def test_cbam_and_its_parts(cupy, shape, dtype, kernel):
-    x, w = image(shape, dtype), weights(shape, dtype)
+    x, w = image(shape, "nchw", dtype), weights(shape, dtype)
     w_spatial = (normal(5, 1, 2, kernel, kernel) / kernel).astype(x.dtype)
     b_spatial = normal(6, 1).astype(x.dtype)
     taps = normal(7, kernel).astype(x.dtype)
@@ -122,7 +93,7 @@ def test_cbam_and_its_parts(cupy, shape, dtype, kernel):
     given = dict(zip(names, (*w, w_spatial, b_spatial), strict=True))
     on = dict(zip(names, on_device(cupy, given.values()), strict=True))
     exact = dict(zip(names, as_float64(*given.values()), strict=True))
-    near = tolerance(x, dtype, 4.0)  # a weight passes through two gates and a convolution of up to 98 terms
+    near = 4 * tolerance(x, dtype)  # a weight passes through two gates and a convolution of up to 98 terms
 
     out = regard.cbam(cupy.asarray(x), **on)
     assert_near(cupy.asnumpy(out), reference.cbam(as_float64(x)[0], **exact), near)
@@ -136,7 +107,7 @@ def test_cbam_and_its_parts(cupy, shape, dtype, kernel):
 
 
 def test_a_map_may_be_rescaled_in_place_and_in_either_layout(cupy):
-    x, w = image(SHAPES[0], "float32"), weights(SHAPES[0], "float32")
+    x, w = image(SHAPES[0], "nchw", "float32"), weights(SHAPES[0], "float32")
     want = cupy.asnumpy(regard.squeeze_excitation(cupy.asarray(x), *on_device(cupy, w)))
     on = cupy.asarray(x)
     assert regard.squeeze_excitation(on, *on_device(cupy, w), out=on) is on
@@ -147,7 +118,7 @@ def test_a_map_may_be_rescaled_in_place_and_in_either_layout(cupy):
 
 
 def test_errors_name_the_argument(cupy):
-    x, w = image(SHAPES[0], "float32"), weights(SHAPES[0], "float32")
+    x, w = image(SHAPES[0], "nchw", "float32"), weights(SHAPES[0], "float32")
     with pytest.raises(TypeError, match="w_reduce: expected an array on the device of x"):
         regard.squeeze_excitation(cupy.asarray(x), *w)
     with pytest.raises(ValueError, match="b_reduce: expected shape"):
@@ -186,7 +157,7 @@ def test_a_norm_far_from_zero_keeps_its_digits(cupy):
 
 
 def test_the_order_of_lanes_does_not_matter(cupy, emulator):
-    x, w = image(SHAPES[0], "float16"), weights(SHAPES[0], "float16")
+    x, w = image(SHAPES[0], "nchw", "float16"), weights(SHAPES[0], "float16")
     rows = normal(1, 4, 300)
 
     def run():

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "cuda/attention_launch.cuh"
 #include "cuda/attention_portable.cuh"
 #include "cuda/attention_tensor.cuh"
 
@@ -42,9 +43,19 @@ struct Shape {
   bool masked;
 };
 
-View rows_of(void* data, int heads, int len, int dim, int size) {
-  const std::int64_t row = static_cast<std::int64_t>(dim) * size;
-  return {static_cast<char*>(data), {row * len * heads, row * len, row, size}};
+Array rows_of(void* data, DType dtype, int heads, int len, int dim) {
+  Array a;
+  a.kind = Array::Kind::array;
+  a.data = static_cast<char*>(data);
+  a.dtype = dtype;
+  std::int64_t stride = size_of(dtype);
+  for (const int n : {dim, len, heads, 1}) {
+    a.insert_axis(0);
+    a.shape[0] = n;
+    a.stride[0] = stride;
+    stride *= n;
+  }
+  return a;
 }
 
 template <class T, class Launch> void compare(const Shape& x, double tolerance, Launch&& run) {
@@ -60,26 +71,17 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
     for (std::size_t i = 0; i < b->bytes / sizeof(T); ++i) b->data()[i] = from_float<T>(static_cast<float>(random.uniform(-2, 2)));
   for (std::size_t i = 0; i < mask.bytes; ++i) mask.data()[i] = random.uniform(0, 1) < 0.7;
 
-  AttentionArguments a{};
-  a.query = rows_of(q.data(), x.heads, x.len_q, x.dim, sizeof(T));
-  a.key = rows_of(k.data(), heads_kv, x.len_kv, x.dim, sizeof(T));
-  a.value = rows_of(v.data(), heads_kv, x.len_kv, x.dim_v, sizeof(T));
-  a.out = rows_of(out.data(), x.heads, x.len_q, x.dim_v, sizeof(T));
-  a.lse = rows_of(lse.data(), x.heads, x.len_q, 1, sizeof(float));
-  if (x.masked) a.mask = rows_of(mask.data(), x.heads, x.len_q, x.len_kv, 1);
-  a.batch = 1;
-  a.heads = x.heads;
-  a.group = x.group;
-  a.len_q = x.len_q;
-  a.len_kv = x.len_kv;
-  a.dim_qk = x.dim;
-  a.dim_v = x.dim_v;
-  a.left = kUnlimited;
-  a.right = x.causal ? 0 : kUnlimited;
-  a.lower_right = true;
-  a.scale = 0.3;
-  a.scale_float = 0.3f;
-  a.scale_to_exp2 = static_cast<float>(0.3 * 1.4426950408889634);
+  AttentionProblem p;
+  p.query = rows_of(q.data(), dtype_of<T>(), x.heads, x.len_q, x.dim);
+  p.key = rows_of(k.data(), dtype_of<T>(), heads_kv, x.len_kv, x.dim);
+  p.value = rows_of(v.data(), dtype_of<T>(), heads_kv, x.len_kv, x.dim_v);
+  p.out = rows_of(out.data(), dtype_of<T>(), x.heads, x.len_q, x.dim_v);
+  p.lse = rows_of(lse.data(), DType::float32, x.heads, x.len_q, 1);
+  if (x.masked) p.mask = rows_of(mask.data(), DType::boolean, x.heads, x.len_q, x.len_kv);
+  p.window_right = x.causal ? 0 : kUnlimited;
+  p.alignment = Alignment::lower_right;
+  p.scale = 0.3;
+  AttentionArguments a = arguments_of(p);
   run(a);
 
   for (int h = 0; h < x.heads; ++h)
@@ -94,7 +96,7 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
         for (int d = 0; d < x.dim; ++d)
           s += static_cast<double>(to_float(q[(static_cast<std::int64_t>(h) * x.len_q + i) * x.dim + d])) *
                static_cast<double>(to_float(k[key * x.dim + d]));
-        const double weight = std::exp(s * a.scale);
+        const double weight = std::exp(s * p.scale);
         sum += weight;
         for (int d = 0; d < x.dim_v; ++d) o[static_cast<std::size_t>(d)] += weight * static_cast<double>(to_float(v[key * x.dim_v + d]));
       }
@@ -119,9 +121,9 @@ void test_tensor() {
       // Weights and outputs are rounded to 8 bits, values are up to 2.
       compare<BFloat16>(x, 2 * 3 * 0x1p-8, [&](AttentionArguments& a) {
         constexpr int kQueries = 64;
-        a.tiles = (a.len_q + kQueries - 1) / kQueries;
-        launch(x.masked ? attention_tensor<BFloat16, 64, kQueries, 32, false> : attention_tensor<BFloat16, 64, kQueries, 32, true>,
-               a.heads * a.tiles, kTensorThreads, TensorShape<64, kQueries, 32>::kSharedBytes, nullptr, a);
+        const std::int64_t blocks = blocks_of(a, kQueries);
+        launch(x.masked ? attention_tensor<BFloat16, 64, kQueries, 32, false> : attention_tensor<BFloat16, 64, kQueries, 32, true>, blocks,
+               kTensorThreads, TensorShape<64, kQueries, 32>::kSharedBytes, nullptr, a);
       });
     CHECK(emulation::counters().products > 0);
     CHECK(emulation::counters().bank_conflicts == 0);
@@ -135,9 +137,9 @@ void test_portable() {
     for (const Shape& x : kShapes)
       compare<float>(x, 1e-5, [&](AttentionArguments& a) {
         using P = Portable<float, 64>;
-        a.tiles = (a.len_q + P::kQueries - 1) / P::kQueries;
-        launch(attention_portable<float, 64>, a.heads * a.tiles, P::kThreads, static_cast<int>(sizeof(P::Shared)), nullptr, a,
-               SplitScale{0.25, a.scale / 0.25}, 1);
+        const std::int64_t blocks = blocks_of(a, P::kQueries);
+        launch(attention_portable<float, 64>, blocks, P::kThreads, static_cast<int>(sizeof(P::Shared)), nullptr, a, split_scale(a.scale),
+               1);
       });
   }
   emulation::settings() = {};

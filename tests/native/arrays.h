@@ -5,9 +5,11 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <vector>
 
 #include "check.h"
 #include "core/array.h"
+#include "cpu/strided.h"
 
 namespace regard::test {
 
@@ -60,10 +62,32 @@ inline Owned make(DType t, std::initializer_list<std::int64_t> shape, Strides ki
     step *= std::max<std::int64_t>(a.shape[i], 1);
   }
   if (swapped) a.swap_axes(1, 2);
+  if (a.size() == 0) extent = 0;
   x.block.reset(new char[static_cast<std::size_t>(extent)]);
-  a.data = x.block.get() + (kind == Strides::negative ? extent - item : kind == Strides::misaligned ? 1 : 0);
-  if (a.size() > 0) for_each_element(a, [&](char* p) { put(t, p, random.uniform(-1, 1)); });
+  a.data = x.block.get();
+  if (extent > 0) a.data += kind == Strides::negative ? extent - item : kind == Strides::misaligned ? 1 : 0;
+  if (extent > 0) for_each_element(a, [&](char* p) { put(t, p, random.uniform(-1, 1)); });
   return x;
 }
+
+inline Owned make(DType t, std::initializer_list<std::int64_t> shape, Random& random) { return make(t, shape, Strides::packed, random); }
+
+// A packed array in the memory of `x`.
+template <class T> Array view_of(std::vector<T>& x, DType t, std::initializer_list<std::int64_t> shape) {
+  Array a;
+  a.kind = Array::Kind::array;
+  a.dtype = t;
+  a.data = reinterpret_cast<char*>(x.data());
+  for (const std::int64_t n : shape) a.shape[a.rank++] = n;
+  std::int64_t step = sizeof(T);
+  for (int i = a.rank - 1; i >= 0; --i) {
+    a.stride[i] = step;
+    step *= a.shape[i];
+  }
+  return a;
+}
+
+// An element as float64.
+template <class... Index> double value_at(const Array& x, Index... index) { return cpu::element(x.dtype, x.at(index...)); }
 
 }  // namespace regard::test

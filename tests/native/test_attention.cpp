@@ -12,8 +12,6 @@
 namespace regard::test {
 namespace {
 
-using cpu::element;
-
 struct Case {
   DType dtype = DType::float32;
   std::int64_t batch = 1, heads = 1, heads_kv = 1, len_q = 1, len_kv = 1, dim_qk = 1, dim_v = 1;
@@ -33,10 +31,9 @@ void naive_row(const AttentionProblem& p, std::int64_t b, std::int64_t h, std::i
     if (p.window_right == 0 && j > i + diagonal) continue;
     if (p.mask.present() && *p.mask.at(b, h, i, j) == 0) continue;
     double s = 0;
-    for (std::int64_t d = 0; d < p.dim_qk(); ++d)
-      s += element(p.query.dtype, p.query.at(b, h, i, d)) * element(p.key.dtype, p.key.at(b, group, j, d));
+    for (std::int64_t d = 0; d < p.dim_qk(); ++d) s += value_at(p.query, b, h, i, d) * value_at(p.key, b, group, j, d);
     s *= p.scale;
-    if (p.bias.present()) s += element(p.bias.dtype, p.bias.at(b, h, i, j));
+    if (p.bias.present()) s += value_at(p.bias, b, h, i, j);
     scores.push_back(s);
     keys.push_back(j);
     most = std::max(most, s);
@@ -46,7 +43,7 @@ void naive_row(const AttentionProblem& p, std::int64_t b, std::int64_t h, std::i
   out.assign(static_cast<std::size_t>(p.dim_v()), 0);
   for (std::size_t k = 0; k < keys.size(); ++k)
     for (std::int64_t d = 0; d < p.dim_v(); ++d)
-      out[static_cast<std::size_t>(d)] += std::exp(scores[k] - most) / sum * element(p.value.dtype, p.value.at(b, group, keys[k], d));
+      out[static_cast<std::size_t>(d)] += std::exp(scores[k] - most) / sum * value_at(p.value, b, group, keys[k], d);
   lse = most + std::log(sum);
 }
 
@@ -92,10 +89,10 @@ void run(const Case& c) {
         double wanted_lse = 0;
         naive_row(p, b, h, i, wanted, wanted_lse);
         for (std::int64_t d = 0; d < c.dim_v; ++d) {
-          const double e = std::abs(element(c.dtype, p.out.at(b, h, i, d)) - wanted[static_cast<std::size_t>(d)]);
+          const double e = std::abs(value_at(p.out, b, h, i, d) - wanted[static_cast<std::size_t>(d)]);
           worst = e <= worst ? worst : e;
         }
-        const double got = element(DType::float32, p.lse.at(b, h, i));
+        const double got = value_at(p.lse, b, h, i);
         const double e = got == wanted_lse ? 0 : std::abs(got - wanted_lse);
         worst_lse = e <= worst_lse ? worst_lse : e;
       }

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <vector>
 
+#include "arrays.h"
 #include "check.h"
 #include "cpu/operations.h"
 #include "cpu/quantise.h"
@@ -15,59 +15,13 @@
 namespace regard::test {
 namespace {
 
-// A packed array in a block of no byte more.
-struct Owned {
-  Array view;
-  std::unique_ptr<char[]> block;
-};
-
-Owned make(DType t, std::initializer_list<std::int64_t> shape) {
-  Owned x;
-  Array& a = x.view;
-  a.kind = Array::Kind::array;
-  a.dtype = t;
-  a.writable = true;
-  a.rank = static_cast<int>(shape.size());
-  std::copy(shape.begin(), shape.end(), a.shape);
-  std::int64_t step = size_of(t);
-  for (int i = a.rank - 1; i >= 0; --i) {
-    a.stride[i] = step;
-    step *= a.shape[i];
-  }
-  x.block.reset(new char[static_cast<std::size_t>(step)]);
-  std::memset(x.block.get(), 0, static_cast<std::size_t>(step));
-  a.data = x.block.get();
-  return x;
-}
-
-Owned random(DType t, std::initializer_list<std::int64_t> shape, Random& numbers) {
-  Owned x = make(t, shape);
-  for (std::int64_t i = 0; i < x.view.size(); ++i) {
-    char* p = x.view.data + i * size_of(t);
-    const double v = numbers.uniform(-1, 1);
-    const auto put = [&](auto s) { std::memcpy(p, &s, sizeof s); };
-    if (t == DType::float64) put(v);
-    if (t == DType::float32) put(static_cast<float>(v));
-    if (t == DType::float16) put(from_float<Half>(static_cast<float>(v)));
-    if (t == DType::bfloat16) put(from_float<BFloat16>(static_cast<float>(v)));
-  }
-  return x;
-}
-
-double value(const Array& x, const char* p) {
-  double v = 0;
-  if (x.dtype == DType::float64) return cpu::read<double>(p);
-  cpu::with_storage<float>(x.dtype, [&](auto s) { v = static_cast<double>(to_float(cpu::read<decltype(s)>(p))); });
-  return v;
-}
-
 double precision(DType t) { return t == DType::float16 ? 0x1p-10 : t == DType::bfloat16 ? 0x1p-7 : 0x1p-21; }
 
 void test_rotary(DType t, std::int64_t dim, std::int64_t pairs, bool interleaved, bool table, Random& numbers) {
-  const Owned x = random(t, {2, 3, 5, dim}, numbers), out = make(t, {2, 3, 5, dim});
-  const Owned cos = table ? random(DType::float32, {9, pairs}, numbers) : random(DType::float32, {2, 5, pairs}, numbers);
-  const Owned sin = table ? random(DType::float32, {9, pairs}, numbers) : random(DType::float32, {2, 5, pairs}, numbers);
-  const Owned positions = make(DType::int32, {2, 5});
+  const Owned x = make(t, {2, 3, 5, dim}, numbers), out = make(t, {2, 3, 5, dim}, numbers);
+  const Owned cos = table ? make(DType::float32, {9, pairs}, numbers) : make(DType::float32, {2, 5, pairs}, numbers);
+  const Owned sin = table ? make(DType::float32, {9, pairs}, numbers) : make(DType::float32, {2, 5, pairs}, numbers);
+  const Owned positions = make(DType::int32, {2, 5}, numbers);
   for (int i = 0; i < 10; ++i) {
     const std::int32_t row = static_cast<std::int32_t>(numbers.bits() % 9);
     std::memcpy(positions.view.data + i * 4, &row, 4);
@@ -88,11 +42,11 @@ void test_rotary(DType t, std::int64_t dim, std::int64_t pairs, bool interleaved
         const char *c = p.angles.cos_at(b, i, 5), *s = p.angles.sin_at(b, i, 5);
         for (std::int64_t k = 0; k < pairs; ++k) {
           const std::int64_t first = interleaved ? 2 * k : k;
-          const double u = value(x.view, x.view.at(b, h, i, first)), v = value(x.view, x.view.at(b, h, i, first + step));
+          const double u = value_at(x.view, b, h, i, first), v = value_at(x.view, b, h, i, first + step);
           const double cosine = cpu::read<float>(c + 4 * k), sine = cpu::read<float>(s + 4 * k);
           const double near = 2 * precision(t);
-          CHECK(std::abs(value(out.view, out.view.at(b, h, i, first)) - (u * cosine - v * sine)) <= near);
-          CHECK(std::abs(value(out.view, out.view.at(b, h, i, first + step)) - (v * cosine + u * sine)) <= near);
+          CHECK(std::abs(value_at(out.view, b, h, i, first) - (u * cosine - v * sine)) <= near);
+          CHECK(std::abs(value_at(out.view, b, h, i, first + step) - (v * cosine + u * sine)) <= near);
         }
         for (std::int64_t k = 2 * pairs; k < dim; ++k)
           CHECK(std::memcmp(out.view.at(b, h, i, k), x.view.at(b, h, i, k), static_cast<std::size_t>(size_of(t))) == 0);
@@ -103,40 +57,40 @@ void test_merge(DType t, std::int64_t rows, std::int64_t dim, int parts, Random&
   MergeProblem p;
   std::vector<Owned> kept;
   for (int i = 0; i < parts; ++i) {
-    kept.push_back(random(t, {rows, dim}, numbers));
+    kept.push_back(make(t, {rows, dim}, numbers));
     p.outs.push_back(kept.back().view);
-    kept.push_back(random(DType::float32, {rows}, numbers));
+    kept.push_back(make(DType::float32, {rows}, numbers));
     p.lses.push_back(kept.back().view);
     const float nothing = -std::numeric_limits<float>::infinity();
     for (std::int64_t r = i % 3; r < rows; r += 3) std::memcpy(kept.back().view.at(r), &nothing, 4);
   }
-  const Owned out = make(t, {rows, dim}), lse = make(DType::float32, {rows});
+  const Owned out = make(t, {rows, dim}, numbers), lse = make(DType::float32, {rows}, numbers);
   p.out = out.view;
   p.lse = lse.view;
   if (!CHECK(!p.check())) return;
   cpu::merge_attention(p);
   for (std::int64_t r = 0; r < rows; ++r) {
     double sum = 0;
-    for (const Array& x : p.lses) sum += std::exp(value(x, x.at(r)));
-    const double got = value(lse.view, lse.view.at(r));
+    for (const Array& x : p.lses) sum += std::exp(value_at(x, r));
+    const double got = value_at(lse.view, r);
     CHECK(sum == 0 ? std::isinf(got) && got < 0 : std::abs(got - std::log(sum)) <= 1e-6);
     for (std::int64_t k = 0; k < dim; ++k) {
       double wanted = 0;
       for (int i = 0; i < parts && sum > 0; ++i) {
         const auto at = static_cast<std::size_t>(i);
-        wanted += std::exp(value(p.lses[at], p.lses[at].at(r))) / sum * value(p.outs[at], p.outs[at].at(r, k));
+        wanted += std::exp(value_at(p.lses[at], r)) / sum * value_at(p.outs[at], r, k);
       }
-      CHECK(std::abs(value(out.view, out.view.at(r, k)) - wanted) <= 4 * precision(t));
+      CHECK(std::abs(value_at(out.view, r, k) - wanted) <= 4 * precision(t));
     }
   }
 }
 
 void test_append(DType from, DType to, std::int64_t dim, bool paged, Random& numbers) {
-  const Owned key = random(from, {2, 3, 5, dim}, numbers), val = random(from, {2, 3, 5, dim + 1}, numbers);
+  const Owned key = make(from, {2, 3, 5, dim}, numbers), val = make(from, {2, 3, 5, dim + 1}, numbers);
   const std::int64_t rows = paged ? 1 : 2, slots = 10;
-  const Owned keys = make(to, {rows, 3, slots, dim}), values = make(to, {rows, 3, slots, dim + 1});
-  const Owned key_scales = make(DType::float32, {rows, 3, slots}), value_scales = make(DType::float32, {rows, 3, slots});
-  const Owned places = make(DType::int64, {2, 5});
+  const Owned keys = make(to, {rows, 3, slots, dim}, numbers), values = make(to, {rows, 3, slots, dim + 1}, numbers);
+  const Owned key_scales = make(DType::float32, {rows, 3, slots}, numbers), value_scales = make(DType::float32, {rows, 3, slots}, numbers);
+  const Owned places = make(DType::int64, {2, 5}, numbers);
   for (std::int64_t b = 0; b < 2; ++b)
     for (std::int64_t i = 0; i < 5; ++i) {
       const std::int64_t slot = i == 3 ? -1 : paged ? 9 - (5 * b + i) : 2 * i;
@@ -161,19 +115,14 @@ void test_append(DType from, DType to, std::int64_t dim, bool paged, Random& num
         if (i == 3) continue;
         const std::int64_t slot = p.place(b, i), row = paged ? 0 : b;
         double top = 0;
-        for (std::int64_t k = 0; k < dim; ++k) top = std::max(top, std::abs(value(key.view, key.view.at(b, h, i, k))));
+        for (std::int64_t k = 0; k < dim; ++k) top = std::max(top, std::abs(value_at(key.view, b, h, i, k)));
         for (std::int64_t k = 0; k < dim; ++k) {
-          const double wanted = value(key.view, key.view.at(b, h, i, k));
-          const char* q = keys.view.at(row, h, slot, k);
-          double near = precision(to), got = 0;
-          if (is_scaled(to)) {
-            const double scale = cpu::read<float>(key_scales.view.at(row, h, slot));
-            got = scale * static_cast<double>(to == DType::int8 ? to_float(cpu::read<Int8>(q)) : to_float(cpu::read<Float8>(q)));
-            near = to == DType::int8 ? top / 253 : top / 15;
-          } else {
-            got = value(keys.view, q);
-          }
-          CHECK(std::abs(got - wanted) <= near);
+          const double wanted = value_at(key.view, b, h, i, k);
+          const double got = value_at(keys.view, row, h, slot, k);
+          if (is_scaled(to))
+            CHECK(std::abs(value_at(key_scales.view, row, h, slot) * got - wanted) <= (to == DType::int8 ? top / 253 : top / 15));
+          else
+            CHECK(std::abs(got - wanted) <= precision(to));
         }
       }
 }

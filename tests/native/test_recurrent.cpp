@@ -1,42 +1,14 @@
 // Recurrent layers against their equations in double, every array in a heap block of exactly its size: under
 // AddressSanitizer a read or write past an end is an error.
 
-#include <cstring>
-#include <memory>
 #include <vector>
 
+#include "arrays.h"
 #include "check.h"
 #include "cpu/operations.h"
 
 namespace regard::test {
 namespace {
-
-template <class T> struct Block {
-  std::unique_ptr<T[]> values;
-  Array view;
-
-  Block() = default;
-  Block(std::vector<std::int64_t> shape, Random& random) {
-    view.kind = Array::Kind::array;
-    view.dtype = dtype_of<T>();
-    view.writable = true;
-    view.rank = static_cast<int>(shape.size());
-    std::int64_t n = 1;
-    for (int a = view.rank - 1; a >= 0; --a) {
-      view.shape[a] = shape[static_cast<std::size_t>(a)];
-      view.stride[a] = n * static_cast<std::int64_t>(sizeof(T));
-      n *= view.shape[a];
-    }
-    values.reset(new T[static_cast<std::size_t>(n)]);
-    for (std::int64_t i = 0; i < n; ++i) values[static_cast<std::size_t>(i)] = static_cast<T>(random.uniform(-1, 1));
-    view.data = reinterpret_cast<char*>(values.get());
-  }
-  double operator()(std::int64_t i, std::int64_t j, std::int64_t k) const {
-    return values[static_cast<std::size_t>((i * view.shape[1] + j) * view.shape[2] + k)];
-  }
-  double operator()(std::int64_t i, std::int64_t j) const { return values[static_cast<std::size_t>(i * view.shape[1] + j)]; }
-  double operator()(std::int64_t i) const { return values[static_cast<std::size_t>(i)]; }
-};
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -44,10 +16,14 @@ template <class T>
 void test_layer(Cell cell, std::int64_t batch, std::int64_t length, std::int64_t features, std::int64_t hidden, bool reverse) {
   Random random(static_cast<std::uint64_t>(batch * 1000 + hidden));
   const std::int64_t rows = gates_of(cell) * hidden;
-  const Block<T> x({batch, length, features}, random), h0({1, batch, hidden}, random), c0({1, batch, hidden}, random);
-  const Block<T> w_input({rows, features}, random), w_hidden({rows, hidden}, random), b_input({rows}, random), b_hidden({rows}, random);
-  const Block<T> out({batch, length, hidden}, random), h_n({1, batch, hidden}, random), c_n({1, batch, hidden}, random);
-  const std::unique_ptr<std::int64_t[]> lengths(new std::int64_t[static_cast<std::size_t>(batch)]);
+  constexpr DType type = dtype_of<T>();
+  const Owned x = make(type, {batch, length, features}, random);
+  const Owned h0 = make(type, {1, batch, hidden}, random), c0 = make(type, {1, batch, hidden}, random);
+  const Owned w_input = make(type, {rows, features}, random), w_hidden = make(type, {rows, hidden}, random);
+  const Owned b_input = make(type, {rows}, random), b_hidden = make(type, {rows}, random);
+  const Owned out = make(type, {batch, length, hidden}, random);
+  const Owned h_n = make(type, {1, batch, hidden}, random), c_n = make(type, {1, batch, hidden}, random);
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(batch));
   for (std::int64_t b = 0; b < batch; ++b) lengths[static_cast<std::size_t>(b)] = (b * 7 + 3) % (length + 1);
 
   RecurrentProblem p;
@@ -55,12 +31,7 @@ void test_layer(Cell cell, std::int64_t batch, std::int64_t length, std::int64_t
   p.x = x.view;
   p.h0 = h0.view;
   if (cell == Cell::lstm) p.c0 = c0.view;
-  p.lengths.kind = Array::Kind::array;
-  p.lengths.dtype = DType::int64;
-  p.lengths.rank = 1;
-  p.lengths.shape[0] = batch;
-  p.lengths.stride[0] = sizeof(std::int64_t);
-  p.lengths.data = reinterpret_cast<char*>(lengths.get());
+  p.lengths = view_of(lengths, DType::int64, {batch});
   p.weights[0] = {w_input.view, w_hidden.view, b_input.view, b_hidden.view};
   p.reverse = reverse;
   if (!CHECK(!p.check())) return;
@@ -74,15 +45,15 @@ void test_layer(Cell cell, std::int64_t batch, std::int64_t length, std::int64_t
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t end = lengths[static_cast<std::size_t>(b)];
     for (std::int64_t j = 0; j < hidden; ++j) {
-      h[static_cast<std::size_t>(j)] = h0(0, b, j);
-      c[static_cast<std::size_t>(j)] = c0(0, b, j);
+      h[static_cast<std::size_t>(j)] = value_at(h0.view, 0, b, j);
+      c[static_cast<std::size_t>(j)] = value_at(c0.view, 0, b, j);
     }
     for (std::int64_t step = 0; step < end; ++step) {
       const std::int64_t t = reverse ? end - 1 - step : step;
       for (std::int64_t r = 0; r < rows; ++r) {
-        double from_x = b_input(r), from_h = b_hidden(r);
-        for (std::int64_t k = 0; k < features; ++k) from_x += w_input(r, k) * x(b, t, k);
-        for (std::int64_t k = 0; k < hidden; ++k) from_h += w_hidden(r, k) * h[static_cast<std::size_t>(k)];
+        double from_x = value_at(b_input.view, r), from_h = value_at(b_hidden.view, r);
+        for (std::int64_t k = 0; k < features; ++k) from_x += value_at(w_input.view, r, k) * value_at(x.view, b, t, k);
+        for (std::int64_t k = 0; k < hidden; ++k) from_h += value_at(w_hidden.view, r, k) * h[static_cast<std::size_t>(k)];
         a[static_cast<std::size_t>(r)] = from_x;
         s[static_cast<std::size_t>(r)] = from_h;
       }
@@ -98,13 +69,13 @@ void test_layer(Cell cell, std::int64_t batch, std::int64_t length, std::int64_t
           kept = sigmoid(sum(1)) * kept + sigmoid(sum(0)) * std::tanh(sum(2));
           state = sigmoid(sum(3)) * std::tanh(kept);
         }
-        CHECK(std::abs(out(b, t, j) - state) <= near);
+        CHECK(std::abs(value_at(out.view, b, t, j) - state) <= near);
       }
     }
     for (std::int64_t j = 0; j < hidden; ++j) {
-      CHECK(std::abs(h_n(0, b, j) - h[static_cast<std::size_t>(j)]) <= near);
-      if (cell == Cell::lstm) CHECK(std::abs(c_n(0, b, j) - c[static_cast<std::size_t>(j)]) <= near);
-      for (std::int64_t t = end; t < length; ++t) CHECK(out(b, t, j) == 0);
+      CHECK(std::abs(value_at(h_n.view, 0, b, j) - h[static_cast<std::size_t>(j)]) <= near);
+      if (cell == Cell::lstm) CHECK(std::abs(value_at(c_n.view, 0, b, j) - c[static_cast<std::size_t>(j)]) <= near);
+      for (std::int64_t t = end; t < length; ++t) CHECK(value_at(out.view, b, t, j) == 0);
     }
   }
 }

@@ -11,20 +11,6 @@
 namespace regard::test {
 namespace {
 
-template <class T> Array view_of(std::vector<T>& x, DType t, std::initializer_list<std::int64_t> shape) {
-  Array a;
-  a.kind = Array::Kind::array;
-  a.dtype = t;
-  a.data = reinterpret_cast<char*>(x.data());
-  for (const std::int64_t n : shape) a.shape[a.rank++] = n;
-  std::int64_t step = sizeof(T);
-  for (int i = a.rank - 1; i >= 0; --i) {
-    a.stride[i] = step;
-    step *= a.shape[i];
-  }
-  return a;
-}
-
 // Rows [start, start + n) of (total, heads, dim) as (1, heads, n, dim).
 Array rows_of(Array x, std::int64_t start, std::int64_t n) {
   x.data += start * x.stride[0];
@@ -47,10 +33,10 @@ void test_packed(DType t) {
   Random random(5);
   std::vector<std::int64_t> starts_q = {0, 5, 5, 6, 60};
   std::vector<std::int64_t> starts_kv = {0, 9, 10, 140, 190};
-  const Owned query = make(t, {60, 4, 19}, Strides::packed, random);
-  const Owned key = make(t, {190, 2, 19}, Strides::packed, random);
-  const Owned value = make(t, {190, 2, 33}, Strides::packed, random);
-  const Owned out = make(t, {60, 4, 33}, Strides::packed, random);
+  const Owned query = make(t, {60, 4, 19}, random);
+  const Owned key = make(t, {190, 2, 19}, random);
+  const Owned value = make(t, {190, 2, 33}, random);
+  const Owned out = make(t, {60, 4, 33}, random);
   AttentionProblem p;
   p.storage = Storage::packed;
   p.query = query.view;
@@ -66,7 +52,7 @@ void test_packed(DType t) {
   for (std::size_t b = 0; b + 1 < starts_q.size(); ++b) {
     const std::int64_t n = starts_q[b + 1] - starts_q[b];
     const std::int64_t m = starts_kv[b + 1] - starts_kv[b];
-    const Owned alone = make(t, {1, 4, n, 33}, Strides::packed, random);
+    const Owned alone = make(t, {1, 4, n, 33}, random);
     AttentionProblem one;
     one.query = rows_of(query.view, starts_q[b], n);
     one.key = rows_of(key.view, starts_kv[b], m);
@@ -88,11 +74,11 @@ void test_paged(DType stored, std::int64_t len_q, std::int64_t page_size) {
   std::vector<std::int32_t> table(batch * 11, -1);
   for (std::size_t k = 0; k < 10; ++k) table[k] = static_cast<std::int32_t>(29 - 2 * k);
   for (std::size_t k = 0; k < 7; ++k) table[11 + k] = static_cast<std::int32_t>(4 * k);
-  const Owned query = make(DType::float32, {batch, heads, len_q, dim}, Strides::packed, random);
-  const Owned key = make(stored, {pages, page_size, groups, dim}, Strides::packed, random);
-  const Owned value = make(stored, {pages, page_size, groups, dim}, Strides::packed, random);
-  const Owned scales = make(DType::float32, {pages, page_size, groups}, Strides::packed, random);
-  const Owned out = make(DType::float32, {batch, heads, len_q, dim}, Strides::packed, random);
+  const Owned query = make(DType::float32, {batch, heads, len_q, dim}, random);
+  const Owned key = make(stored, {pages, page_size, groups, dim}, random);
+  const Owned value = make(stored, {pages, page_size, groups, dim}, random);
+  const Owned scales = make(DType::float32, {pages, page_size, groups}, random);
+  const Owned out = make(DType::float32, {batch, heads, len_q, dim}, random);
   AttentionProblem p;
   p.storage = Storage::paged;
   p.query = query.view;
@@ -105,18 +91,18 @@ void test_paged(DType stored, std::int64_t len_q, std::int64_t page_size) {
   if (!CHECK(!p.check() && !p.check_outputs())) return;
   cpu::attention_forward(p);
 
-  const Owned gathered_key = make(DType::float32, {batch, groups, p.len_kv(), dim}, Strides::packed, random);
-  const Owned gathered_value = make(DType::float32, {batch, groups, p.len_kv(), dim}, Strides::packed, random);
+  const Owned gathered_key = make(DType::float32, {batch, groups, p.len_kv(), dim}, random);
+  const Owned gathered_value = make(DType::float32, {batch, groups, p.len_kv(), dim}, random);
   for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t g = 0; g < groups; ++g)
       for (std::int64_t j = 0; j < lengths[static_cast<std::size_t>(b)]; ++j)
         for (std::int64_t d = 0; d < dim; ++d) {
           const std::int64_t page = table[static_cast<std::size_t>(b * 11 + j / page_size)];
-          const double unit = is_scaled(stored) ? cpu::element(DType::float32, scales.view.at(page, j % page_size, g)) : 1.0;
-          put(DType::float32, gathered_key.view.at(b, g, j, d), unit * cpu::element(stored, key.view.at(page, j % page_size, g, d)));
-          put(DType::float32, gathered_value.view.at(b, g, j, d), unit * cpu::element(stored, value.view.at(page, j % page_size, g, d)));
+          const double unit = is_scaled(stored) ? value_at(scales.view, page, j % page_size, g) : 1.0;
+          put(DType::float32, gathered_key.view.at(b, g, j, d), unit * value_at(key.view, page, j % page_size, g, d));
+          put(DType::float32, gathered_value.view.at(b, g, j, d), unit * value_at(value.view, page, j % page_size, g, d));
         }
-  const Owned wanted = make(DType::float32, {batch, heads, len_q, dim}, Strides::packed, random);
+  const Owned wanted = make(DType::float32, {batch, heads, len_q, dim}, random);
   AttentionProblem plain;
   plain.query = query.view;
   plain.key = gathered_key.view;
@@ -137,7 +123,7 @@ void test_paged(DType stored, std::int64_t len_q, std::int64_t page_size) {
 
 void test_bad_indices() {
   Random random(3);
-  const Owned x = make(DType::float32, {8, 2, 4}, Strides::packed, random);
+  const Owned x = make(DType::float32, {8, 2, 4}, random);
   for (const std::vector<std::int64_t>& bad :
        {std::vector<std::int64_t>{1, 8}, {0, 9}, {0, 5, 4}, {0, -1, 3}, {0, INT64_MAX}, {0, INT64_MIN}}) {
     std::vector<std::int64_t> starts = bad;

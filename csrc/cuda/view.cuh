@@ -1,0 +1,42 @@
+// Arrays of up to four axes as kernels get them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/array.h"
+#include "cuda/types.cuh"
+
+namespace regard::cuda {
+
+struct View {
+  char* data;  // null: absent
+  std::int64_t stride[4];
+
+  template <class... Index> REGARD_DEVICE char* at(Index... index) const {
+    char* p = data;
+    int axis = 0;
+    ((p += static_cast<std::int64_t>(index) * stride[axis++]), ...);
+    return p;
+  }
+};
+
+// Data may be null where an array is empty: such views are never read, and must not look absent.
+inline View view_of(const Array& x) {
+  View v{};
+  if (!x.present()) return v;
+  static char nothing;
+  v.data = x.data != nullptr ? x.data : &nothing;
+  for (int a = 0; a < std::min(x.rank, 4); ++a) v.stride[a] = x.stride[a];
+  return v;
+}
+
+// Whether each row of the array starts at a multiple of 16 bytes and has no gaps.
+inline bool in_vectors(const Array& x) {
+  std::int64_t odd = reinterpret_cast<std::intptr_t>(x.data) % 16;
+  for (int axis = 0; axis < x.rank - 1; ++axis)
+    if (x.shape[axis] > 1) odd |= x.stride[axis] % 16;
+  return odd == 0 && x.stride[x.rank - 1] == size_of(x.dtype);
+}
+
+}  // namespace regard::cuda
