@@ -62,7 +62,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: Imported when first used, so that `import regard` stays light.
-_ON_DEMAND = ("nn", "reference", "onnx", "plot", "testing")
+_ON_DEMAND = ("nn", "reference", "onnx", "plot")
 
 
 def __getattr__(name: str) -> Any:

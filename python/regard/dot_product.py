@@ -103,7 +103,7 @@ def attention(
     out : array, (batch, heads, len_q, dim_v)
         Of the query's kind and dtype. A query that sees no key gives 0.
     lse : float32 array, (batch, heads, len_q)
-        Only with return_lse; -inf where a query sees no key.
+        Only with return_lse. Where a query sees no key: its sink, or -inf without one.
     weights : array, (batch, heads, len_q, len_kv)
         Only with return_weights; of the query's kind and dtype.
 
