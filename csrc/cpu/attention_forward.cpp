@@ -98,7 +98,7 @@ template <class T> class Blocks {
     const auto keys = w.scratch.template reserve<T>(kKeys * tiles_.key_row);
     const auto values = w.scratch.template reserve<T>(kKeys * value_row_);
     const auto scores = w.scratch.template reserve<T>(kKeys * kColumns);
-    const auto extra = w.scratch.template reserve<T>(round_up(kKeys, kW) * kColumns);
+    const auto extra = w.scratch.template reserve<T>(round_up(kKeys, kW));
     const auto staging = w.scratch.template reserve<T>(kColumns * w.tile.staging_row);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
     w.scratch.acquire();

@@ -48,7 +48,7 @@ template <class T> class Weights {
     const auto packed = scratch.template reserve<T>(p_.dim_qk() * kColumns);
     const auto keys = scratch.template reserve<T>(kKeys * tiles_.key_row);
     const auto scores = scratch.template reserve<T>(round_up(kKeys, kW) * kColumns);
-    const auto extra = scratch.template reserve<T>(round_up(kKeys, kW) * kColumns);
+    const auto extra = scratch.template reserve<T>(round_up(kKeys, kW));
     const auto staging = scratch.template reserve<T>(kColumns * w.staging_row);
     const auto rows = scratch.template reserve<T>(kColumns * row_);
     scratch.acquire();

@@ -41,6 +41,15 @@ template <class V> inline V tanh(V x) {
   return x < 0 ? -y : x == x ? y : x;
 }
 
+// The same bits, sooner where whole vectors are small: capped scores mostly are.
+inline Vec<double> tanh_of_small(Vec<double> x) { return tanh(x); }
+inline Vec<float> tanh_of_small(Vec<float> x) {
+  const Vec<float> a = abs(x);
+  if (!all_below(a, broadcast<Vec<float>>(0.625f))) return tanh(x);
+  const Vec<float> y = tanh_small(a);
+  return x < 0 ? -y : y;
+}
+
 // P(t) = (a + 3) exp(a^2) erfc(a) / 2 for a >= 0 at t = (a - 3) / (a + 3): smooth and of one size over the whole range,
 // so one polynomial serves it all. Highest power first; largest relative error 8.1e-9 (float), 2.0e-17 (double).
 template <class T> constexpr T kErfcx[] = {T(0)};

@@ -70,6 +70,11 @@ inline Double2 product_minus(Double2 a, Double2 b, Double2 n) {
   return product_minus_split(a, b, n, Bits{} + 0xfffffffff8000000u);
 }
 
+inline bool all_below(Float4 a, Float4 b) {
+  const Words below = a < b;
+  return (below[0] & below[1] & below[2] & below[3]) != 0;
+}
+
 // Adding and taking away 1.5 2^23 (2^52) rounds to a whole number wherever one can still be smaller than the step;
 // larger numbers are whole already.
 inline Float4 round_to_nearest(Float4 x) {
