@@ -55,11 +55,10 @@ void run_items(Call& call, std::int64_t items, Body body, void* context, bool ca
   current_call = &call;
   is_calling_thread = calling;
   try {
-    for (;;) {
-      const std::int64_t item = call.next.fetch_add(1, std::memory_order_relaxed);
-      if (item >= items || stop_requested()) break;
-      body(context, item);
-    }
+    std::int64_t item = call.next.fetch_add(1, std::memory_order_relaxed);
+    // The calling thread asks even where the others have left it nothing: of many short calls it may get no item for seconds.
+    if (item >= items) stop_requested();
+    for (; item < items && !stop_requested(); item = call.next.fetch_add(1, std::memory_order_relaxed)) body(context, item);
   } catch (...) {
     if (!call.failed.exchange(true)) call.failure = std::current_exception();
     call.stop = true;

@@ -1,4 +1,4 @@
-// Shared by the operations that weigh a map's channels, its positions, or both:
+// The operations that weigh a map's channels, its positions, or both:
 //
 //   for each image:
 //     pool:      means (and maxima) of the channels                      reads the map
@@ -9,7 +9,14 @@
 //
 // A small image is one thread's work from beginning to end, and so are large ones of which every thread has as many;
 // else the pieces of a large image are shared out (stages.h). Both make the same sums.
-#pragma once
+//
+// squeeze_excitation  weights = gate(W_expand act(W_reduce mean + b_reduce) + b_expand); Hu, Shen & Sun,
+//                     "Squeeze-and-Excitation Networks" (2018). ECA (Wang et al., "ECA-Net", 2020) has a convolution over
+//                     channels in the two matrices' place.
+// channel_attention   weights = gate(network(mean) + network(maximum)); Woo, Park, Lee & Kweon, "CBAM: Convolutional
+//                     Block Attention Module" (2018), section 3.1
+// spatial_attention   section 3.2: weights are 1
+// cbam                both. x * weights is never written: its statistics and out are computed from x, in three passes.
 
 #include "cpu/excitation.h"
 #include "cpu/operations.h"
@@ -21,6 +28,7 @@
 #include "cpu/stages.h"
 
 namespace regard::cpu {
+namespace {
 
 // Up to here an image's map and its result fit a 1 MiB L2 together.
 constexpr std::int64_t kSmallImage = std::int64_t{512} << 10;
@@ -33,12 +41,19 @@ constexpr std::int64_t kSharedCache = std::int64_t{16} << 20;
 // What a stage does to an element, in parallel_for's operations of some 20 ps: 8x256x7x7 takes 25 us of two stages.
 constexpr double kWorkAnElement = 6;
 
-template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
+template <class S, class T> class MapAttention {
   static constexpr int kW = kWidth<T>;
 
  public:
-  explicit MapAttention(const ChannelProblem& p)
-      : p_(p), x_(map_of(p.x)), out_(map_of(p.out)), cut_(x_, sizeof(S), kBlock<T>), network_(p), convolution_(p, network_.gate()) {
+  MapAttention(const ChannelProblem& p, bool with_max)
+      : p_(p),
+        with_max_(with_max),
+        spatial_(p.spatial()),
+        x_(map_of(p.x)),
+        out_(map_of(p.out)),
+        cut_(x_, sizeof(S), kBlock<T>),
+        network_(p),
+        convolution_(p, network_.gate()) {
     const std::int64_t n = x_.positions;
     chunks_ = (n + kChunk<T> - 1) / kChunk<T>;
     chunk_ = chunks_ > 0 ? whole_vectors((n + chunks_ - 1) / chunks_, kW) : 0;
@@ -46,7 +61,7 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     rows_ = whole_vectors(std::max<std::int64_t>(1, 4096 / std::max<std::int64_t>(1, x_.width)), PlaneConvolution<S, T>::kRows);
     row_pieces_ = (p.x.shape[2] + rows_ - 1) / rows_;
     if (p.excitation != Excitation::none) stages_[count_++] = Stage::pool;
-    if (Spatial) {
+    if (spatial_) {
       stages_[count_++] = Stage::describe;
       stages_[count_++] = Stage::convolve;
     }
@@ -115,9 +130,9 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     const std::int64_t partials = pooled ? whole_vectors(x_.channels * Partials<T>::count(x_), kW) : 0;
     const std::int64_t weights = whole_vectors(x_.channels, kW);
     const std::int64_t means = weights + 2 * network_.margin();
-    const std::int64_t planes = Spatial ? whole_vectors(2 * convolution_.padded_plane() + kW, kW) : 0;
-    const std::int64_t gates = Spatial ? whole_vectors(x_.positions, kW) : 0;
-    b.size = (WithMax ? 2 : 1) * (partials + means) + network_.room() + weights + planes + gates;
+    const std::int64_t planes = spatial_ ? whole_vectors(2 * convolution_.padded_plane() + kW, kW) : 0;
+    const std::int64_t gates = spatial_ ? whole_vectors(x_.positions, kW) : 0;
+    b.size = (with_max_ ? 2 : 1) * (partials + means) + network_.room() + weights + planes + gates;
     const auto all = b.scratch.template reserve<T>(sets * b.size);
     b.scratch.acquire();
     T* next = b.scratch.template at<T>(all);
@@ -129,9 +144,9 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     };
     Values& v = b.first;
     v.sums = part(partials);
-    v.maxima = WithMax ? part(partials) : v.sums;
+    v.maxima = with_max_ ? part(partials) : v.sums;
     v.mean = part(means) + network_.margin();
-    v.maximum = WithMax ? part(means) + network_.margin() : v.mean;
+    v.maximum = with_max_ ? part(means) + network_.margin() : v.mean;
     v.room = part(network_.room());
     v.weights = part(weights);
     v.planes = part(planes);
@@ -147,24 +162,29 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
   void piece(const Values& v, std::int64_t i, Stage stage, std::int64_t k) const {
     const Map x = image(x_, p_.x, i);
     switch (stage) {
-      case Stage::pool: PoolMap<S, T, WithMax>::piece(x, cut_[k], partials(v)); break;
-      case Stage::describe:
-        if constexpr (Spatial) describe(x, v, k);
+      case Stage::pool:
+        with_max_ ? PoolMap<S, T, true>::piece(x, cut_[k], partials(v)) : PoolMap<S, T, false>::piece(x, cut_[k], partials(v));
         break;
-      case Stage::convolve:
-        if constexpr (Spatial) convolution_.rows(v.planes, k * rows_, std::min((k + 1) * rows_, p_.x.shape[2]), v.gates);
-        break;
+      case Stage::describe: describe(x, v, k); break;
+      case Stage::convolve: convolution_.rows(v.planes, k * rows_, std::min((k + 1) * rows_, p_.x.shape[2]), v.gates); break;
       case Stage::rescale:
         // Backwards: what was read last is nearest.
-        ScaleMap<S, T, Spatial>::piece(x, image(out_, p_.out, i), cut_[cut_.pieces() - 1 - k], v.weights, v.gates);
+        rescale(x, image(out_, p_.out, i), cut_[cut_.pieces() - 1 - k], v);
         break;
     }
   }
 
+  void rescale(const Map& x, const Map& out, const Piece& piece, const Values& v) const {
+    if (spatial_)
+      ScaleMap<S, T, true>::piece(x, out, piece, v.weights, v.gates);
+    else
+      ScaleMap<S, T, false>::piece(x, out, piece, v.weights, nullptr);
+  }
+
   void finish(const Values& v, std::int64_t i, Stage stage) const {
     if (stage != Stage::pool) return;
-    totals<S, T>(image(x_, p_.x, i), partials(v), 0, x_.channels, v.mean, WithMax ? v.maximum : nullptr);
-    network_.weigh(v.mean, WithMax ? v.maximum : nullptr, v.room, v.weights);
+    totals<S, T>(image(x_, p_.x, i), partials(v), 0, x_.channels, v.mean, with_max_ ? v.maximum : nullptr);
+    network_.weigh(v.mean, with_max_ ? v.maximum : nullptr, v.room, v.weights);
   }
 
   void describe(const Map& x, const Values& v, std::int64_t k) const {
@@ -182,9 +202,11 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
     m.data += i * a.stride[0];
     return m;
   }
-  Partials<T> partials(const Values& v) const { return Partials<T>(x_, v.sums, WithMax ? v.maxima : nullptr); }
+  Partials<T> partials(const Values& v) const { return Partials<T>(x_, v.sums, with_max_ ? v.maxima : nullptr); }
 
   const ChannelProblem& p_;
+  bool with_max_;
+  bool spatial_;
   Map x_;
   Map out_;
   Cut cut_;
@@ -197,12 +219,21 @@ template <class S, class T, bool WithMax, bool Spatial> class MapAttention {
 };
 
 // `at` is the operation, for rehearsals.
-template <bool WithMax, bool Spatial>
-inline void map_attention(const ChannelProblem& p, std::source_location at = std::source_location::current()) {
+void map_attention(const ChannelProblem& p, bool with_max, std::source_location at = std::source_location::current()) {
   with_compute(p.x.dtype, [&](auto t) {
     using T = decltype(t);
-    with_storage<T>(p.x.dtype, [&](auto s) { MapAttention<decltype(s), T, WithMax, Spatial>(p).run(at); });
+    with_storage<T>(p.x.dtype, [&](auto s) { MapAttention<decltype(s), T>(p, with_max).run(at); });
   });
 }
+
+}  // namespace
+
+void squeeze_excitation(const ChannelProblem& problem) { map_attention(problem, false); }
+
+void channel_attention(const ChannelProblem& problem) { map_attention(problem, true); }
+
+void spatial_attention(const ChannelProblem& problem) { map_attention(problem, false); }
+
+void cbam(const ChannelProblem& problem) { map_attention(problem, true); }
 
 }  // namespace regard::cpu
