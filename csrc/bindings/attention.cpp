@@ -28,7 +28,7 @@ BlockMask block_mask_of(const py::object& x) {
 }
 
 void set_options(AttentionProblem& p, const Options& o, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
-                 int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed) {
+                 int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, int precision) {
   p.mask = o.mask;
   p.bias = o.bias;
   p.alibi_slopes = o.alibi_slopes;
@@ -36,7 +36,7 @@ void set_options(AttentionProblem& p, const Options& o, const py::object& block_
   p.query_lengths = o.query_lengths;
   p.key_lengths = o.key_lengths;
   p.block_mask = block_mask_of(block_mask);
-  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed);
+  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed, precision);
 }
 
 // Checks, allocates what is missing, computes: [out, lse, weights], the last two where asked for.
@@ -83,7 +83,7 @@ py::object attend(AttentionProblem& p, const py::object& query, const py::object
 py::object attention(const py::object& query, const Array& key, const Array& value, const Array& mask, const Array& bias,
                      const Array& alibi_slopes, const Array& sinks, const Array& query_lengths, const Array& key_lengths,
                      const py::object& out, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
-                     int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, bool sequence_first,
+                     int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, int precision, bool sequence_first,
                      bool return_lse, bool return_weights) {
   AttentionProblem p;
   p.query = py::cast<Array>(query);
@@ -91,7 +91,7 @@ py::object attention(const py::object& query, const Array& key, const Array& val
   p.value = value;
   p.out = py::cast<Array>(out);
   set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
-              softcap, dropout_p, seed);
+              softcap, dropout_p, seed, precision);
   if (sequence_first) p.swap_sequence_and_heads();
   return attend(p, query, out, sequence_first, return_lse, return_weights);
 }
@@ -100,7 +100,7 @@ py::object attention_varlen(const py::object& query, const Array& key, const Arr
                             const Array& cu_seqlens_kv, const Array& mask, const Array& bias, const Array& alibi_slopes, const Array& sinks,
                             const Array& query_lengths, const Array& key_lengths, const py::object& out, const py::object& block_mask,
                             std::int64_t window_left, std::int64_t window_right, int alignment, double scale, double softcap,
-                            double dropout_p, std::uint64_t seed, bool return_lse, bool return_weights) {
+                            double dropout_p, std::uint64_t seed, int precision, bool return_lse, bool return_weights) {
   AttentionProblem p;
   p.storage = Storage::packed;
   p.query = py::cast<Array>(query);
@@ -110,7 +110,7 @@ py::object attention_varlen(const py::object& query, const Array& key, const Arr
   p.cu_seqlens_kv = cu_seqlens_kv;
   p.out = py::cast<Array>(out);
   set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
-              softcap, dropout_p, seed);
+              softcap, dropout_p, seed, precision);
   return attend(p, query, out, false, return_lse, return_weights);
 }
 
@@ -118,8 +118,8 @@ py::object attention_paged(const py::object& query, const Array& key_pages, cons
                            const Array& key_scales, const Array& value_scales, const Array& mask, const Array& bias,
                            const Array& alibi_slopes, const Array& sinks, const Array& query_lengths, const Array& key_lengths,
                            const py::object& out, const py::object& block_mask, std::int64_t window_left, std::int64_t window_right,
-                           int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, bool sequence_first,
-                           bool return_lse, bool return_weights) {
+                           int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed, int precision,
+                           bool sequence_first, bool return_lse, bool return_weights) {
   AttentionProblem p;
   p.storage = Storage::paged;
   p.query = py::cast<Array>(query);
@@ -130,7 +130,7 @@ py::object attention_paged(const py::object& query, const Array& key_pages, cons
   p.value_scales = value_scales;
   p.out = py::cast<Array>(out);
   set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, block_mask, window_left, window_right, alignment, scale,
-              softcap, dropout_p, seed);
+              softcap, dropout_p, seed, precision);
   if (sequence_first)
     for (Array* x : {&p.query, &p.out})
       if (x->rank == 4) x->swap_axes(1, 2);
@@ -144,7 +144,7 @@ py::object attention_scores(const py::object& query, const Array& key, const Arr
   p.query = py::cast<Array>(query);
   p.key = p.value = key;
   set_options(p, {mask, bias, alibi_slopes, sinks, query_lengths, key_lengths}, py::none(), window_left, window_right, alignment, scale,
-              softcap, 0, 0);
+              softcap, 0, 0, 0);
   if (const Refusal r = p.check()) return refused(r);
   py::list outputs;
   p.weights.dtype = p.query.dtype;
@@ -159,17 +159,17 @@ void bind_attention(py::module_& m) {
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
         py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
-        py::arg("seed"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
+        py::arg("seed"), py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
   m.def("attention_varlen", &attention_varlen, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_kv"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"),
         py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"), py::arg("window_right"),
-        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"), py::arg("seed"), py::arg("return_lse"),
-        py::arg("return_weights"));
+        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"), py::arg("seed"), py::arg("precision"),
+        py::arg("return_lse"), py::arg("return_weights"));
   m.def("attention_paged", &attention_paged, py::arg("query"), py::arg("key_pages"), py::arg("value_pages"), py::arg("page_table"),
         py::arg("key_scales"), py::arg("value_scales"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"),
         py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"),
         py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"), py::arg("seed"),
-        py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
+        py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
   m.def("attention_scores", &attention_scores, py::arg("query"), py::arg("key"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"),
         py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("window_left"), py::arg("window_right"),
         py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"));

@@ -1,5 +1,6 @@
 #include "cpu/ceilings.h"
 
+#include <stdexcept>
 #include <string>
 
 #include "bindings/call.h"
@@ -17,6 +18,14 @@ double measure_fma(double seconds) {
   check_seconds(seconds);
   double rate = 0;
   without_gil([&] { rate = cpu::measure_fma(seconds); });
+  return rate;
+}
+
+double measure_tiles(double seconds) {
+  check_seconds(seconds);
+  if (!cpu::has_tiles()) throw std::runtime_error("measure_tiles: this instruction set has no matrix tiles (only amx has them)");
+  double rate = 0;
+  without_gil([&] { rate = cpu::measure_tiles(seconds); });
   return rate;
 }
 
@@ -39,6 +48,8 @@ double measure_read(std::int64_t bytes, double seconds) {
 
 void bind_ceilings(py::module_& m) {
   m.attr("openmp") = cpu::openmp_date();
+  m.attr("tiles") = cpu::has_tiles();
+  m.def("measure_tiles", &measure_tiles, py::arg("seconds"));
   m.def("measure_fma", &measure_fma, py::arg("seconds"));
   m.def("measure_exp", &measure_exp, py::arg("seconds"));
   m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("seconds"));

@@ -33,7 +33,8 @@ py::object attention(const py::object& query, const py::object& key, const py::o
                      const py::object& bias, const py::object& alibi_slopes, const py::object& sinks, const py::object& query_lengths,
                      const py::object& key_lengths, const py::object& out, const py::object& block_mask, std::int64_t window_left,
                      std::int64_t window_right, int alignment, double scale, double softcap, double dropout_p, std::uint64_t seed,
-                     bool sequence_first, bool return_lse, bool return_weights, std::uintptr_t stream, const py::function& allocate) {
+                     int precision, bool sequence_first, bool return_lse, bool return_weights, std::uintptr_t stream,
+                     const py::function& allocate) {
   require_kernel(block_mask.is_none(), "attention: a BlockMask as mask");
   require_kernel(!return_weights, "attention: return_weights");
   DeviceCall call(stream, allocate);
@@ -51,7 +52,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   if (call.refusal) return refused(call.refusal);
   p.query_lengths = queries.host;
   p.key_lengths = keys.host;
-  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed);
+  set_numbers(p, window_left, window_right, alignment, scale, softcap, dropout_p, seed, precision);
   if (sequence_first) p.swap_sequence_and_heads();
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
@@ -94,8 +95,8 @@ void bind_cuda(py::module_& m) {
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
         py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
-        py::arg("seed"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"), py::arg("stream"),
-        py::arg("allocate"));
+        py::arg("seed"), py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"),
+        py::arg("stream"), py::arg("allocate"));
   bind_cuda_channel(m);
   bind_cuda_dense(m);
 }

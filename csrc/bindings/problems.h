@@ -16,13 +16,14 @@ namespace py = pybind11;
 inline py::object refused(const Refusal& r) { return py::make_tuple(r.rule, r.argument, r.entry); }
 
 inline void set_numbers(AttentionProblem& p, std::int64_t window_left, std::int64_t window_right, int alignment, double scale,
-                        double softcap, double dropout_p, std::uint64_t seed) {
+                        double softcap, double dropout_p, std::uint64_t seed, int precision) {
   p.window_left = window_left;
   p.window_right = window_right;
   p.alignment = static_cast<Alignment>(alignment);
   p.scale = scale;
   p.softcap = softcap;
   p.dropout = {dropout_p, seed};
+  p.precision = static_cast<Precision>(precision);
 }
 
 // Excitation, activation and gate as Python counts them.

@@ -26,6 +26,9 @@ struct Place {
   std::int64_t position;
 };
 
+// How float32 products may be computed: with float32's accuracy, with operands of 16 bits, or of 8.
+enum class Precision : std::uint8_t { highest, high, medium };
+
 // What becomes of a score, step by step.
 enum class Stage : std::uint8_t { scaled, capped, masked, weights };
 
@@ -56,6 +59,7 @@ struct AttentionProblem {
   Alignment alignment = Alignment::unspecified;
   double scale = 1;
   double softcap = 0;  // 0: none
+  Precision precision = Precision::highest;
 
   // Checked copies of the index arrays. Ends are lengths of sequences; empty: all full.
   std::vector<std::int64_t> query_ends;

@@ -12,29 +12,58 @@
 // calculation for softmax" (2018); tiling with it, Dao, "FlashAttention-2" (2023).
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <vector>
 
 #include "cpu/attention_output.h"
 #include "cpu/attention_rows.h"
 #include "cpu/attention_scores.h"
+#include "cpu/attention_vector.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
+#include "cpu/tile_amx.h"
+#ifdef REGARD_MATRIX_TILES
+#include "cpu/attention_matrix.h"
+#endif
 
 namespace regard::cpu {
 namespace {
 
-template <class T> class Blocks {
+// A tile's part in the overlap of products and softmax: pieces of the products, given out between vectors of the softmax.
+template <class F> class Pieces {
+ public:
+  Pieces(int count, int pauses, F run) : count_(count), pauses_(pauses), run_(run) {}
+  // As many pieces a pause as spread them evenly.
+  void pause() {
+    ++pause_;
+    while (next_ < count_ && next_ * pauses_ < pause_ * count_) run_(next_++);
+  }
+  void finish() {
+    while (next_ < count_) run_(next_++);
+  }
+
+ private:
+  int count_;
+  int pauses_;
+  F run_;
+  int next_ = 0;
+  int pause_ = 0;
+};
+
+// Products is one of attention_vector.h and attention_matrix.h: which one depends on the problem's dtype and dimensions.
+template <class T, class Products> class Blocks {
   using V = Vec<T>;
-  static constexpr int kColumns = Tile<T>::kColumns;
+  static constexpr int kColumns = Products::kColumns;
   static constexpr int kW = kWidth<T>;
+  static constexpr int kVectors = kColumns / kW;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
  public:
-  Blocks(const AttentionProblem& problem, const AttentionOutput<T>& output) : p_(problem), tiles_(problem), output_(output) {
+  Blocks(const AttentionProblem& problem, const AttentionOutput<T>& output)
+      : p_(problem), tiles_(problem), products_(problem, tiles_), output_(output) {
     most_ = queries_per_item(std::max(p_.dim_qk(), p_.dim_v()));
-    dim_v_padded_ = round_up(p_.dim_v(), Tile<T>::kRows);
-    value_row_ = row_length<T>(dim_v_padded_);
+    dim_v_padded_ = round_up(p_.dim_v(), Products::kRows);
   }
 
   QueryBlocks cut(std::int64_t queries) const { return {queries, p_.block_mask.block_q, most_, kW}; }
@@ -46,6 +75,7 @@ template <class T> class Blocks {
     if (i0 >= i1) return;
     Buffers w;
     take_buffers(w, i1 - i0);
+    [[maybe_unused]] const typename Products::Unit unit;
     const SequenceMask sequence = p_.sequence(b);
     const auto tile_at = [&](std::int64_t i, std::int64_t j0, int keys) {
       const int queries = static_cast<int>(std::min<std::int64_t>(kColumns, i1 - i));
@@ -60,7 +90,9 @@ template <class T> class Blocks {
         const std::int64_t first = p_.block_mask.present() ? std::max(j0, seen.first) : j0;
         const std::int64_t end = p_.block_mask.present() ? seen.last : sequence.len_kv;
         const int keys = static_cast<int>(std::min<std::int64_t>(j0 + kKeys, end) - first);
-        read_block(w, b, h, first, keys);
+        products_.read_block(w.products, w.tile, b, h, first, keys);
+        std::array<IndexedTile, kMostTiles> seeing;
+        int count = 0;
         for (std::int64_t i = i0; i < i1; i += kColumns) {
           TileOf tile = tile_at(i, first, keys);
           const KeyRange any = sequence.seen_by_any(i, i + tile.queries);
@@ -69,88 +101,121 @@ template <class T> class Blocks {
           tile.row = static_cast<int>(std::max<std::int64_t>(any.first - first, 0)) / kChain * kChain;
           tile.j0 = first + tile.row;
           tile.keys = static_cast<int>(std::min<std::int64_t>(any.last - tile.j0, keys - tile.row));
-          run_tile(w, sequence, tile, (i - i0) / kColumns);
+          seeing[static_cast<std::size_t>(count++)] = {tile, (i - i0) / kColumns};
         }
+        if constexpr (Products::kOverlaps)
+          run_overlapped(w, sequence, seeing.data(), count);
+        else
+          for (int n = 0; n < count; ++n) run_tile(w, sequence, seeing[static_cast<std::size_t>(n)]);
       }
     });
     for (std::int64_t i = i0; i < i1; i += kColumns) finish_tile(w, tile_at(i, 0, 0), (i - i0) / kColumns);
   }
 
  private:
+  static constexpr int kSlots = Products::kOverlaps ? 2 : 1;  // tiles in flight
+  static constexpr std::size_t kMostTiles = queries_per_item(1) / kColumns + 1;
+
+  struct IndexedTile {
+    TileOf tile;
+    std::int64_t index;  // in the item
+  };
+
   struct Buffers {
     Scratch scratch;
-    typename ScoreTiles<T>::Buffers tile;
-    T* queries;         // [tiles][dim_qk][kColumns]
+    typename Products::Memory products;
+    typename Products::Buffers tile;
+    T* scores[kSlots];  // [kKeys][kColumns]
     T* output;          // [tiles][dim_v_padded][kColumns]
     T* max;             // [tiles][kColumns], of the scores as the tiles hold them
     T* sum;             // [tiles][kColumns]
-    T* values;          // [kKeys][value_row]
     double* plain_row;  // [dim_v]
   };
 
   void take_buffers(Buffers& w, std::int64_t block) const {
     const std::int64_t tiles = (block + kColumns - 1) / kColumns;
-    w.tile.staging_row = std::max({tiles_.key_row, value_row_, row_length<T>(kKeys)});
-    const auto queries = w.scratch.template reserve<T>(tiles * p_.dim_qk() * kColumns);
+    w.tile.staging_row = std::max(products_.staging_row(), row_length<T>(kKeys));
+    products_.reserve(w.scratch, tiles, w.products);
     const auto output = w.scratch.template reserve<T>(tiles * dim_v_padded_ * kColumns);
     const auto max = w.scratch.template reserve<T>(tiles * kColumns);
     const auto sum = w.scratch.template reserve<T>(tiles * kColumns);
-    const auto keys = w.scratch.template reserve<T>(kKeys * tiles_.key_row);
-    const auto values = w.scratch.template reserve<T>(kKeys * value_row_);
-    const auto scores = w.scratch.template reserve<T>(kKeys * kColumns);
+    const auto scores = w.scratch.template reserve<T>(kSlots * kKeys * kColumns);
     const auto extra = w.scratch.template reserve<T>(round_up(kKeys, kW));
     const auto staging = w.scratch.template reserve<T>(kColumns * w.tile.staging_row);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
     w.scratch.acquire();
-    w.queries = w.scratch.template at<T>(queries);
+    products_.place(w.scratch, w.products, w.tile);
     w.output = w.scratch.template at<T>(output);
     w.max = w.scratch.template at<T>(max);
     w.sum = w.scratch.template at<T>(sum);
-    w.tile.keys = w.scratch.template at<T>(keys);
-    w.values = w.scratch.template at<T>(values);
-    w.tile.scores = w.scratch.template at<T>(scores);
+    for (int n = 0; n < kSlots; ++n) w.scores[n] = w.scratch.template at<T>(scores) + n * kKeys * kColumns;
+    w.tile.scores = w.scores[0];
     w.tile.extra = w.scratch.template at<T>(extra);
     w.tile.staging = w.scratch.template at<T>(staging);
     w.plain_row = w.scratch.template at<double>(plain_row);
   }
 
+  T* output_of(const Buffers& w, std::int64_t index) const { return w.output + index * dim_v_padded_ * kColumns; }
+
   // The softmax's state before any key.
   void start_tile(Buffers& w, const TileOf& t, std::int64_t index) const {
-    tiles_.read_queries(w.tile, t, w.queries + index * p_.dim_qk() * kColumns);
-    std::fill_n(w.output + index * dim_v_padded_ * kColumns, dim_v_padded_ * kColumns, T(0));
+    products_.read_queries(w.products, w.tile, t, index);
+    std::fill_n(output_of(w, index), dim_v_padded_ * kColumns, T(0));
     const bool sink = p_.sinks.present();
     const T start = sink ? static_cast<T>(read<float>(p_.sinks.at(t.h))) : -kInfinity;
     std::fill_n(w.max + index * kColumns, kColumns, start);
     std::fill_n(w.sum + index * kColumns, kColumns, start > -kInfinity ? T(1) : T(0));
   }
 
-  // K and V of one block as contiguous compute values, padded with zeros to whole register tiles.
-  void read_block(Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys) const {
-    tiles_.read_keys(w.tile, b, h, j0, keys);
-    for (int r = 0; r < keys; ++r) {
-      T* const value = w.values + r * value_row_;
-      tiles_.read_stored(p_.value, p_.value_scales, b, h, j0 + r, p_.dim_v(), value);
-      std::fill(value + p_.dim_v(), value + dim_v_padded_, T(0));
-    }
+  void run_tile(Buffers& w, const SequenceMask& sequence, const IndexedTile& n) const {
+    products_.multiply_keys(w.products, w.tile, n.tile, n.index);
+    tiles_.edit(w.tile, sequence, n.tile);
+    V alpha[kVectors];
+    softmax(w, n, alpha, kKeys, [] {});
+    if (p_.dropout.present()) tiles_.apply_dropout(w.tile, n.tile);
+    products_.add_values(w.products, w.tile, n.tile, output_of(w, n.index), alpha);
   }
 
-  void run_tile(Buffers& w, const SequenceMask& sequence, const TileOf& t, std::int64_t index) const {
-    tiles_.multiply_keys(w.tile, t, w.queries + index * p_.dim_qk() * kColumns);
-    tiles_.edit(w.tile, sequence, t);
-    V alpha[Tile<T>::kVectors];
-    softmax(w, t, index, alpha);
-    if (p_.dropout.present()) tiles_.apply_dropout(w.tile, t);
-    multiply<T, Left::rows_contiguous>(w.values + t.row * value_row_, value_row_, w.tile.scores, kColumns,
-                                       w.output + index * dim_v_padded_ * kColumns, kColumns, static_cast<int>(dim_v_padded_), t.vectors,
-                                       t.keys, alpha);
+  // The same for all tiles that see a block of keys. While one's softmax runs, the matrix unit has the last one's weights
+  // times V, and the next one's scores.
+  void run_overlapped(Buffers& w, const SequenceMask& sequence, const IndexedTile* tiles, int count) const {
+    constexpr int step = 16;  // rows of the softmax between two pauses
+    V alpha[2][kVectors];
+    const auto multiply_keys = [&](int n, int piece) {
+      products_.multiply_keys(w.products, w.scores[n & 1], tiles[n].tile, tiles[n].index, piece);
+    };
+    const auto add_values = [&](int n, int piece) {
+      products_.add_values(w.products, tiles[n].tile, output_of(w, tiles[n].index), alpha[n & 1], piece);
+    };
+    for (int piece = 0; count > 0 && piece < products_.key_pieces(tiles[0].tile); ++piece) multiply_keys(0, piece);
+    for (int n = 0; n < count; ++n) {
+      const TileOf& t = tiles[n].tile;
+      w.tile.scores = w.scores[n & 1];
+      tiles_.edit(w.tile, sequence, t);
+      const int before = n > 0 ? products_.value_pieces() : 0;
+      const int after = n + 1 < count ? products_.key_pieces(tiles[n + 1].tile) : 0;
+      Pieces pieces(before + after, t.vectors * ((t.keys + step - 1) / step), [&](int piece) {
+        if (piece < before)
+          add_values(n - 1, piece);
+        else
+          multiply_keys(n + 1, piece - before);
+      });
+      softmax(w, tiles[n], alpha[n & 1], step, [&] { pieces.pause(); });
+      pieces.finish();
+      if (p_.dropout.present()) tiles_.apply_dropout(w.tile, t);
+      products_.take_weights(w.products, w.tile.scores, t);
+    }
+    for (int piece = 0; count > 0 && piece < products_.value_pieces(); ++piece) add_values(count - 1, piece);
   }
 
   // One block of the online softmax, down the columns: scores become weights relative to the new max.
-  void softmax(Buffers& w, const TileOf& t, std::int64_t index, V* alpha) const {
+  // pause() is called every `step` rows.
+  template <class F> void softmax(Buffers& w, const IndexedTile& n, V* alpha, int step, F&& pause) const {
+    const TileOf& t = n.tile;
     for (int v = 0; v < t.vectors; ++v) {
       T* const column = w.tile.scores + v * kW;
-      T* const max_at = w.max + index * kColumns + v * kW;
-      T* const sum_at = w.sum + index * kColumns + v * kW;
+      T* const max_at = w.max + n.index * kColumns + v * kW;
+      T* const sum_at = w.sum + n.index * kColumns + v * kW;
       const V before = load<V>(max_at);
       V m = before;
       V odd = m;
@@ -168,10 +233,13 @@ template <class T> class Blocks {
       const V low = broadcast<V>(tiles_.factors.exp_low);
       const V base = m == -kInfinity ? V{} : m;
       V sum{};
-      for (r = 0; r < t.keys; ++r) {
-        const V weight = exp2_scaled(load<V>(column + r * kColumns) - base, high, low);
-        sum += weight;
-        store(column + r * kColumns, weight);
+      for (r = 0; r < t.keys;) {
+        for (const int end = std::min(r + step, t.keys); r < end; ++r) {
+          const V weight = exp2_scaled(load<V>(column + r * kColumns) - base, high, low);
+          sum += weight;
+          store(column + r * kColumns, weight);
+        }
+        pause();
       }
       alpha[v] = exp2_scaled(before - base, high, low);
       store(sum_at, fma(load<V>(sum_at), alpha[v], sum));
@@ -179,7 +247,7 @@ template <class T> class Blocks {
   }
 
   void finish_tile(Buffers& w, const TileOf& t, std::int64_t index) const {
-    T* const out = w.output + index * dim_v_padded_ * kColumns;
+    T* const out = output_of(w, index);
     const T* const max = w.max + index * kColumns;
     const T* const sum = w.sum + index * kColumns;
     alignas(64) T bad[kColumns];
@@ -213,15 +281,15 @@ template <class T> class Blocks {
   }
 
   const AttentionProblem& p_;
-  ScoreTiles<T> tiles_;
+  typename Products::Scores tiles_;
+  Products products_;
   const AttentionOutput<T>& output_;
   std::int64_t most_;
   std::int64_t dim_v_padded_;
-  std::int64_t value_row_;
 };
 
 // Cuts the batch into items of both paths and runs them.
-template <class T> class Forward {
+template <class T, class Products> class Forward {
  public:
   explicit Forward(const AttentionProblem& problem) : p_(problem), output_(problem), blocks_(problem, output_), rows_(problem, output_) {}
 
@@ -273,7 +341,7 @@ template <class T> class Forward {
 
   const AttentionProblem& p_;
   AttentionOutput<T> output_;
-  Blocks<T> blocks_;
+  Blocks<T, Products> blocks_;
   Rows<T> rows_;
   std::vector<std::int64_t> ends_;
   double work_ = 0;
@@ -283,7 +351,10 @@ template <class T> class Forward {
 }  // namespace
 
 void attention_forward(const AttentionProblem& problem) {
-  with_compute(problem.query.dtype, [&](auto t) { Forward<decltype(t)>(problem).run(); });
+#ifdef REGARD_MATRIX_TILES
+  if (with_matrix_products(problem, [&](auto split) { Forward<float, MatrixProducts<decltype(split)>>(problem).run(); })) return;
+#endif
+  with_compute(problem.query.dtype, [&](auto t) { Forward<decltype(t), VectorProducts<decltype(t)>>(problem).run(); });
 }
 
 }  // namespace regard::cpu

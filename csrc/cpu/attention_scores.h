@@ -69,9 +69,9 @@ struct TileOf {
 };
 
 // Fills and edits tiles of scores: S[key][query], kColumns across.
-template <class T> class ScoreTiles {
+template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   using V = Vec<T>;
-  static constexpr int kColumns = Tile<T>::kColumns;
+  static constexpr int kColumns = Columns;
   static constexpr int kW = kWidth<T>;
 
  public:

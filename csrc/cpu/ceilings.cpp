@@ -14,6 +14,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/tile_amx.h"
 
 namespace regard::cpu {
 namespace {
@@ -30,6 +31,9 @@ constexpr int kExpChains = 8;
 
 // Steps between looks at the clock: some 10 us.
 constexpr int kSteps = 2048;
+#ifdef REGARD_MATRIX_TILES
+constexpr int kTileSteps = 400;  // of six products of 16 cycles
+#endif
 
 // Bytes read between looks at the clock, a multiple of kReadVectors vectors.
 constexpr std::int64_t kReadVectors = 8;
@@ -108,6 +112,48 @@ double measure_fma(double seconds) {
     return done;
   });
 }
+
+#ifdef REGARD_MATRIX_TILES
+
+bool has_tiles() { return true; }
+
+double measure_tiles(double seconds) {
+  alignas(64) std::uint32_t words[kTileFloats];  // pairs of bfloat16 between 1 and 2: zeros would draw less power
+  for (std::uint32_t i = 0; i < kTileFloats; ++i) words[i] = 0x3f803f80u + i % 40 * 0x00030001u;
+  return rate(seconds, [&](std::int64_t, Clock::time_point deadline) {
+    const MatrixTiles unit;
+    // Six sums in flight: a product takes 52 cycles and the next one may start after 16.
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+    tile_zero<4>();
+    tile_zero<5>();
+    tile_load<6>(words, 64);
+    tile_load<7>(words, 64);
+    double done = 0;
+    do {
+      for (int s = 0; s < kTileSteps; ++s) {
+        tile_dot<0, 6, 7>();
+        tile_dot<1, 6, 7>();
+        tile_dot<2, 6, 7>();
+        tile_dot<3, 6, 7>();
+        tile_dot<4, 6, 7>();
+        tile_dot<5, 6, 7>();
+      }
+      done += 2.0 * kTileSteps * 6 * kTileFloats * kTileDepth;
+    } while (Clock::now() < deadline && !stop_requested());
+    return done;
+  });
+}
+
+#else
+
+bool has_tiles() { return false; }
+
+double measure_tiles(double) { return 0; }
+
+#endif
 
 double measure_exp(double seconds) {
   const volatile float start = -0.5f;

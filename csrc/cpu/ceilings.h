@@ -8,6 +8,10 @@ namespace regard::cpu {
 // Multiply-adds in registers on all set threads for about `seconds`: GFLOP/s of float, two operations each.
 double measure_fma(double seconds);
 
+// Whether this build has a matrix unit, and bfloat16 products on it likewise, in its registers: GFLOP/s. Only where it has one.
+bool has_tiles();
+double measure_tiles(double seconds);
+
 // Exponentials as the softmax takes them, of values in registers: 1e9 a second of float, on all set threads.
 double measure_exp(double seconds);
 

@@ -21,7 +21,11 @@
 #include "core/rows.h"
 #include "cpu/linear_panels.h"
 #include "cpu/parallel.h"
+#include "cpu/tile_amx.h"
 #include "cpu/tile_words.h"
+#ifdef REGARD_MATRIX_TILES
+#include "cpu/tile_matrix.h"
+#endif
 
 namespace regard::cpu {
 namespace {
@@ -29,10 +33,6 @@ namespace {
 using V = Vec<float>;
 constexpr int kW = kWidth<float>;
 constexpr int kColumns = kPanel<float>;
-
-// Rows of a block: as many as keep its words in half a megabyte of L2, whole tiles of them.
-constexpr std::int64_t kMostRows = 64;
-constexpr std::int64_t kBlockBytes = 512 << 10;
 
 // Panels of a group, at most: every group converts x again. Items a thread, so that threads end together.
 constexpr std::int64_t kPanelsPerGroup = 32;
@@ -74,8 +74,53 @@ float quantise(const float* x, std::int64_t padded, std::uint8_t* to) {
   return range.largest / 127.0f;
 }
 
-template <class Op> class LinearWords {
+// How a block of rows meets a panel, whose sums it adds to: on vector units, by one of the products of tile_words.h.
+template <class Op> struct OnVectors {
   static constexpr bool kBytes = std::is_base_of_v<Bytes, Op>;
+  static constexpr std::int64_t kRows = Tile<float>::kRows;
+  // Rows of a block: as many as keep its words in half a megabyte of L2, whole tiles of them.
+  static constexpr std::int64_t kMostRows = 64;
+  static constexpr std::int64_t kBlockBytes = 512 << 10;
+  static constexpr std::int64_t kWholeWords = 1;  // words of a row are padded to a multiple, with zeros
+  struct Unit {};
+
+  static void multiply(const std::int32_t* x, std::int64_t row, const std::int32_t* panel, std::int32_t* sums, int rows, std::int64_t words,
+                       std::int32_t*) {
+    multiply_words<Op>(x, row, panel, sums, kColumns, rows, words);
+  }
+};
+
+#ifdef REGARD_MATRIX_TILES
+// On the matrix unit, which serves any number of rows: one row wastes 15 of a tile's 16, and still reads its weights
+// faster than memory gives them.
+struct OnTiles {
+  static constexpr bool kBytes = false;
+  static constexpr std::int64_t kRows = kTileRows;
+  // 512 multiply-adds a cycle use up, at 64 rows, 16 bytes of weight: several times what L3 gives. At 256 rows, 4. So
+  // counted, not measured. Machines with tiles have 2 MiB of L2.
+  static constexpr std::int64_t kMostRows = 256;
+  static constexpr std::int64_t kBlockBytes = 1 << 20;
+  static constexpr std::int64_t kWholeWords = kTileDepth / 2;
+  using Unit = MatrixTiles;
+
+  static void multiply(const std::int32_t* x, std::int64_t row, const std::int32_t* panel, std::int32_t* sums, int rows, std::int64_t words,
+                       std::int32_t* last) {
+    static_assert(kColumns == 3 * kTileColumns);
+    const std::int64_t padded = round_up(rows, kRows);
+    const std::int64_t whole = words / kWholeWords;
+    multiply_panel(x, row, panel, kColumns, sums, kColumns, padded, whole);
+    const std::int64_t rest = words - whole * kWholeWords;
+    if (rest == 0) return;
+    // Behind a panel's last pairs lies its bias, and behind that perhaps nothing.
+    std::copy_n(panel + whole * kWholeWords * kColumns, rest * kColumns, last);
+    std::fill_n(last + rest * kColumns, (kWholeWords - rest) * kColumns, 0);
+    multiply_panel(x + whole * kWholeWords, row, last, kColumns, sums, kColumns, padded, 1);
+  }
+};
+#endif
+
+template <class On> class LinearWords {
+  static constexpr bool kBytes = On::kBytes;
 
  public:
   explicit LinearWords(const LinearProblem& problem)
@@ -83,14 +128,14 @@ template <class Op> class LinearWords {
     panels_ = panel_count(p_.out_features(), DType::float32);
     words_ = held_rows(p_.in_features(), p_.held);
     // Converted in whole vectors of values: so many words.
-    row_ = row_length<std::int32_t>(round_up(p_.in_features(), kW) / (kBytes ? 4 : 2));
+    row_ = row_length<std::int32_t>(round_up(round_up(p_.in_features(), kW) / (kBytes ? 4 : 2), On::kWholeWords));
     if (x_.count() == 0 || panels_ == 0) return;
-    const std::int64_t fitting = kBlockBytes / (row_ * 4) / Tile<float>::kRows * Tile<float>::kRows;
-    const std::int64_t most = std::clamp<std::int64_t>(fitting, Tile<float>::kRows, kMostRows);
+    const std::int64_t fitting = On::kBlockBytes / (row_ * 4) / On::kRows * On::kRows;
+    const std::int64_t most = std::clamp<std::int64_t>(fitting, On::kRows, On::kMostRows);
     const std::int64_t threads = get_num_threads();
     row_blocks_ = divide_up(x_.count(), most);
     if (row_blocks_ >= threads) row_blocks_ = round_up(row_blocks_, threads);
-    row_block_ = std::min(x_.count(), round_up(divide_up(x_.count(), row_blocks_), Tile<float>::kRows));
+    row_block_ = std::min(x_.count(), round_up(divide_up(x_.count(), row_blocks_), On::kRows));
     row_blocks_ = divide_up(x_.count(), row_block_);
     const std::int64_t wanted = threads > 1 ? divide_up(kItemsPerThread * threads, row_blocks_) : 1;
     groups_ = std::max(divide_up(panels_, kPanelsPerGroup), std::min(wanted, panels_));
@@ -112,6 +157,7 @@ template <class Op> class LinearWords {
     std::int32_t* sums;  // [row_block][kColumns]
     float* scale;        // [row_block]
     float* staging;      // [padded in_features]
+    std::int32_t* last;  // [kWholeWords][kColumns]
   };
 
   const std::int32_t* panel_row(std::int64_t panel, std::int64_t row) const {
@@ -124,18 +170,22 @@ template <class Op> class LinearWords {
     const std::int64_t last = std::min((group + 1) * group_, panels_);
     if (rows <= 0) return;
     Buffers w;
-    const std::int64_t padded_rows = round_up(rows, Tile<float>::kRows);
+    const std::int64_t padded_rows = round_up(rows, On::kRows);
+    const std::int64_t padded_words = round_up(words_, On::kWholeWords);
     const auto x = w.scratch.template reserve<std::int32_t>(padded_rows * row_);
     const auto sums = w.scratch.template reserve<std::int32_t>(padded_rows * kColumns);
     const auto scale = w.scratch.template reserve<float>(padded_rows);
     const auto staging = w.scratch.template reserve<float>(round_up(p_.in_features(), kW));
+    const auto ending = w.scratch.template reserve<std::int32_t>(On::kWholeWords * kColumns);
     w.scratch.acquire();
     w.x = w.scratch.template at<std::int32_t>(x);
     w.sums = w.scratch.template at<std::int32_t>(sums);
     w.scale = w.scratch.template at<float>(scale);
     w.staging = w.scratch.template at<float>(staging);
+    w.last = w.scratch.template at<std::int32_t>(ending);
     convert(w, i0, rows);
-    for (std::int64_t r = rows; r < padded_rows; ++r) std::fill_n(w.x + r * row_, words_, 0);
+    for (std::int64_t r = 0; r < padded_rows; ++r) std::fill(w.x + r * row_ + (r < rows ? words_ : 0), w.x + r * row_ + padded_words, 0);
+    [[maybe_unused]] const typename On::Unit unit;
     for (std::int64_t panel = group * group_; panel < last; ++panel) {
       if (stop_requested()) return;
       for (std::int64_t r = 0; r < padded_rows; ++r)
@@ -143,7 +193,7 @@ template <class Op> class LinearWords {
           std::copy_n(panel_row(panel, words_ + 2), kColumns, w.sums + r * kColumns);
         else
           std::fill_n(w.sums + r * kColumns, kColumns, 0);
-      multiply_words<Op>(w.x, row_, panel_row(panel, 0), w.sums, kColumns, rows, words_);
+      On::multiply(w.x, row_, panel_row(panel, 0), w.sums, rows, words_, w.last);
       finish(w, i0, rows, panel);
     }
   }
@@ -239,13 +289,22 @@ void pack_bytes(const float* from, std::int64_t padded, std::int64_t words, char
 
 bool is_for_words(const LinearProblem& problem) {
   if (!problem.packed) return false;
-  return problem.held == Held::int8 || (problem.held == Held::bfloat16 && problem.x.dtype == DType::bfloat16 && native_pairs());
+#ifdef REGARD_MATRIX_TILES
+  const bool pairs = true;
+#else
+  const bool pairs = native_pairs();
+#endif
+  return problem.held == Held::int8 || (problem.held == Held::bfloat16 && problem.x.dtype == DType::bfloat16 && pairs);
 }
 
 void linear_words(const LinearProblem& problem) {
-  if (problem.held == Held::bfloat16) return LinearWords<NativePairs>(problem).run();
-  if (native_bytes()) return LinearWords<NativeBytes>(problem).run();
-  LinearWords<Bytes>(problem).run();
+#ifdef REGARD_MATRIX_TILES
+  if (problem.held == Held::bfloat16) return LinearWords<OnTiles>(problem).run();
+#else
+  if (problem.held == Held::bfloat16) return LinearWords<OnVectors<NativePairs>>(problem).run();
+#endif
+  if (native_bytes()) return LinearWords<OnVectors<NativeBytes>>(problem).run();
+  LinearWords<OnVectors<Bytes>>(problem).run();
 }
 
 void pack_words(const PackProblem& p) {

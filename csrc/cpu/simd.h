@@ -23,6 +23,7 @@ namespace regard::cpu {
 
 // Words hold whole numbers, four bytes or two bfloat16.
 using Floats = float __attribute__((vector_size(kVectorBytes)));
+using UnsignedWords = std::uint32_t __attribute__((vector_size(kVectorBytes)));
 
 // acc + the dot product of four unsigned bytes of `a` and four signed ones of `b`, in each word: exact, on 16-bit products.
 inline Words dot_bytes(Words acc, Words a, Words b) {
@@ -198,15 +199,23 @@ inline Vec<double> load_as(const double* p) { return load<Vec<double>>(p); }
 inline void store_as(float* p, Vec<float> v) { store(p, v); }
 inline void store_as(double* p, Vec<double> v) { store(p, v); }
 inline Vec<float> load_as(const BFloat16* p) { return Vec<float>(widen(reinterpret_cast<const std::uint16_t*>(p)) << 16); }
+// Rounded to bfloat16, to nearest even, in the upper half of each word; what is below it is left over.
+inline UnsignedWords round_to_bfloat16(Vec<float> v) {
+  UnsignedWords u;
+  std::memcpy(&u, &v, sizeof u);
+  return v == v ? u + 0x7fffu + (u >> 16 & 1u) : (u | 0x400000u);
+}
 inline void store_as(BFloat16* p, Vec<float> v) {
   using Narrow = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
-  using Wide = std::uint32_t __attribute__((vector_size(kVectorBytes)));
-  Wide u;
-  std::memcpy(&u, &v, sizeof u);
-  const Wide rounded = u + 0x7fffu + (u >> 16 & 1u);
-  const Wide chosen = v == v ? rounded : (u | 0x400000u);
-  store(p, __builtin_convertvector(chosen >> 16, Narrow));
+  store(p, __builtin_convertvector(round_to_bfloat16(v) >> 16, Narrow));
 }
+
+// Words of two bfloat16: even's in the lower half, odd's in the upper one.
+#if !defined(__AVX512BF16__)
+inline Words bfloat16_pairs(Vec<float> even, Vec<float> odd) {
+  return Words((round_to_bfloat16(even) >> 16) | (round_to_bfloat16(odd) & 0xffff0000u));
+}
+#endif
 
 inline Vec<float> load_as(const Int8* p) {
   return Vec<float>(__builtin_convertvector(widen(reinterpret_cast<const std::int8_t*>(p)), Floats));

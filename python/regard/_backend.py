@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -13,6 +14,9 @@ from regard import _cpu_features
 
 #: {instruction set: None, or why this machine cannot run it}, worst first.
 INSTRUCTION_SETS: dict[str, str | None] = _cpu_features.instruction_sets()
+if "REGARD_AMX_MODEL" in os.environ:  # a folder with a build of the tile kernels over a software model, for tests
+    sys.modules[__package__].__path__.append(os.environ["REGARD_AMX_MODEL"])
+    INSTRUCTION_SETS = {"amx_model": INSTRUCTION_SETS.get("avx2", "it is not x86-64"), **INSTRUCTION_SETS}
 
 #: The module in use. Callers read it at every call, so that using() can switch it.
 cpu: ModuleType

@@ -11,7 +11,7 @@ from regard import _arrays, _backend, _checks
 from regard.block_mask import BlockMask
 
 ALIGNMENTS = {None: 0, "upper_left": 1, "lower_right": 2}
-PRECISIONS = {"highest": 0, "high": 1, "medium": 2}  # all are computed as "highest" so far
+PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 
 
 def window_sides(causal: bool, window: Any) -> tuple[int, int]:
@@ -56,8 +56,8 @@ def parsed(
     seed: int | None,
     precision: str,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """(bool mask or None, (block mask, left, right, alignment, scale, softcap, dropout_p, seed))."""
-    _checks.choice("precision", precision, PRECISIONS)
+    """(bool mask or None, (block mask, left, right, alignment, scale, softcap, dropout_p, seed, precision))."""
+    products = _checks.choice("precision", precision, PRECISIONS)
     diagonal = _checks.choice("alignment", alignment, ALIGNMENTS)
     if softcap is not None:
         _checks.number("softcap", softcap)
@@ -72,7 +72,7 @@ def parsed(
     blocks = None
     if type(mask) is BlockMask:
         mask, blocks = None, mask._arguments()
-    return mask, (blocks, left, right, diagonal, scale, softcap or 0.0, dropout_p, seed or 0)
+    return mask, (blocks, left, right, diagonal, scale, softcap or 0.0, dropout_p, seed or 0, products)
 
 
 def attend(

@@ -89,7 +89,8 @@ def attention(
     layout : "bhsd" or "bshd"
         The order of the four axes of query, key, value and out.
     precision : "highest", "high" or "medium"
-        How float32 products may be computed. All are "highest" so far.
+        How float32 products may be computed: as float32 are, from 16 bits of each operand, or from 8. Only a
+        matrix unit (instruction set amx) gains by it; elsewhere all are "highest".
     return_lse : bool
         Also return the natural log of each row's softmax denominator.
     return_weights : bool

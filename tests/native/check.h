@@ -52,6 +52,7 @@ void test_recurrent();
 void test_sequences();
 void test_simd();
 void test_strided();
+void test_tiles();
 
 }  // namespace regard::test
 

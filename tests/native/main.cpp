@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
     void (*run)();
   } tests[] = {{"dtype", test::test_dtype},       {"simd", test::test_simd},           {"strided", test::test_strided},
                {"parallel", test::test_parallel}, {"sequences", test::test_sequences}, {"attention", test::test_attention},
-               {"cache", test::test_cache},       {"recurrent", test::test_recurrent}};
+               {"cache", test::test_cache},       {"recurrent", test::test_recurrent}, {"tiles", test::test_tiles}};
   for (const auto& t : tests) {
     const int before = test::checks;
     t.run();

@@ -1,0 +1,150 @@
+// The tile engine on matrix units: C = A B for float operands held as sums of bfloat16.
+//
+//   A: tiles of 16 rows x 32 steps of the depth. B: tiles of 32 steps (16 pairs down) x 16 columns. Both contiguous, 1 KiB.
+//   For a tile of rows (A) or of columns (B), its parts one after another, each part its tiles along the depth.
+//
+// How many parts, and which of their products count, is a Split: a row of the table below. Everything else is the same
+// for every dtype and precision. A float32 is a sum of three bfloat16 (8 + 8 + 8 bits), a float16 one of two; products
+// left out are below the error of the ones taken. Small products are summed first, over the whole depth, so that only
+// the last ones round at the size of the result.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/simd.h"
+#include "cpu/tile_amx.h"
+
+namespace regard::cpu {
+
+// Which part of the left operand meets which of the right one.
+struct PartProduct {
+  int left;
+  int right;
+};
+template <int Parts, int Count> struct PartProducts {
+  static constexpr int kParts = Parts;
+  static constexpr int kCount = Count;
+  PartProduct list[Count];
+};
+
+// bfloat16 as it is, and float32 at precision "medium".
+struct SplitOne {
+  static constexpr PartProducts<1, 1> kScores{{{0, 0}}};
+  static constexpr PartProducts<1, 1> kValues{{{0, 0}}};
+};
+// float16 exactly; weights of 16 bits against it.
+struct SplitHalf {
+  static constexpr PartProducts<2, 4> kScores{{{1, 1}, {0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<2, 3> kValues{{{0, 1}, {1, 0}, {0, 0}}};
+};
+// float32 at precision "high": 16 bits of each.
+struct SplitHigh {
+  static constexpr PartProducts<2, 3> kScores{{{0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<2, 3> kValues = kScores;
+};
+// float32: what is left out is 2^-27 of the largest product.
+struct SplitHighest {
+  static constexpr PartProducts<3, 6> kScores{{{0, 2}, {2, 0}, {1, 1}, {0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<3, 6> kValues = kScores;
+};
+
+// words[p] = the p-th bfloat16 (the largest first) of each lane of even, in the lower half, and of odd, in the upper one.
+template <int Parts> inline void split_pairs(Vec<float> even, Vec<float> odd, Words (&words)[Parts]) {
+#pragma GCC unroll 3
+  for (int p = 0; p < Parts; ++p) {
+    words[p] = bfloat16_pairs(even, odd);
+    even -= lower_of_pairs(words[p]);
+    odd -= upper_of_pairs(words[p]);
+  }
+}
+
+// Splits a row of `n` floats (a multiple of 32 and of the vector's width) into rows of bfloat16, `part` bytes apart,
+// their whole tiles' rows `tile` bytes apart.
+template <int Parts> inline void split_row(const float* row, std::int64_t n, char* to, std::int64_t tile, std::int64_t part) {
+  constexpr int w = kWidth<float>;
+  for (std::int64_t d = 0; d < n; d += w) {
+    Vec<float> rest = load<Vec<float>>(row + d);
+    char* const at = to + d / kTileDepth * tile + d % kTileDepth * 2;
+#pragma GCC unroll 3
+    for (int p = 0; p < Parts; ++p) {
+      const auto place = reinterpret_cast<BFloat16*>(at + p * part);
+      store_as(place, rest);
+      if (p + 1 < Parts) rest -= load_as(place);
+    }
+  }
+}
+
+namespace detail {
+
+// Tiles 0 to 3 hold the sums, 4 and 5 tiles of A, 6 and 7 of B: 4 loads of 8 cycles feed 4 products of 16.
+template <int Rows, int Columns>
+inline void multiply_part(const float* a, std::int64_t a_tile, const float* b, std::int64_t b_tile, std::int64_t steps) {
+  for (std::int64_t k = 0; k < steps; ++k) {
+    const float* const left = a + k * kTileFloats;
+    const float* const right = b + k * kTileFloats;
+    tile_load<4>(left, 64);
+    tile_load<6>(right, 64);
+    tile_dot<0, 4, 6>();
+    if constexpr (Columns == 2) {
+      tile_load<7>(right + b_tile, 64);
+      tile_dot<1, 4, 7>();
+    }
+    if constexpr (Rows == 2) {
+      tile_load<5>(left + a_tile, 64);
+      tile_dot<2, 5, 6>();
+      if constexpr (Columns == 2) tile_dot<3, 5, 7>();
+    }
+  }
+}
+
+}  // namespace detail
+
+// C, of Rows x Columns tiles, c_row floats apart from row to row. Tiles of rows lie a_tile floats apart, parts a_part.
+template <int Rows, int Columns, const auto& Products>
+inline void multiply_tiles(const float* a, std::int64_t a_tile, std::int64_t a_part, const float* b, std::int64_t b_tile,
+                           std::int64_t b_part, std::int64_t steps, float* c, std::int64_t c_row) {
+  tile_zero<0>();
+  if constexpr (Columns == 2) tile_zero<1>();
+  if constexpr (Rows == 2) tile_zero<2>();
+  if constexpr (Rows == 2 && Columns == 2) tile_zero<3>();
+  for (const PartProduct product : Products.list)
+    detail::multiply_part<Rows, Columns>(a + product.left * a_part, a_tile, b + product.right * b_part, b_tile, steps);
+  const std::int64_t bytes = c_row * 4;
+  tile_store<0>(c, bytes);
+  if constexpr (Columns == 2) tile_store<1>(c + kTileColumns, bytes);
+  if constexpr (Rows == 2) tile_store<2>(c + kTileRows * c_row, bytes);
+  if constexpr (Rows == 2 && Columns == 2) tile_store<3>(c + kTileRows * c_row + kTileColumns, bytes);
+}
+
+// C += A B for rows of bfloat16 pairs and one packed panel of them: three tiles across, its rows ldb words apart. Rows are
+// whole tiles, `steps` tiles of the depth. Each tile of B from L1 meets all rows before the next chunk of the depth comes:
+// a chunk is 24 KiB of B. Four loads of 8 cycles feed three products of 16; carrying the sums costs three loads and stores
+// a chunk.
+inline void multiply_panel(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int64_t ldb, std::int32_t* c,
+                           std::int64_t ldc, std::int64_t rows, std::int64_t steps) {
+  constexpr std::int64_t chunk = 8;
+  constexpr std::int64_t words = kTileDepth / 2;
+  for (std::int64_t start = 0; start < steps; start += chunk)
+    for (std::int64_t r = 0; r < rows; r += kTileRows) {
+      std::int32_t* const sums = c + r * ldc;
+      tile_load<0>(sums, ldc * 4);
+      tile_load<1>(sums + kTileColumns, ldc * 4);
+      tile_load<2>(sums + 2 * kTileColumns, ldc * 4);
+      for (std::int64_t k = start; k < std::min(steps, start + chunk); ++k) {
+        const std::int32_t* const right = b + k * words * ldb;
+        tile_load<4>(a + r * lda + k * words, lda * 4);
+        tile_load<5>(right, ldb * 4);
+        tile_dot<0, 4, 5>();
+        tile_load<6>(right + kTileColumns, ldb * 4);
+        tile_dot<1, 4, 6>();
+        tile_load<7>(right + 2 * kTileColumns, ldb * 4);
+        tile_dot<2, 4, 7>();
+      }
+      tile_store<0>(sums, ldc * 4);
+      tile_store<1>(sums + kTileColumns, ldc * 4);
+      tile_store<2>(sums + 2 * kTileColumns, ldc * 4);
+    }
+}
+
+}  // namespace regard::cpu

@@ -1,0 +1,139 @@
+"""Kernels on the matrix unit: where the machine has one, and over the model of it that tests/amx_model holds.
+
+The model is a module of its own, built where CMake is told so:
+
+cmake --preset amx-model && cmake --build --preset amx-model
+REGARD_AMX_MODEL=build/amx-model python -m pytest tests/test_amx.py
+
+Every test of the `backend` fixture runs over the model too where REGARD_AMX_MODEL is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import regard
+from cases import CASES, STRIDES, build, case
+from helpers import as_float64, assert_case, assert_same_bits, normal, problem
+from regard import _backend, dense, reference
+
+
+@pytest.fixture(params=["amx", "amx_model"])
+def tiles(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An instruction set whose kernels use tiles."""
+    name = request.param
+    if name not in _backend.possible():
+        if name == "amx_model" and "REGARD_AMX_MODEL" not in os.environ:
+            pytest.skip("needs REGARD_AMX_MODEL, the folder of a build of the model")
+        pytest.skip(_backend.INSTRUCTION_SETS.get(name) or "it was not built")
+    threads = regard.get_num_threads()
+    with _backend.using(name):
+        yield name
+    regard.set_num_threads(threads)
+
+
+def test_modules_say_whether_they_have_tiles():
+    for name in _backend.possible():
+        with _backend.using(name) as module:
+            assert module.tiles == name.startswith("amx")
+            if module.tiles:
+                assert 0 < module.measure_tiles(0.01) < 1e6
+            else:
+                with pytest.raises(RuntimeError, match="no matrix tiles"):
+                    module.measure_tiles(0.01)
+
+
+def test_the_model_is_never_chosen():
+    assert _backend.possible()[-1] != "amx_model"
+
+
+#: Around the tiles' edges: 16 rows, 32 steps of the depth, 32 queries, blocks of 96 keys.
+EDGES = [
+    *(case(f"queries_{n}", len_q=n, len_kv=40, dim_qk=64) for n in (5, 15, 16, 17, 31, 32, 33, 64, 65, 191, 193)),
+    *(case(f"keys_{n}", len_q=33, len_kv=n, dim_qk=64) for n in (1, 2, 15, 16, 17, 31, 32, 33, 95, 96, 97, 129, 193)),
+    *(case(f"dim_{a}_{b}", len_q=35, len_kv=50, dim_qk=a, dim_v=b)
+      for a, b in ((4, 4), (8, 8), (16, 33), (31, 17), (32, 16), (33, 32), (64, 48), (80, 80), (96, 100), (129, 31))),
+    *(case(f"window_{left}_{right}", heads=1, len_q=150, dim_qk=32, window=(left, right))
+      for left, right in ((0, 0), (3, 17), (40, 0), (0, 100))),
+    case("causal_lower", heads=1, len_q=70, len_kv=200, dim_qk=32, causal=True, alignment="lower_right"),
+    case("everything", batch=2, heads=4, heads_kv=2, len_q=70, len_kv=130, dim_qk=64, mask="bqk", bias="hqk", softcap=5.0,
+         causal=True, alignment="lower_right", alibi_slopes=np.float32([0.5, 0.25, 0.125, 0.0625]),
+         sinks=np.float32([0.3, -1.0, 2.0, 5.0]), key_lengths=np.int32([130, 77])),
+]  # fmt: skip
+CASES.update({f"amx_{edge.name}": edge for edge in EDGES})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("edge", EDGES, ids=lambda c: c.name)
+def test_tile_edges(tiles, edge, dtype):
+    name = f"amx_{edge.name}"
+    query, key, value, options = problem(name, dtype)
+    assert_case(name, dtype, *regard.attention(query, key, value, return_lse=True, **options))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases(tiles, name):
+    query, key, value, options = problem(name, "bfloat16")
+    assert_case(name, "bfloat16", *regard.attention(query, key, value, return_lse=True, **options))
+
+
+@pytest.mark.parametrize("arrange", STRIDES)
+def test_strides_and_threads_change_no_bit(tiles, arrange):
+    query, key, value, options = build(case("strides", heads=2, len_q=70, len_kv=110, dim_qk=48, mask="qk"), "bfloat16")
+    arranged = [np.ascontiguousarray(STRIDES[arrange](x)) for x in (query, key, value)]
+    want = regard.attention(*arranged, **options)
+    for threads in (1, 2, 5):
+        regard.set_num_threads(threads)
+        out = regard.attention(*(STRIDES[arrange](x) for x in (query, key, value)), **options)
+        assert_same_bits(out, want, f"{threads} threads")
+
+
+def test_rows_do_not_depend_on_the_other_queries(tiles):
+    query, key, value = (normal(i, 1, 1, n, 64, dtype="bfloat16") for i, n in enumerate((200, 300, 300)))
+    want = regard.attention(query, key, value)
+    for first, last in ((0, 5), (3, 40), (190, 200), (16, 48)):
+        assert_same_bits(regard.attention(query[:, :, first:last], key, value), want[:, :, first:last].copy())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_values_behind_a_mask_do_not_leak(tiles, bad):
+    query, key, value = (normal(i, 1, 2, 100, 32, dtype="bfloat16") for i in range(3))
+    mask = np.ones((100, 100), bool)
+    mask[:, 60] = False
+    want = regard.attention(query, key, value, mask=mask).astype(np.float64)
+    key[:, :, 60, 3] = bad
+    value[:, :, 60, 5] = bad
+    out = regard.attention(query, key, value, mask=mask).astype(np.float64)
+    # Such rows are computed again by the plain path, which rounds once and not the weights too.
+    np.testing.assert_allclose(out, want, rtol=0, atol=2 * 2.0**-7)
+
+
+def test_dropout_keeps_what_the_reference_keeps(tiles):
+    query, key, value = (normal(i, 2, 2, 70, 32, dtype="bfloat16") for i in range(3))
+    out = regard.attention(query, key, value, dropout_p=0.3, seed=7).astype(np.float64)
+    want = reference.attention(*as_float64(query, key, value), dropout_p=0.3, seed=7)
+    np.testing.assert_allclose(out, want, rtol=0, atol=4 * 2.0**-7)
+
+
+@pytest.mark.parametrize(("rows", "features", "depth"), [(1, 1, 1), (1, 50, 40), (15, 48, 32), (16, 49, 33), (17, 96, 64),
+                                                         (65, 100, 600), (300, 60, 31), (40, 150, 257)])  # fmt: skip
+def test_linear_of_bfloat16_weights(tiles, rows, features, depth):
+    x, weight = normal(1, rows, depth, dtype="bfloat16"), normal(2, features, depth, dtype="bfloat16")
+    bias = normal(3, features, dtype="bfloat16")
+    packed = dense.pack_linear(weight, bias, "bfloat16")
+    out = dense.linear(x, packed)
+    want = reference.linear(*as_float64(x, weight, bias))
+    # Sums of `depth` products in float32, then one rounding.
+    size = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + 1
+    assert (np.abs(out.astype(np.float64) - want) <= 2.0**-8 * np.abs(want) + 16 * 2.0**-24 * size).all()
+
+
+def test_rows_of_linear_are_alone(tiles):
+    x, weight = normal(1, 70, 90, dtype="bfloat16"), normal(2, 100, 90, dtype="bfloat16")
+    packed = dense.pack_linear(weight, held="bfloat16")
+    want = dense.linear(x, packed)
+    for first, last in ((0, 1), (5, 21), (40, 70)):
+        assert_same_bits(dense.linear(x[first:last], packed), want[first:last].copy())
