@@ -304,7 +304,22 @@ LAYOUTS = [
     case("bshd_empty_len_kv", len_q=3, len_kv=0, layout="bshd"),
 ]  # fmt: skip
 
+# Edges of matrix tiles: 16 rows, 32 steps of a depth, 32 queries, blocks of 96 keys.
+TILES = [
+    *(case(f"tile_queries_{n}", len_q=n, len_kv=40, dim_qk=64) for n in (5, 15, 16, 17, 33, 64, 65, 191, 193)),
+    *(case(f"tile_keys_{n}", len_q=33, len_kv=n, dim_qk=64)
+      for n in (1, 2, 15, 16, 17, 31, 32, 33, 95, 96, 97, 129, 193)),
+    *(case(f"tile_dim_{a}_{b}", len_q=35, len_kv=50, dim_qk=a, dim_v=b)
+      for a, b in ((4, 4), (8, 8), (16, 33), (31, 17), (32, 16), (33, 32), (64, 48), (96, 100), (129, 31))),
+    *(case(f"tile_window_{left}_{right}", heads=1, len_q=150, dim_qk=32, window=(left, right))
+      for left, right in ((0, 0), (3, 17), (40, 0), (0, 100))),
+    case("tile_causal_lower", heads=1, len_q=70, len_kv=200, dim_qk=32, **LOWER),
+    case("tile_everything", batch=2, heads=4, heads_kv=2, len_q=70, len_kv=130, dim_qk=64, mask="bqk", bias="hqk",
+         softcap=5.0, alibi_slopes=np.float32([0.5, 0.25, 0.125, 0.0625]), sinks=np.float32([0.3, -1.0, 2.0, 5.0]),
+         key_lengths=np.int32([130, 77]), **LOWER),
+]  # fmt: skip
+
 CASES: dict[str, Case] = {}
-for _case in [*REAL, *EDGES, *GROUPS, *MASKS, *EMPTY, *NUMBERS, *LAYOUTS]:
+for _case in [*REAL, *EDGES, *TILES, *GROUPS, *MASKS, *EMPTY, *NUMBERS, *LAYOUTS]:
     assert _case.name not in CASES, _case.name
     CASES[_case.name] = _case

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import regard
-from cases import CASES, STRIDES, build, case
+from cases import CASES, STRIDES, TILES, build, case
 from helpers import as_float64, assert_case, assert_same_bits, normal, problem
 from regard import _backend, dense, reference
 
@@ -50,26 +50,9 @@ def test_the_model_is_never_chosen():
     assert _backend.possible()[-1] != "amx_model"
 
 
-#: Around the tiles' edges: 16 rows, 32 steps of the depth, 32 queries, blocks of 96 keys.
-EDGES = [
-    *(case(f"queries_{n}", len_q=n, len_kv=40, dim_qk=64) for n in (5, 15, 16, 17, 31, 32, 33, 64, 65, 191, 193)),
-    *(case(f"keys_{n}", len_q=33, len_kv=n, dim_qk=64) for n in (1, 2, 15, 16, 17, 31, 32, 33, 95, 96, 97, 129, 193)),
-    *(case(f"dim_{a}_{b}", len_q=35, len_kv=50, dim_qk=a, dim_v=b)
-      for a, b in ((4, 4), (8, 8), (16, 33), (31, 17), (32, 16), (33, 32), (64, 48), (80, 80), (96, 100), (129, 31))),
-    *(case(f"window_{left}_{right}", heads=1, len_q=150, dim_qk=32, window=(left, right))
-      for left, right in ((0, 0), (3, 17), (40, 0), (0, 100))),
-    case("causal_lower", heads=1, len_q=70, len_kv=200, dim_qk=32, causal=True, alignment="lower_right"),
-    case("everything", batch=2, heads=4, heads_kv=2, len_q=70, len_kv=130, dim_qk=64, mask="bqk", bias="hqk", softcap=5.0,
-         causal=True, alignment="lower_right", alibi_slopes=np.float32([0.5, 0.25, 0.125, 0.0625]),
-         sinks=np.float32([0.3, -1.0, 2.0, 5.0]), key_lengths=np.int32([130, 77])),
-]  # fmt: skip
-CASES.update({f"amx_{edge.name}": edge for edge in EDGES})
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("edge", EDGES, ids=lambda c: c.name)
-def test_tile_edges(tiles, edge, dtype):
-    name = f"amx_{edge.name}"
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("name", [tile.name for tile in TILES])
+def test_tile_edges(tiles, name, dtype):
     query, key, value, options = problem(name, dtype)
     assert_case(name, dtype, *regard.attention(query, key, value, return_lse=True, **options))
 
