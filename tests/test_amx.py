@@ -101,8 +101,19 @@ def test_dropout_keeps_what_the_reference_keeps(tiles):
     np.testing.assert_allclose(out, want, rtol=0, atol=4 * 2.0**-7)
 
 
-@pytest.mark.parametrize(("rows", "features", "depth"), [(1, 1, 1), (1, 50, 40), (15, 48, 32), (16, 49, 33), (17, 96, 64),
-                                                         (65, 100, 600), (300, 60, 31), (40, 150, 257)])  # fmt: skip
+SHAPES = [
+    (1, 1, 1),
+    (1, 50, 40),
+    (15, 48, 32),
+    (16, 49, 33),
+    (17, 96, 64),
+    (65, 100, 600),
+    (300, 60, 31),
+    (40, 150, 257),
+]
+
+
+@pytest.mark.parametrize(("rows", "features", "depth"), SHAPES)
 def test_linear_of_bfloat16_weights(tiles, rows, features, depth):
     x, weight = normal(1, rows, depth, dtype="bfloat16"), normal(2, features, depth, dtype="bfloat16")
     bias = normal(3, features, dtype="bfloat16")

@@ -113,9 +113,9 @@ template <class T, class Products> class Blocks {
   }
 
  private:
-  // Rows of the softmax whose weights are summed apart, so that rounding at the whole sum's size is rare: summed one by one,
-  // 90 weights beside one of 1 were wrong by 13 epsilon.
-  static constexpr int kStep = 16;
+  // Rows of the softmax between two pauses. Their weights are summed apart: rounding at the whole sum's size is then rare,
+  // where matrix tiles round so little that it would show (90 weights beside one of 1 were wrong by 13 epsilon).
+  static constexpr int kStep = Products::kOverlaps ? 16 : kKeys;
   static constexpr int kSlots = Products::kOverlaps ? 2 : 1;  // tiles in flight
   static constexpr std::size_t kMostTiles = queries_per_item(1) / kColumns + 1;
 
