@@ -62,7 +62,7 @@ template <class T, class Products> class Blocks {
  public:
   Blocks(const AttentionProblem& problem, const AttentionOutput<T>& output)
       : p_(problem), tiles_(problem), products_(problem, tiles_), output_(output) {
-    most_ = queries_per_item(std::max(p_.dim_qk(), p_.dim_v()));
+    most_ = Products::kShare * queries_per_item(std::max(p_.dim_qk(), p_.dim_v()));
     dim_v_padded_ = round_up(p_.dim_v(), Products::kRows);
   }
 
@@ -117,7 +117,7 @@ template <class T, class Products> class Blocks {
   // where matrix tiles round so little that it would show (90 weights beside one of 1 were wrong by 13 epsilon).
   static constexpr int kStep = Products::kOverlaps ? 16 : kKeys;
   static constexpr int kSlots = Products::kOverlaps ? 2 : 1;  // tiles in flight
-  static constexpr std::size_t kMostTiles = queries_per_item(1) / kColumns + 1;
+  static constexpr std::size_t kMostTiles = Products::kShare * queries_per_item(1) / kColumns + 1;
 
   struct IndexedTile {
     TileOf tile;

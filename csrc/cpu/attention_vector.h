@@ -11,6 +11,7 @@ template <class T> class VectorProducts {
  public:
   static constexpr int kColumns = Tile<T>::kColumns;  // queries of a tile
   static constexpr int kRows = Tile<T>::kRows;        // dim_v is padded to whole ones
+  static constexpr int kShare = 1;                    // items are of so many times queries_per_item()
   static constexpr bool kOverlaps = false;            // both products run where the softmax runs
   using Scores = ScoreTiles<T, kColumns>;
   using Buffers = typename Scores::Buffers;

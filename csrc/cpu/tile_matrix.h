@@ -59,20 +59,32 @@ template <int Parts> inline void split_pairs(Vec<float> even, Vec<float> odd, Wo
   }
 }
 
-// Splits a row of `n` floats (a multiple of 32 and of the vector's width) into rows of bfloat16, `part` bytes apart,
-// their whole tiles' rows `tile` bytes apart.
-template <int Parts> inline void split_row(const float* row, std::int64_t n, char* to, std::int64_t tile, std::int64_t part) {
+// The same of numbers stored as bfloat16, which are their own only part.
+inline Words stored_pairs(const char* even, const char* odd) {
+  return widen(reinterpret_cast<const std::uint16_t*>(even)) | widen(reinterpret_cast<const std::uint16_t*>(odd)) << 16;
+}
+
+// A row of `n` numbers, a multiple of 32, as rows of tiles along the depth: `tile` floats apart, parts `part` floats. In a
+// tile's row, step d is paired with step d + 16, which saves a shuffle: the depth may run in any order that both operands
+// share. pairs(d, words) fills in the pairs of steps d and on.
+template <int Parts, class F> inline void pair_row(std::int64_t n, float* to, std::int64_t tile, std::int64_t part, F&& pairs) {
   constexpr int w = kWidth<float>;
-  for (std::int64_t d = 0; d < n; d += w) {
-    Vec<float> rest = load<Vec<float>>(row + d);
-    char* const at = to + d / kTileDepth * tile + d % kTileDepth * 2;
+  for (std::int64_t k = 0; k < n; k += kTileDepth)
+    for (int d = 0; d < kTileColumns; d += w) {
+      Words words[Parts];
+      pairs(k + d, words);
 #pragma GCC unroll 3
-    for (int p = 0; p < Parts; ++p) {
-      const auto place = reinterpret_cast<BFloat16*>(at + p * part);
-      store_as(place, rest);
-      if (p + 1 < Parts) rest -= load_as(place);
+      for (int p = 0; p < Parts; ++p) store(to + k / kTileDepth * tile + p * part + d, words[p]);
     }
-  }
+}
+template <int Parts> inline void split_row(const float* row, std::int64_t n, float* to, std::int64_t tile, std::int64_t part) {
+  pair_row<Parts>(n, to, tile, part, [&](std::int64_t d, Words(&words)[Parts]) {
+    split_pairs(load<Vec<float>>(row + d), load<Vec<float>>(row + d + kTileColumns), words);
+  });
+}
+inline void copy_row(const char* row, std::int64_t n, float* to, std::int64_t tile) {
+  pair_row<1>(n, to, tile, 0,
+              [&](std::int64_t d, Words(&words)[1]) { words[0] = stored_pairs(row + 2 * d, row + 2 * (d + kTileColumns)); });
 }
 
 namespace detail {

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <vector>
 
 #include "check.h"
@@ -147,11 +148,18 @@ void test_splits() {
       if (halves == 1)
         for (float& x : row) x = to_float(Half{static_cast<std::uint16_t>(random.bits() % 0x7c00)});
       BFloat16 parts[3][32];
-      split_row<3>(row, 32, reinterpret_cast<char*>(parts), 0, 64);
-      for (int i = 0; i < 32; ++i) {
-        CHECK(to_float(parts[0][i]) + (to_float(parts[1][i]) + to_float(parts[2][i])) == row[i]);
+      float tiles[3 * kTileColumns];
+      split_row<3>(row, 32, tiles, 0, kTileColumns);
+      std::memcpy(parts, tiles, sizeof parts);
+      for (int i = 0; i < 32; ++i) {  // step d is paired with step d + 16
+        const float x = row[i / 2 + i % 2 * 16];
+        CHECK(to_float(parts[0][i]) + (to_float(parts[1][i]) + to_float(parts[2][i])) == x);
         CHECK(halves == 0 || to_float(parts[2][i]) == 0);
       }
+      BFloat16 stored[32];
+      for (int i = 0; i < 32; ++i) stored[i] = from_float<BFloat16>(row[i]);
+      copy_row(reinterpret_cast<const char*>(stored), 32, tiles, 0);
+      CHECK(std::memcmp(tiles, parts[0], sizeof parts[0]) == 0);
     }
   }
 }
