@@ -58,11 +58,13 @@ template <class T> class VectorProducts {
     }
   }
 
-  void multiply_keys(const Memory& m, const Buffers& w, const TileOf& t, std::int64_t index) const {
+  // Each product is a function of its own: inlined where the softmax is, its accumulators were spilled (gcc 12), and
+  // 1 x 1 x 1024 x 64 took 4.0 ms for 3.0 on a Zen 4.
+  [[gnu::noinline]] void multiply_keys(const Memory& m, const Buffers& w, const TileOf& t, std::int64_t index) const {
     scores_.multiply_keys(w, t, m.queries + index * p_.dim_qk() * kColumns);
   }
 
-  void add_values(const Memory& m, const Buffers& w, const TileOf& t, T* out, const Vec<T>* alpha) const {
+  [[gnu::noinline]] void add_values(const Memory& m, const Buffers& w, const TileOf& t, T* out, const Vec<T>* alpha) const {
     multiply<T, Left::rows_contiguous>(m.values + t.row * value_row_, value_row_, w.scores, kColumns, out, kColumns,
                                        static_cast<int>(dim_v_padded_), t.vectors, t.keys, alpha);
   }
