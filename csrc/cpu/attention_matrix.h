@@ -8,10 +8,10 @@
 // queries runs on the vector units, the matrix unit is given pieces of the last tile's V^T P and of the next one's K Q^T.
 //
 // Counted, not measured (no machine with tiles was at hand), for 16 queries x 16 keys of 64 dimensions, bfloat16: 4
-// products of 16 cycles = 64 cycles of the matrix unit, with 4 loads of 8 cycles beside them; 16 vectors of softmax (max:
-// 2 instructions, subtract, exponential and sum: 16, rounding to bfloat16: 1.5, editing none) = 310 instructions, 155
-// cycles of two vector ports. Merging the output costs 4 loads, multiply-adds and stores for 96 keys x 16 queries x 16 dimensions.
-// float32 by six products takes 384 tile cycles there: then the softmax hides behind the products, not the reverse.
+// products of 16 cycles = 64 cycles of the matrix unit, with 4 loads of 8 cycles beside them; 16 vectors of softmax, of
+// 16 instructions each (the largest: 1, exponential and sum: 14, rounding to bfloat16: 1) = 128 cycles of two vector
+// ports. Joining products to the output adds, for 96 keys, an instruction and three accesses for each vector of it.
+// float32 takes six times the products, 384 cycles: then the softmax hides behind them, and not they behind it.
 #pragma once
 
 #include <algorithm>
