@@ -171,12 +171,12 @@ template <class T, class Products> class Blocks {
   }
 
   void run_tile(Buffers& w, const SequenceMask& sequence, const IndexedTile& n) const {
-    products_.multiply_keys(w.products, w.tile, n.tile, n.index);
+    products_.multiply_keys(w.products, w.tile, sequence, n.tile, n.index);
     tiles_.edit(w.tile, sequence, n.tile);
     V alpha[kVectors];
     softmax(w, n, alpha, [] {});
     if (p_.dropout.present()) tiles_.apply_dropout(w.tile, n.tile);
-    products_.add_values(w.products, w.tile, n.tile, output_of(w, n.index), alpha);
+    products_.add_values(w.products, w.tile, sequence, n.tile, output_of(w, n.index), alpha);
   }
 
   // The same for all tiles that see a block of keys. While one's softmax runs, the matrix unit has the last one's weights

@@ -117,13 +117,18 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
     for (std::int64_t d = 0; d < dim; ++d) to[d] *= factor;
   }
 
-  // S = K Q^T. Meanwhile the tile's mask and bias are asked for: their rows lie far apart, and waiting for each where it
-  // is used cost as much as adding it.
-  void multiply_keys(const Buffers& w, const TileOf& t, const T* queries) const {
+  // S = K Q^T, for some of the tile's vectors of queries and of its keys, from a multiple of kRows.
+  void multiply_keys(const Buffers& w, const TileOf& t, const T* queries, int first_vector, int vectors, KeyRange keys) const {
+    multiply<T, Left::depth_contiguous>(w.keys + (t.row + keys.first) * key_row, key_row, queries + first_vector * kW, kColumns,
+                                        w.scores + keys.first * kColumns + first_vector * kW, kColumns,
+                                        static_cast<int>(keys.last - keys.first), vectors, static_cast<int>(p_.dim_qk()), nullptr);
+  }
+
+  // Asks for the tile's mask and bias before the products: their rows lie far apart, and waiting for each where it is used
+  // cost as much as adding it. Inlined by order: calls of their own have no effect that the compiler (gcc 12) sees.
+  [[gnu::always_inline]] void prefetch_edits(const TileOf& t) const {
     for (const Array* x : {&p_.mask, &p_.bias})
       if (x->present() && x->stride[2] != 0) prefetch(*x, t);
-    multiply<T, Left::depth_contiguous>(w.keys + t.row * key_row, key_row, queries, kColumns, w.scores, kColumns, t.keys, t.vectors,
-                                        static_cast<int>(p_.dim_qk()), nullptr);
   }
 
   // All that is added or hidden.
@@ -266,7 +271,7 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
     }
   }
 
-  // Asks for a tile's share of x. Inlined by order: a call of its own has no effect that the compiler (gcc 12) sees.
+  // Asks for a tile's share of x.
   [[gnu::always_inline]] void prefetch(const Array& x, const TileOf& t) const {
     constexpr int line = 64;
     constexpr int kToL2 = 2;  // into L1 it pushes the scores out: a bias cost 1.14 of the plain call, and 1.13 from L2

@@ -65,7 +65,8 @@ template <class T> class Weights {
       if (stop_requested()) return;
       t.keys = static_cast<int>(std::min<std::int64_t>(kKeys, sequence.len_kv - t.j0));
       tiles_.read_keys(w, b, h, t.j0, t.keys);
-      tiles_.multiply_keys(w, t, scratch.template at<T>(packed));
+      tiles_.prefetch_edits(t);
+      tiles_.multiply_keys(w, t, scratch.template at<T>(packed), 0, t.vectors, {0, t.keys});
       if (tiles_.factors.transforms) tiles_.transform(w, sequence, t);
       if (p_.mask.present()) tiles_.apply_mask(w, t);
       transpose_padded(w.scores, kColumns, t.keys, t.vectors * kW, matrix + t.j0, row_, static_cast<int>(round_up(t.keys, kW)));
