@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import numpy as np
 import regard
+from harness import normal
 from regard._cli import operations, peers
 
 Calls = dict[str, Callable[[], Any]]
@@ -26,10 +27,6 @@ MERGE = {"prompt": (2, 1, 32, 1024, 128), "step of 16, 8 parts": (8, 16, 32, 1, 
 APPEND = {"prompt": (1, 8, 1024, 128, 0), "step of 16": (16, 8, 1, 128, 1024)}
 #: (batch, heads, heads_kv, held tokens, dim)
 STEP = {"step of 1": (1, 32, 8, 8192, 128), "step of 16": (16, 32, 8, 1024, 128)}
-
-
-def normal(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
 
 
 def rotary(shape: tuple[int, ...], dtype: Any) -> Calls:
