@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -249,19 +250,18 @@ def roofline_plot(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(11, 6.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(12, max(6.0, 0.17 * len(points))), layout="constrained")
     intensities = [intensity for intensity, _, _ in points.values()] or [1.0]
     low, high = min(intensities) / 2, max(intensities) * 2
     top = max(computing.values())
     for i, (label, rate) in enumerate(reading.items()):
-        corner = top / rate
-        axes.plot([low, corner], [low * rate, top], "--", color=f"C{i}", linewidth=1)
-        axes.annotate(
-            f"{label} {rate:.0f} GB/s", (low, low * rate), fontsize=7, color=f"C{i}", va="bottom", rotation=30
-        )
-    for label, rate in computing.items():
+        axes.plot([low, top / rate], [low * rate, top], "--", color=f"C{i}", linewidth=1)
+        slope = {"rotation": math.degrees(math.atan(rate)), "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(1.2 * low, 1.3 * low * rate, f"{label} {rate:.0f} GB/s", fontsize=7, color=f"C{i}", **slope)
+    for i, (label, rate) in enumerate(computing.items()):
         axes.axhline(rate, color="0.4", linewidth=1)
-        axes.annotate(f"{label} {rate:.0f} GFLOP/s", (high, rate), fontsize=7, ha="right", va="bottom")
+        # Each label further left than the one before: two ceilings may be nearly the same.
+        axes.annotate(f"{label} {rate:.0f} GFLOP/s", (high / 8**i, rate), fontsize=7, ha="right", va="bottom")
     for number, (label, (intensity, ours, theirs)) in enumerate(points.items(), 1):
         if theirs:
             axes.plot([intensity, intensity], [theirs, ours], color="0.7", linewidth=0.8, zorder=1)
