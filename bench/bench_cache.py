@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import numpy as np
 import regard
+from harness import normal
 from regard._cli import operations, peers
 
 Calls = dict[str, Callable[[], Any]]
@@ -24,12 +25,10 @@ ROTARY = {"prompt": (1, 32, 1024, 128), "step of 16": (16, 32, 1, 128)}
 MERGE = {"prompt": (2, 1, 32, 1024, 128), "step of 16, 8 parts": (8, 16, 32, 1, 128)}
 #: (batch, heads_kv, new tokens, dim, held tokens)
 APPEND = {"prompt": (1, 8, 1024, 128, 0), "step of 16": (16, 8, 1, 128, 1024)}
+#: Tokens that are appended until a cache is cut back to those it held.
+STEPS = 64
 #: (batch, heads, heads_kv, held tokens, dim)
 STEP = {"step of 1": (1, 32, 8, 8192, 128), "step of 16": (16, 32, 8, 1024, 128)}
-
-
-def normal(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
 
 
 def rotary(shape: tuple[int, ...], dtype: Any) -> Calls:
@@ -59,28 +58,39 @@ def append(shape: tuple[int, ...], given: Any, stored: str) -> Calls:
     import torch
 
     *tokens, held = shape
-    key, value = normal(tuple(tokens), given), normal(tuple(tokens), given)
+    key, value = normal(tuple(tokens), given), normal(tuple(tokens), given, 1)
     batch, heads, new, dim = tokens
-    cache = regard.KVCache(batch, heads, held + new, dim, dtype=stored)
+    capacity = held + max(STEPS, new)
+    cache = regard.KVCache(batch, heads, capacity, dim, dtype=stored)
     for _ in range(held // new):
         cache.append(key, value)
-    kept = [torch.zeros(batch, heads, held + new, dim, dtype=getattr(torch, stored)) for _ in range(2)]
-    scales = [torch.zeros(batch, heads, held + new) for _ in range(2)]
+    kept = [torch.zeros(batch, heads, capacity, dim, dtype=getattr(torch, stored)) for _ in range(2)]
+    scales = [torch.zeros(batch, heads, capacity) for _ in range(2)]
     arrays = [peers.to_torch(x) for x in (key, value)]
 
+    filled = dict.fromkeys(("ours", "theirs"), held)
+
+    def next_place(whose: str) -> int:
+        start = filled[whose] if filled[whose] + new <= capacity else held
+        filled[whose] = start + new
+        return start
+
     def ours() -> None:
+        if next_place("ours") == held:
+            cache.truncate(held)
         cache.append(key, value)
-        cache.truncate(held)
 
     @torch.inference_mode()
     def theirs() -> None:
+        start = next_place("theirs")
+        places = slice(start, start + new)
         for x, to, scale in zip(arrays, kept, scales, strict=True):
             if stored == "int8":
                 wide = x.float()
-                scale[:, :, held:] = wide.abs().amax(-1) / 127
-                to[:, :, held:] = torch.round(wide / scale[:, :, held:, None]).to(torch.int8)
+                scale[:, :, places] = wide.abs().amax(-1) / 127
+                to[:, :, places] = torch.round(wide / scale[:, :, places, None]).to(torch.int8)
             else:
-                to[:, :, held:] = x
+                to[:, :, places] = x
 
     return {"regard": ours, "torch": theirs}
 

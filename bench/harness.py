@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,20 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from regard import _backend
+from regard import _arrays, _backend
 from regard._cli.info import cores, processor
 from regard._cli.timing import Timing, compare, set_threads
 
 __all__ = [
     "Timing",
     "bar_plot",
+    "cache_sizes",
     "compare",
     "hardware",
     "installed",
     "markdown_table",
+    "normal",
     "onnxruntime_session",
     "openvino_compile",
     "parser",
+    "roofline_plot",
     "set_threads",
     "write_results",
 ]
@@ -48,6 +52,12 @@ def parser(doc: str, *, threads: int | tuple[int, ...], seconds: float) -> argpa
     made.add_argument("--seconds", type=float, default=seconds, help="for each row, all contenders together")
     made.add_argument("--dry", action="store_true", help="print the table, write nothing")
     return made
+
+
+def normal(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> np.ndarray:
+    """Normal values, of a dtype or its name."""
+    kind = _arrays.numpy_dtype(dtype) if isinstance(dtype, str) else dtype
+    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(kind)
 
 
 # Threads and versions of the peers.
@@ -96,9 +106,8 @@ def hardware() -> dict[str, str]:
     """What a reader needs to judge a figure: hardware, system, versions; no names of hosts or users."""
     found = {"date": datetime.date.today().isoformat(), "processor": processor()}
     found["cores available"] = str(cores())
-    caches = _caches()
-    if caches:
-        found["caches"] = caches
+    if caches := cache_sizes():
+        found["caches"] = ", ".join(f"L{level} {_size(size)}" for level, size in caches.items())
     load = os.getloadavg()[0]
     busy = ": other programs kept the cores busy, and times by the clock on the wall include waiting for them"
     found["load average at the end"] = f"{load:.1f}{busy if load > 2 * cores() else ''}"
@@ -109,16 +118,21 @@ def hardware() -> dict[str, str]:
     return found
 
 
-def _caches() -> str:
-    parts = []
+def cache_sizes() -> dict[int, int]:
+    """{level: bytes} of one core's data caches, as far as the system tells."""
+    found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
         except OSError:
             continue
         if kind != "Instruction":
-            parts.append(f"L{level} {size.replace('K', ' KiB').replace('M', ' MiB')}")
-    return ", ".join(parts)
+            found[int(level)] = int(size.rstrip("KM")) << {"K": 10, "M": 20}.get(size[-1], 0)
+    return found
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 and size % (1 << 20) == 0 else f"{size >> 10} KiB"
 
 
 # Tables and plots.
@@ -151,11 +165,12 @@ def write_results(
     *,
     threads: int,
     plot: str | None = None,
+    sections: Sequence[str] = (),
 ) -> Path:
-    """Write bench/results/<name>.md: what it is, what it ran on, the table, and the plot if drawn."""
+    """Write bench/results/<name>.md: what it is, what it ran on, more sections, the table, and the plot if drawn."""
     RESULTS.mkdir(exist_ok=True)
     ran_on = "\n".join(f"- {key}: {value}" for key, value in {**hardware(), "threads": str(threads)}.items())
-    parts = [f"# {title}", about, ran_on, markdown_table(header, rows)]
+    parts = [f"# {title}", about, ran_on, *sections, markdown_table(header, rows)]
     if plot is not None:
         parts.append(f"![{title}]({plot})")
     path = RESULTS / f"{name}.md"
@@ -210,6 +225,54 @@ def bar_plot(
     first.invert_yaxis()
     figure.suptitle(title, fontsize=11)
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders), fontsize=8)
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    pyplot.close(figure)
+    return f"{name}.png"
+
+
+def roofline_plot(
+    name: str,
+    title: str,
+    computing: Mapping[str, float],
+    reading: Mapping[str, float],
+    points: Mapping[str, tuple[float, float, float | None]],
+) -> str | None:
+    """Draw bench/results/<name>.png; answers the file's name, or None without matplotlib.
+
+    `computing` and `reading` are {ceiling: GFLOP/s} and {ceiling: GB/s}; `points` {label: (operations a byte, GFLOP/s,
+    the best peer's GFLOP/s or None)}. Points carry numbers, which the legend names.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(12, max(6.0, 0.17 * len(points))), layout="constrained")
+    intensities = [intensity for intensity, _, _ in points.values()] or [1.0]
+    low, high = min(intensities) / 2, max(intensities) * 2
+    top = max(computing.values())
+    for i, (label, rate) in enumerate(reading.items()):
+        axes.plot([low, top / rate], [low * rate, top], "--", color=f"C{i}", linewidth=1)
+        slope = {"rotation": math.degrees(math.atan(rate)), "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(1.2 * low, 1.3 * low * rate, f"{label} {rate:.0f} GB/s", fontsize=7, color=f"C{i}", **slope)
+    for i, (label, rate) in enumerate(computing.items()):
+        axes.axhline(rate, color="0.4", linewidth=1)
+        # Each label further left than the one before: two ceilings may be nearly the same.
+        axes.annotate(f"{label} {rate:.0f} GFLOP/s", (high / 8**i, rate), fontsize=7, ha="right", va="bottom")
+    for number, (label, (intensity, ours, theirs)) in enumerate(points.items(), 1):
+        if theirs:
+            axes.plot([intensity, intensity], [theirs, ours], color="0.7", linewidth=0.8, zorder=1)
+            axes.plot(intensity, theirs, "_", color="0.4", markersize=8, zorder=2)
+        axes.plot(intensity, ours, "o", color="C3", markersize=4, zorder=3, label=f"{number}  {label}")
+        axes.annotate(str(number), (intensity, ours), xytext=(4, 0), textcoords="offset points", fontsize=6)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), title=title)
+    axes.set_xlabel("operations for each byte of inputs and outputs")
+    axes.set_ylabel("GFLOP/s (circle: regard; dash: its best peer)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=7, handlelength=0, frameon=False)
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / f"{name}.png", dpi=110)
     pyplot.close(figure)

@@ -1,15 +1,16 @@
 // Appending to a cache: new keys and values, converted to what it stores, into the slots of their tokens.
 //
-//   for each item: some tokens of a sequence                          (parallel)
+//   for each item: some tokens of a sequence, some or all heads       (parallel)
 //     their cosines and sines, where keys are turned on the way
-//     for each head, for each token: the row read, turned, measured (int8, float8), written
+//     for each head, for each token: the row read, turned, measured (int8, float8), written; or, where nothing of all
+//     that is to be done, the bytes of as many tokens as lie one behind the other
 //
 // Nothing else of the cache is read or written.
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
+#include <vector>
 
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
@@ -19,8 +20,9 @@
 namespace regard::cpu {
 namespace {
 
-// Elements an item: each head is a run of its own, and runs of 8 KiB stream less well than ones of 32 KiB (on Zen 4, 1.2
-// times slower, 64 tokens to an item against 16).
+// Elements an item. Each head is a run of its own, and the longer a run, the better it streams: an item has one head, as
+// far as that fills it, and all heads where angles are read once for them or they lie nearer than tokens. On Zen 4, a
+// bfloat16 prompt of 1024 tokens, 8 heads and 128 dimensions, copied in runs of 8, 16 and 256 KiB: 108, 107 and 99 us.
 constexpr std::int64_t kElementsPerItem = 1 << 17;
 
 // One of the two halves of a cache.
@@ -33,53 +35,76 @@ struct Store {
 class Append {
  public:
   explicit Append(const AppendProblem& problem) : p_(problem) {
-    const std::int64_t token = std::max<std::int64_t>(1, p_.heads_kv() * (p_.dim_qk() + p_.dim_v()));
-    tokens_ = std::clamp<std::int64_t>(kElementsPerItem / token, 1, std::max<std::int64_t>(1, p_.len()));
-    blocks_ = (p_.len() + tokens_ - 1) / tokens_;
+    const std::int64_t len = std::max<std::int64_t>(1, p_.len());
+    const std::int64_t heads = std::max<std::int64_t>(1, p_.heads_kv());
+    const std::int64_t row = std::max<std::int64_t>(1, p_.dim_qk() + p_.dim_v());
+    const bool in_runs = !p_.angles.present() && p_.key.stride[2] <= p_.key.stride[1];
+    heads_ = in_runs ? std::clamp<std::int64_t>(kElementsPerItem / row / len, 1, heads) : heads;
+    tokens_ = std::clamp<std::int64_t>(kElementsPerItem / row / heads_, 1, len);
+    head_blocks_ = (heads + heads_ - 1) / heads_;
+    token_blocks_ = (len + tokens_ - 1) / tokens_;
+    count_runs();
   }
 
   void run() {
     if (p_.batch() * p_.heads_kv() * p_.len() == 0) return;
     const double work = static_cast<double>(p_.key.size() + p_.value.size()) * 2;
-    parallel_for(p_.batch() * blocks_, work, [this](std::int64_t item) {
-      const std::int64_t first = item % blocks_ * tokens_;
-      const std::int64_t last = std::min(p_.len(), first + tokens_);
-      with_compute(p_.key.dtype, [&](auto t) {
-        AngleRows<decltype(t)> angles(p_.angles, p_.len(), last - first);
-        copy_rows<decltype(t)>({p_.key, p_.key_cache, p_.key_scales}, item / blocks_, first, last, angles);
-      });
-      with_compute(p_.value.dtype, [&](auto t) {
-        AngleRows<decltype(t)> none(no_angles_, p_.len(), last - first);
-        copy_rows<decltype(t)>({p_.value, p_.value_cache, p_.value_scales}, item / blocks_, first, last, none);
-      });
+    parallel_for(p_.batch() * head_blocks_ * token_blocks_, work, [this](std::int64_t item) {
+      const std::int64_t head = item / token_blocks_ % head_blocks_ * heads_;
+      const std::int64_t token = item % token_blocks_ * tokens_;
+      const Block block{item / token_blocks_ / head_blocks_, head, std::min(p_.heads_kv(), head + heads_), token,
+                        std::min(p_.len(), token + tokens_)};
+      append({p_.key, p_.key_cache, p_.key_scales}, block, p_.angles);
+      append({p_.value, p_.value_cache, p_.value_scales}, block, no_angles_);
     });
   }
 
  private:
-  template <class T> void copy_rows(const Store& store, std::int64_t b, std::int64_t first, std::int64_t last, AngleRows<T>& angles) const {
+  // What an item appends: heads and tokens of one sequence, each from the first to before the last.
+  struct Block {
+    std::int64_t b;
+    std::int64_t first_head;
+    std::int64_t last_head;
+    std::int64_t first;
+    std::int64_t last;
+  };
+
+  void append(const Store& store, const Block& block, const RotaryAngles& angles) const {
+    if (store.x.dtype == store.cache.dtype && !angles.present() && in_order(store.x) && in_order(store.cache)) return copy(store, block);
+    with_compute(store.x.dtype, [&](auto t) {
+      AngleRows<decltype(t)> rows(angles, p_.len(), block.last - block.first);
+      convert<decltype(t)>(store, block, rows);
+    });
+  }
+
+  void copy(const Store& store, const Block& block) const {
+    const auto row = static_cast<std::size_t>(store.x.shape[3] * size_of(store.x.dtype));
+    for (std::int64_t i = block.first; i < block.last;) {
+      const std::int64_t slot = p_.place(block.b, i);
+      const std::int64_t run = slot < 0 ? 1 : tokens_in_a_row(store, block.b, i, block.last);
+      if (slot >= 0)
+        for (std::int64_t h = block.first_head; h < block.last_head; ++h)
+          std::memcpy(store.cache.at(block.b, h, slot), store.x.at(block.b, h, i), static_cast<std::size_t>(run) * row);
+      i += run;
+    }
+  }
+
+  template <class T> void convert(const Store& store, const Block& block, AngleRows<T>& angles) const {
     const std::int64_t n = store.x.shape[3];
     const auto row_at = angles.template reserve<T>(whole_vectors<T>(n));
     const auto narrow_at = angles.template reserve<float>(whole_vectors<float>(n));
-    angles.read_tokens(b, first, last);
+    angles.read_tokens(block.b, block.first, block.last);
     T* row = angles.template at<T>(row_at);
     float* narrow = angles.template at<float>(narrow_at);
-    const bool same = store.x.dtype == store.cache.dtype && angles.pairs() == 0 && in_order(store.x) && in_order(store.cache);
-    for (std::int64_t h = 0; h < p_.heads_kv(); ++h)
-      for (std::int64_t i = first; i < last; ++i) {
-        const std::int64_t slot = p_.place(b, i);
+    for (std::int64_t h = block.first_head; h < block.last_head; ++h)
+      for (std::int64_t i = block.first; i < block.last; ++i) {
+        const std::int64_t slot = p_.place(block.b, i);
         if (slot < 0) continue;
-        const char* from = store.x.at(b, h, i);
-        char* to = store.cache.at(b, h, slot);
-        if (same) {
-          const std::int64_t run = tokens_in_a_row(store, b, i, last);
-          std::memcpy(to, from, static_cast<std::size_t>(run * n * size_of(store.x.dtype)));
-          i += run - 1;
-          continue;
-        }
-        read_row(store.x.dtype, from, store.x.stride[3], n, row);
-        angles.rotate(row, i - first);
+        char* to = store.cache.at(block.b, h, slot);
+        read_row(store.x.dtype, store.x.at(block.b, h, i), store.x.stride[3], n, row);
+        angles.rotate(row, i - block.first);
         if (is_scaled(store.cache.dtype))
-          write_quantised(store, to, store.scales.at(b, h, slot), n, row, narrow);
+          write_quantised(store, to, store.scales.at(block.b, h, slot), n, row, narrow);
         else
           write_floats(store.cache, to, n, row, narrow);
       }
@@ -88,10 +113,20 @@ class Append {
   // How many tokens from i on lie one behind the other, where they come from and where they go.
   std::int64_t tokens_in_a_row(const Store& store, std::int64_t b, std::int64_t i, std::int64_t last) const {
     const std::int64_t row = store.x.shape[3] * size_of(store.x.dtype);
-    std::int64_t run = 1;
-    if (store.x.stride[2] == row && store.cache.stride[2] == row)
-      while (i + run < last && p_.place(b, i + run) == p_.place(b, i) + run) ++run;
-    return run;
+    if (store.x.stride[2] != row || store.cache.stride[2] != row) return 1;
+    return std::min(runs_[static_cast<std::size_t>(b * p_.len() + i)], last - i);
+  }
+
+  // How many places follow each other from each token on: counted once, for all heads of both halves.
+  void count_runs() {
+    runs_.resize(p_.places.size());
+    for (std::int64_t b = 0; b < p_.batch(); ++b)
+      for (std::int64_t i = p_.len() - 1, next = -1, run = 0; i >= 0; --i) {
+        const std::int64_t place = p_.place(b, i);
+        run = next == place + 1 ? run + 1 : 1;
+        runs_[static_cast<std::size_t>(b * p_.len() + i)] = run;
+        next = place;
+      }
   }
 
   static bool in_order(const Array& x) { return x.stride[3] == size_of(x.dtype); }
@@ -121,8 +156,11 @@ class Append {
 
   const AppendProblem& p_;
   const RotaryAngles no_angles_{};
+  std::int64_t heads_;   // of an item
   std::int64_t tokens_;  // of an item
-  std::int64_t blocks_;  // of a sequence
+  std::int64_t head_blocks_;
+  std::int64_t token_blocks_;  // of a sequence
+  std::vector<std::int64_t> runs_;
 };
 
 }  // namespace

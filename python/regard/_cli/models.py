@@ -69,11 +69,14 @@ def run(options: argparse.Namespace, torch: bool) -> None:
     """Measure all and print the table."""
     seconds, rounds = (0.0, 2) if options.quick else (options.seconds, None)
     cases: list[tuple[str, Callable[[str], dict[str, Callable[[], Any]]]]] = [
-        (f"{encoder.label} {batch}x{length}x{encoder.width}", _encoder_calls(encoder, batch, length, torch))
+        (
+            f"{encoder.label} {batch}x{length}x{encoder.width}",
+            functools.partial(encoder_calls, encoder, batch, length, torch=torch),
+        )
         for encoder in (ENCODERS[1:] if options.quick else ENCODERS)
         for batch, length in (((2, 16),) if options.quick else encoder.shapes)
     ]
-    cases.append((f"{DECODER.label} 1x1x{DECODER.width}", _decoder_calls(DECODER, torch)))
+    cases.append((f"{DECODER.label} 1x1x{DECODER.width}", functools.partial(_decoder_calls, DECODER, torch=torch)))
     rows = []
     dtypes = [d.name for d in operations.dtypes() if d.name in HELD]
     with table.progress(len(cases) * len(dtypes), options.plain) as step:
@@ -109,72 +112,69 @@ def _in_torch(state: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:
     return {name: torch.from_numpy(value).to(getattr(torch, dtype)) for name, value in state.items()}
 
 
-def _encoder_calls(
-    encoder: Encoder, batch: int, length: int, torch: bool
-) -> Callable[[str], dict[str, Callable[[], Any]]]:
-    def calls(dtype: str) -> dict[str, Callable[[], Any]]:
-        rng = np.random.default_rng(1)
-        x = rng.standard_normal((batch, length, encoder.width)).astype(_arrays.numpy_dtype(dtype))
-        made: dict[str, Callable[[], Any]] = {}
-        state: dict[str, np.ndarray] = {}
-        for held in HELD[dtype]:
-            module = encoder.stack(regard.nn).to(weights=held)
-            state = state or _random_state(module)
-            module.load_state_dict(state)
-            made[held] = functools.partial(module, x)
-        if torch:
-            import torch as framework
+def beside_torch(
+    make: Callable[[Any], Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    torch: bool,
+    call: Callable[[Any, Any], Any] = lambda module, x: module(x),
+) -> dict[str, Callable[[], Any]]:
+    """{how weights are held, and "torch": call(module, x)} of make(regard.nn) and make(torch.nn), the same weights."""
+    x = np.random.default_rng(1).standard_normal(shape).astype(_arrays.numpy_dtype(dtype))
+    made: dict[str, Callable[[], Any]] = {}
+    state: dict[str, np.ndarray] = {}
+    for held in HELD[dtype]:
+        module = make(regard.nn).to(weights=held)
+        state = state or _random_state(module)
+        module.load_state_dict(state)
+        made[held] = functools.partial(call, module, x)
+    if torch:
+        import torch as framework
 
-            theirs = encoder.stack(framework.nn).eval().to(getattr(framework, dtype))
-            theirs.load_state_dict(_in_torch(state, dtype))
-            tensor = to_torch(x)
-
-            def call() -> Any:
-                with framework.inference_mode():
-                    return theirs(tensor)
-
-            made["torch"] = call
-        return made
-
-    return calls
+        theirs = make(framework.nn).eval().to(getattr(framework, dtype))
+        theirs.load_state_dict(_in_torch(state, dtype))
+        made["torch"] = framework.inference_mode()(functools.partial(call, theirs, to_torch(x)))
+    return made
 
 
-def _decoder_calls(decoder: Decoder, torch: bool) -> Callable[[str], dict[str, Callable[[], Any]]]:
-    def calls(dtype: str) -> dict[str, Callable[[], Any]]:
-        nn = regard.nn
-        rng = np.random.default_rng(1)
-        kind = _arrays.numpy_dtype(dtype)
-        memory = rng.standard_normal((1, decoder.memory, decoder.width)).astype(kind)
-        rows = rng.standard_normal((decoder.tokens, decoder.width)).astype(kind)
-        tokens = np.zeros((1, 1), np.int64)
-        made: dict[str, Callable[[], Any]] = {}
-        state: dict[str, np.ndarray] = {}
-        for held in HELD[dtype]:
-            layer = nn.TransformerDecoderLayer(decoder.width, decoder.heads, decoder.inner, batch_first=True)
-            stack = nn.TransformerDecoder(layer, decoder.layers).to(weights=held)
-            state = state or _random_state(stack)
-            stack.load_state_dict(state)
-            made[held] = _Steps(
-                functools.partial(
-                    nn.CachedDecoder,
-                    stack,
-                    memory,
-                    embed=lambda _, at: rows[at],
-                    project=lambda y: y,
-                    max_len=decoder.tokens,
-                ),
-                lambda cached: cached.step(tokens),
-                decoder.tokens,
-            )
-        if torch:
-            made["torch"] = _Steps(
-                lambda: _TorchDecoder(decoder, _in_torch(state, dtype), to_torch(memory), to_torch(rows)),
-                lambda cached: cached.step(),
-                decoder.tokens,
-            )
-        return made
+def encoder_calls(encoder: Encoder, batch: int, length: int, dtype: str, torch: bool) -> dict[str, Callable[[], Any]]:
+    """The calls of beside_torch, of an encoder."""
+    return beside_torch(encoder.stack, (batch, length, encoder.width), dtype, torch)
 
-    return calls
+
+def _decoder_calls(decoder: Decoder, dtype: str, torch: bool) -> dict[str, Callable[[], Any]]:
+    nn = regard.nn
+    rng = np.random.default_rng(1)
+    kind = _arrays.numpy_dtype(dtype)
+    memory = rng.standard_normal((1, decoder.memory, decoder.width)).astype(kind)
+    rows = rng.standard_normal((decoder.tokens, decoder.width)).astype(kind)
+    tokens = np.zeros((1, 1), np.int64)
+    made: dict[str, Callable[[], Any]] = {}
+    state: dict[str, np.ndarray] = {}
+    for held in HELD[dtype]:
+        layer = nn.TransformerDecoderLayer(decoder.width, decoder.heads, decoder.inner, batch_first=True)
+        stack = nn.TransformerDecoder(layer, decoder.layers).to(weights=held)
+        state = state or _random_state(stack)
+        stack.load_state_dict(state)
+        made[held] = _Steps(
+            functools.partial(
+                nn.CachedDecoder,
+                stack,
+                memory,
+                embed=lambda _, at: rows[at],
+                project=lambda y: y,
+                max_len=decoder.tokens,
+            ),
+            lambda cached: cached.step(tokens),
+            decoder.tokens,
+        )
+    if torch:
+        made["torch"] = _Steps(
+            lambda: _TorchDecoder(decoder, _in_torch(state, dtype), to_torch(memory), to_torch(rows)),
+            lambda cached: cached.step(),
+            decoder.tokens,
+        )
+    return made
 
 
 class _Steps:
