@@ -27,8 +27,8 @@ inline void require_kernel(bool there, const char* what) {
 }
 
 inline DType dtype_of_name(const std::string& name) {
-  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "bool", "int32", "int64"};
-  for (int t = 0; t < 7; ++t)
+  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "bool", "int32", "int64", "int8", "float8_e4m3fn"};
+  for (int t = 0; t < 9; ++t)
     if (name == names[t]) return static_cast<DType>(t);
   return DType::other;
 }
@@ -52,7 +52,9 @@ inline Array view_of_tuple(const py::tuple& x) {
 
 // A device array either way: a tuple, or a capsule from __dlpack__.
 inline Array view_of_device(const py::object& x) {
-  return py::isinstance<py::tuple>(x) ? view_of_tuple(x.cast<py::tuple>()) : view_of_capsule(x, kCuda);
+  Array a = py::isinstance<py::tuple>(x) ? view_of_tuple(x.cast<py::tuple>()) : view_of_capsule(x, kCuda);
+  a.on_device = true;
+  return a;
 }
 
 // One call on a device: its arrays, all of which must be there, and its stream.
@@ -84,6 +86,11 @@ class DeviceCall {
     return a;
   }
 
+  // An index array, which may be on the host or on the device.
+  Array indices(const py::object& x, const char* argument) {
+    return py::isinstance<py::array>(x) ? py::cast<Array>(x) : view(x, argument);
+  }
+
   // The array given, or a new one; `dtype` is a name, or "" for the query's.
   Array output(const py::object& given, const Array& view, const std::vector<std::int64_t>& shape, const char* dtype) {
     if (view.present()) {
@@ -95,19 +102,21 @@ class DeviceCall {
     return made;
   }
 
-  // Checked host lengths, copied to the device.
-  Array on_device(const std::vector<std::int64_t>& lengths) {
-    Array a;
-    a.kind = Array::Kind::array;
-    a.dtype = DType::int64;
-    a.rank = 1;
-    a.shape[0] = static_cast<std::int64_t>(lengths.size());
-    a.stride[0] = 8;
-    const std::int64_t bytes = a.shape[0] * a.stride[0];
-    if (bytes == 0) return a;
-    a.data = queue.scratch(bytes);
-    cuda::copy_to_device(a.data, lengths.data(), bytes, queue.stream);
-    return a;
+  // An index array where kernels read it: as it is if it is on the device, else the checked copy of it.
+  void move(Array& x, const std::vector<std::int64_t>& checked) {
+    if (!x.present() || x.on_device) return;
+    x.dtype = DType::int64;
+    x.on_device = true;
+    std::int64_t stride = 8;
+    for (int axis = x.rank - 1; axis >= 0; --axis) {
+      x.stride[axis] = stride;
+      stride *= x.shape[axis];
+    }
+    const auto bytes = static_cast<std::int64_t>(checked.size()) * 8;
+    x.data = nullptr;
+    if (bytes == 0) return;
+    x.data = queue.scratch(bytes);
+    cuda::copy_to_device(x.data, checked.data(), bytes, queue.stream);
   }
 
   cuda::Queue queue;

@@ -20,6 +20,7 @@ struct Array {
   DType dtype = DType::other;
   Kind kind = Kind::absent;
   bool writable = false;
+  bool on_device = false;  // a GPU's memory: shapes and types are checked here, entries are not
 
   bool present() const { return kind != Kind::absent; }
 

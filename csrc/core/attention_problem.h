@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "core/block_mask.h"
@@ -68,7 +69,8 @@ struct AttentionProblem {
   std::vector<std::int64_t> key_starts;
   std::vector<std::int64_t> pages;  // paged: [batch, pages of one sequence]
 
-  // Lengths of packed and paged sequences are those of the longest.
+  // Lengths of packed and paged sequences are those of the longest; where index arrays are on a device, the most that
+  // arrays and tables have room for.
   std::int64_t batch() const { return storage == Storage::packed ? sequences_ : query.shape[0]; }
   std::int64_t heads() const { return query.shape[1]; }
   std::int64_t len_q() const { return storage == Storage::packed ? longest_q_ : query.shape[2]; }
@@ -177,13 +179,14 @@ inline void AttentionProblem::check_packed(Checker& c) {
   c.shape(value, "value", key.shape[0], groups, value.shape[2]);
   check_starts(c, cu_seqlens_q, query.shape[0], "cu_seqlens_q", query_starts);
   check_starts(c, cu_seqlens_kv, key.shape[0], "cu_seqlens_kv", key_starts);
-  c.require(query_starts.size() == key_starts.size(), rules::kShape, "cu_seqlens_kv");
+  c.require(c.result() || cu_seqlens_q.shape[0] == cu_seqlens_kv.shape[0], rules::kShape, "cu_seqlens_kv");
   if (c.result()) return;
   for (Array* x : {&query, &key, &value}) add_batch_axis(*x);
-  sequences_ = static_cast<std::int64_t>(query_starts.size()) - 1;
-  for (std::int64_t b = 0; b < sequences_; ++b) {
-    longest_q_ = std::max(longest_q_, length(query_starts, b));
-    longest_kv_ = std::max(longest_kv_, length(key_starts, b));
+  sequences_ = cu_seqlens_q.shape[0] - 1;
+  for (const auto& [longest, starts, x] :
+       {std::tuple{&longest_q_, &query_starts, &query}, std::tuple{&longest_kv_, &key_starts, &key}}) {
+    if (starts->empty()) *longest = x->shape[2];
+    for (std::size_t b = 1; b < starts->size(); ++b) *longest = std::max(*longest, (*starts)[b] - (*starts)[b - 1]);
   }
 }
 
@@ -209,11 +212,12 @@ inline void AttentionProblem::check_paged(Checker& c) {
   const std::int64_t width = page_table.shape[1];
   c.require(key_lengths.present(), rules::kType, "key_lengths");
   c.lengths(key_lengths, batch(), width * page_size(), "key_lengths", key_ends);
-  for (std::int64_t b = 0; b < batch() && !c.result(); ++b) {
+  if (key_lengths.on_device) longest_kv_ = key.shape[0] > 0 ? width * page_size() : 0;
+  for (std::int64_t b = 0; b < batch() && !key_lengths.on_device && !c.result(); ++b) {
     const std::int64_t keys = key_ends[static_cast<std::size_t>(b)];
     longest_kv_ = std::max(longest_kv_, keys);
     // Entries past a sequence's last page are never read: tables are often padded with -1.
-    for (std::int64_t k = 0; k < (keys + page_size() - 1) / page_size(); ++k) {
+    for (std::int64_t k = 0; k < (keys + page_size() - 1) / page_size() && !page_table.on_device; ++k) {
       const std::int64_t page = pages[static_cast<std::size_t>(b * width + k)];
       c.entry(page >= 0 && page < key.shape[0], "page_table", b * width + k);
     }
@@ -268,15 +272,17 @@ inline void AttentionProblem::check_options(Checker& c) {
   if (storage != Storage::paged) c.lengths(key_lengths, batch(), len_kv(), "key_lengths", key_ends);
   for (std::int64_t b = 0; b < batch() && storage == Storage::packed && !c.result(); ++b) {
     const auto at = static_cast<std::size_t>(b);
-    if (!query_ends.empty()) c.entry(query_ends[at] <= length(query_starts, b), "query_lengths", b);
-    if (!key_ends.empty()) c.entry(key_ends[at] <= length(key_starts, b), "key_lengths", b);
+    if (!query_ends.empty() && !query_starts.empty()) c.entry(query_ends[at] <= length(query_starts, b), "query_lengths", b);
+    if (!key_ends.empty() && !key_starts.empty()) c.entry(key_ends[at] <= length(key_starts, b), "key_lengths", b);
   }
   c.require(window_left >= kUnlimited && window_right >= kUnlimited, rules::kValue, "window");
   c.require(std::isfinite(scale), rules::kValue, "scale");
   c.require(std::isfinite(softcap) && softcap >= 0, rules::kValue, "softcap");
   c.require(dropout.p >= 0 && dropout.p <= 1, rules::kValue, "dropout_p");
   if (c.result() || alignment != Alignment::unspecified || !(banded() || alibi_slopes.present())) return;
-  bool same = storage != Storage::separate || len_q() == len_kv();
+  // Without the sequences' lengths there is no telling: the alignment has to be stated.
+  const bool told = !cu_seqlens_q.on_device && !cu_seqlens_kv.on_device && !(storage == Storage::paged && key_lengths.on_device);
+  bool same = storage != Storage::separate ? told : len_q() == len_kv();
   for (std::int64_t b = 0; b < batch() && storage != Storage::separate && same; ++b) {
     const SequenceMask s = sequence(b);
     same = s.len_q == s.len_kv;

@@ -92,7 +92,7 @@ inline Refusal RotaryAngles::check(DType dtype, std::int64_t batch, std::int64_t
   c.require(positions.shape[rank - 1] == len, rules::kShape, "positions");
   const bool each = rank == 2 && positions.shape[0] == batch;
   c.require(positions.broadcast_to(full, 2), rules::kShape, "positions");
-  if (c.result()) return c.result();
+  if (c.result() || positions.on_device) return c.result();
   rows.resize(static_cast<std::size_t>(batch * len));
   for (std::int64_t i = 0; i < batch * len; ++i) {
     const std::int64_t row = read_index(positions, positions.at(i / len, i % len));

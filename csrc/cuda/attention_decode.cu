@@ -1,24 +1,44 @@
 #include "cuda/attention_decode.cuh"
 
-#include "cuda/attention_launch.cuh"
-
 namespace regard::cuda {
 namespace {
 
-// Keys a split: enough of them for merging to cost little, and some 64 splits of a long sequence.
-int keys_per_split(int len_kv) { return std::clamp((len_kv / 64 + 31) / 32 * 32, 128, 1024); }
+// f(T{}) for the type of keys and values that queries of `type` meet here; false where there is none. Others are rare
+// enough to be left to the portable kernel.
+template <class F> bool with_stored(DType type, DType stored, F&& f) {
+  if (type == DType::float64) {
+    if (stored == DType::float64) f(double{});
+    return stored == DType::float64;
+  }
+  switch (stored) {
+    case DType::float32: f(float{}); return true;
+    case DType::float16: f(Half{}); return true;
+    case DType::bfloat16: f(BFloat16{}); return true;
+    case DType::int8: f(Int8{}); return true;
+    case DType::float8_e4m3fn: f(Float8{}); return true;
+    default: return false;
+  }
+}
+
+// Shared memory of a block whose splits have `keys` keys.
+template <class T> int bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
+  constexpr int kGrain = Vector<T>::kLength;
+  const auto columns = static_cast<int>(std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain)));
+  return static_cast<int>(sizeof(Compute<T>)) * kDecodeRows *
+         (keys + std::max(static_cast<int>(dim_qk) + kGrain, kDecodeThreads / kWarp * columns));
+}
 
 template <class T> void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
   constexpr int kItem = static_cast<int>(sizeof(C));
-  constexpr int kGrain = Vector<T>::kLength;
+  const auto len_q = static_cast<int>(std::min<std::int64_t>(problem.len_q(), kDecodeQueries));
+  const auto len_kv = static_cast<int>(problem.len_kv());
   DecodeArguments p{};
   p.a = a;
   p.scale = split_scale(a.scale);
-  p.rows = a.group * a.len_q;
+  p.rows = a.group * len_q;
   p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
-  p.keys = keys_per_split(a.len_kv);
-  p.splits = std::max(1, (a.len_kv + p.keys - 1) / p.keys);
+  p.splits = splits_of<C>(len_kv);
   p.key_vectors = in_vectors(problem.key);
   p.value_vectors = in_vectors(problem.value);
   const std::int64_t heads = static_cast<std::int64_t>(a.batch) * (a.heads / a.group);
@@ -26,16 +46,27 @@ template <class T> void launch_type(const AttentionProblem& problem, const Atten
   p.maximum = queue.scratch(partials * kItem);
   p.sum = queue.scratch(partials * kItem);
   p.out = queue.scratch(std::max<std::int64_t>(1, partials * a.dim_v) * kItem);
-  const int bytes = kItem * (kDecodeRows * (a.dim_qk + kGrain) + kDecodeRows * p.keys +
-                             kDecodeThreads / kWarp * kDecodeRows * std::min(kWarp * kGrain, 2 * std::max(a.dim_v, kGrain)));
+  const int bytes = bytes_of<T>(a.dim_qk, a.dim_v, keys_per_split<C>(len_kv));
   launch(attention_decode<T>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
-  launch(attention_merge<T>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
+  launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
 }
 
 }  // namespace
 
-void launch_decode(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
-  with_type(problem.query.dtype, [&](auto t) { launch_type<decltype(t)>(problem, a, queue); });
+bool decode_takes(const AttentionProblem& p, int shared_bytes) {
+  if (p.dropout.present() || p.block_mask.present() || p.weights.present()) return false;
+  bool fits = false;
+  const bool known = with_stored(p.query.dtype, p.key.dtype, [&](auto t) {
+    using T = decltype(t);
+    // As if the sequence were as long as any: its length must not decide which kernel's bits it gets.
+    constexpr int most = keys_per_split<Compute<T>>(1 << 30);
+    fits = p.dim_qk() <= shared_bytes && bytes_of<T>(p.dim_qk(), p.dim_v(), most) <= shared_bytes;
+  });
+  return known && fits;
+}
+
+void launch_decode(const AttentionProblem& problem, AttentionArguments a, const Queue& queue) {
+  with_stored(problem.query.dtype, problem.key.dtype, [&](auto t) { launch_type<decltype(t)>(problem, a, queue); });
 }
 
 }  // namespace regard::cuda

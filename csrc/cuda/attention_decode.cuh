@@ -5,9 +5,10 @@
 //                      (every key and value is read once, 16 bytes a lane)
 //   attention_merge    a warp has one row: its splits by their maxima and sums
 //
-// Splits depend on the number of keys alone. Dao et al., "Flash-Decoding for long-context inference" (2023).
+// Splits depend on the sequence's number of keys alone. Dao et al., "Flash-Decoding for long-context inference" (2023).
 #pragma once
 
+#include "cuda/attention_launch.cuh"
 #include "cuda/attention_scores.cuh"
 
 namespace regard::cuda {
@@ -19,16 +20,26 @@ constexpr int kMergeThreads = 32;
 struct DecodeArguments {
   AttentionArguments a;
   SplitScale scale;
-  int rows;  // of a key head: group * len_q
+  int rows;  // of a key head: group * queries, the most that a sequence has
   int row_tiles;
-  int splits;
-  int keys;          // a split
+  int splits;        // likewise
   bool key_vectors;  // rows of keys lie in aligned chunks of 16 bytes
   bool value_vectors;
   void* maximum;  // [batch, heads_kv, splits, rows] in the compute type
   void* sum;
   void* out;  // [batch, heads_kv, splits, rows, dim_v]
 };
+
+// Keys a split: enough of them for merging to cost little, and some 64 splits of a long sequence.
+template <class C> constexpr int keys_per_split(int len_kv) {
+  constexpr int most = 4096 / static_cast<int>(sizeof(C));  // 32 KiB of scores
+  const int wanted = (len_kv / 64 + 31) / 32 * 32;
+  return wanted < 128 ? 128 : wanted > most ? most : wanted;
+}
+template <class C> constexpr int splits_of(int len_kv) {
+  const int keys = keys_per_split<C>(len_kv);
+  return len_kv <= keys ? 1 : (len_kv + keys - 1) / keys;
+}
 
 // The lanes that share a row of `dim` elements: a power of two.
 template <class T> REGARD_DEVICE int lanes_for(int dim) {
@@ -49,7 +60,8 @@ REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* 
   }
 }
 
-// Shared memory: queries [kRows][dim_qk up to whole grains], scores [kRows][keys], sums [warps][kRows][32 grains].
+// Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains] or sums [warps][kRows][32 grains].
+// T is the type of keys and values.
 template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   using C = Compute<T>;
   constexpr int kGrain = Vector<T>::kLength;
@@ -62,24 +74,30 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
   const int b = head / heads_kv;
   const int group = head % heads_kv;
   const int row0 = tile * kDecodeRows;
-  const int rows = p.rows - row0 < kDecodeRows ? p.rows - row0 : kDecodeRows;
+  const int len_q = query_rows(a, b);
+  if (len_q > kDecodeQueries || row0 >= a.group * len_q) return;
+  const int rows = a.group * len_q - row0 < kDecodeRows ? a.group * len_q - row0 : kDecodeRows;
   const int lane = thread_index() % kWarp;
   const int warp = thread_index() / kWarp;
   const SequenceMask sequence = sequence_of(a, b);
-  const int j0 = split * p.keys;
-  const int end = static_cast<int>(sequence.len_kv) < j0 + p.keys ? static_cast<int>(sequence.len_kv) : j0 + p.keys;
+  const int len_kv = static_cast<int>(sequence.len_kv);
+  const int keys = keys_per_split<C>(len_kv);
+  if (split >= splits_of<C>(len_kv)) return;
+  const int j0 = split * keys;
+  const int end = len_kv < j0 + keys ? len_kv : j0 + keys;
   const int pitch = (a.dim_qk + kGrain - 1) / kGrain * kGrain;
 
-  C* const queries = reinterpret_cast<C*>(dynamic_shared());
-  C* const scores = queries + kDecodeRows * pitch;
-  C* const sums = scores + kDecodeRows * p.keys;
+  C* const scores = reinterpret_cast<C*>(dynamic_shared());
+  C* const queries = scores + kDecodeRows * keys;
+  C* const sums = queries;  // when the scores are there
   for (int n = thread_index(); n < kDecodeRows * pitch; n += kDecodeThreads) {
     const int r = n / pitch;
     const int d = n % pitch;
     const int row = row0 + r;
-    queries[n] = r < rows && d < a.dim_qk
-                     ? static_cast<C>(p.scale.factor) * value_at<T>(a.query.at(b, group * a.group + row / a.len_q, row % a.len_q, d))
-                     : C(0);
+    queries[n] = r < rows && d < a.dim_qk ? static_cast<C>(p.scale.factor) * load_as<C>(query_row(a, a.query, b, group * a.group + row / len_q,
+                                                                                                  row % len_q, d),
+                                                                                        a.type)
+                                          : C(0);
   }
   block_barrier();
 
@@ -88,10 +106,12 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
     const int together = kWarp / lanes;  // keys a warp
     for (int first = j0 + warp * together; first < end; first += kWarps * together) {
       const int j = first + lane / lanes;
+      const char* const key_at = j < end ? key_row(a, a.key, b, group, j) : nullptr;
+      const C factor = j < end ? static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, b, group, j)) : C(0);
       C s[kDecodeRows] = {};
       for (int d = lane % lanes * kGrain; d < a.dim_qk && j < end; d += lanes * kGrain) {
         C key[kGrain];
-        load_grain<T>(key, a.key.at(b, group, j), a.key.stride[3], d, a.dim_qk, p.key_vectors);
+        load_grain<T>(key, key_at, a.key.stride[3], d, a.dim_qk, p.key_vectors);
 #pragma unroll
         for (int r = 0; r < kDecodeRows; ++r)
 #pragma unroll
@@ -103,13 +123,13 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
         if (r % lanes != lane % lanes || j >= end) continue;
         C score = -infinity<C>();
         if (r < rows) {
-          const int h = group * a.group + (row0 + r) / a.len_q;
-          const int i = (row0 + r) % a.len_q;
+          const int h = group * a.group + (row0 + r) / len_q;
+          const int i = (row0 + r) % len_q;
           const KeyRange range = sequence.keys_of(i);
           if (j >= range.first && j < range.last)
-            score = finished_score<T, C>(a, s[r] * static_cast<C>(p.scale.rest), b, h, i, j, slope_of<C>(a, b, h), i + sequence.diagonal);
+            score = finished_score(a, s[r] * factor, b, h, i, j, slope_of<C>(a, b, h), i + sequence.diagonal);
         }
-        scores[r * p.keys + j - j0] = score;
+        scores[r * keys + j - j0] = score;
       }
     }
   }
@@ -118,7 +138,7 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
   for (int r = warp; r < rows; r += kWarps) {
     C m = -infinity<C>();
     for (int n = lane; n < end - j0; n += kWarp) {
-      const C s = scores[r * p.keys + n];
+      const C s = scores[r * keys + n];
       m = s > m ? s : m;
     }
     for (int step = 1; step < kWarp; step *= 2) {
@@ -128,7 +148,7 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
     const C base = m == -infinity<C>() ? C(0) : m;
     C sum = 0;
     for (int n = lane; n < end - j0; n += kWarp) {
-      C& s = scores[r * p.keys + n];
+      C& s = scores[r * keys + n];
       s = exp_of(s - base);
       sum += s;
     }
@@ -149,10 +169,11 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
     const int d = column + lane % lanes * kGrain;
     for (int j = j0 + warp * together + lane / lanes; j < end; j += kWarps * together) {
       C value[kGrain];
-      load_grain<T>(value, a.value.at(b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
+      load_grain<T>(value, key_row(a, a.value, b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
+      const C factor = static_cast<C>(row_scale(a, a.value_scales, b, group, j));
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
-        const C weight = r < rows ? scores[r * p.keys + j - j0] : C(0);
+        const C weight = r < rows ? scores[r * keys + j - j0] * factor : C(0);
 #pragma unroll
         for (int e = 0; e < kGrain; ++e) o[r][e] += weight * value[e];
       }
@@ -177,44 +198,47 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
   }
 }
 
-template <class T> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_GRID_CONSTANT DecodeArguments p) {
-  using C = Compute<T>;
+template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_GRID_CONSTANT DecodeArguments p) {
   const AttentionArguments& a = p.a;
   const int heads_kv = a.heads / a.group;
   const int row = block_index() % p.rows;
   const int head = block_index() / p.rows;
   const int b = head / heads_kv;
-  const int h = head % heads_kv * a.group + row / a.len_q;
-  const int i = row % a.len_q;
+  const int len_q = query_rows(a, b);
+  if (len_q > kDecodeQueries || row >= a.group * len_q) return;
+  const int h = head % heads_kv * a.group + row / len_q;
+  const int i = row % len_q;
+  const SequenceMask sequence = sequence_of(a, b);
+  const int splits = splits_of<C>(static_cast<int>(sequence.len_kv));
   const std::int64_t first = static_cast<std::int64_t>(head) * p.splits * p.rows + row;
   const C* const maximum = static_cast<const C*>(p.maximum) + first;
   const C* const sums = static_cast<const C*>(p.sum) + first;
 
   const C sink = sink_of<C>(a, h);
   C m = sink;
-  for (int s = 0; s < p.splits; ++s)
+  for (int s = 0; s < splits; ++s)
     m = maximum[static_cast<std::int64_t>(s) * p.rows] > m ? maximum[static_cast<std::int64_t>(s) * p.rows] : m;
   C l = sink > -infinity<C>() ? exp_of(sink - m) : C(0);
-  for (int s = 0; s < p.splits; ++s) {
+  for (int s = 0; s < splits; ++s) {
     const std::int64_t at = static_cast<std::int64_t>(s) * p.rows;
     if (sums[at] != C(0)) l += sums[at] * exp_of(maximum[at] - m);
   }
   C rest = l > C(0) ? C(0) : infinity<C>();
   for (int d = thread_index(); d < a.dim_v; d += kMergeThreads) {
     C o = 0;
-    for (int s = 0; s < p.splits; ++s) {
+    for (int s = 0; s < splits; ++s) {
       const std::int64_t at = static_cast<std::int64_t>(s) * p.rows;
       if (sums[at] != C(0)) o += static_cast<const C*>(p.out)[(first + at) * a.dim_v + d] * exp_of(maximum[at] - m);
     }
     o /= l;
     rest += o - o;  // NaN where it is not finite
-    write<T>(a.out.at(b, h, i, d), o);
+    store_as(query_row(a, a.out, b, h, i, d), a.type, o);
   }
-  const bool bad = any_lane(!(rest == C(0))) || i >= sequence_of(a, b).len_q;
+  const bool bad = any_lane(!(rest == C(0))) || i >= sequence.len_q;
   if (bad)
-    plain_row<T>(a, b, h, i, 0, a.dim_v, true);
+    plain_row(a, b, h, i, 0, a.dim_v, true);
   else if (a.lse.data != nullptr && thread_index() == 0)
-    write<float>(a.lse.at(b, h, i), static_cast<float>(m + log_of(l)));
+    write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m + log_of(l)));
 }
 
 }  // namespace regard::cuda

@@ -1,6 +1,8 @@
 // Dot-product attention, forward: which kernel has a problem, and the copies that the tensor-core kernel asks for.
 //
-// The choice hangs on dtype, lengths, head dimensions, options and device alone, so that a result's bits never depend on strides.
+// The choice hangs on dtypes, number of queries, head dimensions, options and device alone, so that a result's bits never
+// depend on strides or on other sequences of the batch. Packed sequences are shared among two kernels, each of which
+// leaves the other's alone.
 
 #include <cmath>
 
@@ -12,32 +14,69 @@ namespace {
 
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
-  if (p.dropout.present()) return false;
+  if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
+  if (p.dropout.present() || p.weights.present()) return false;
   if (device.capability < 80 || std::max(p.dim_qk(), p.dim_v()) > kTensorDim) return false;
   // Unscaled products must not overflow where scaled scores do not.
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;
 }
 
-}  // namespace
-
-void attention_forward(const AttentionProblem& p, const Queue& queue) {
-  if (p.batch() * p.heads() * p.len_q() == 0) return;
-  for (const std::int64_t n : {p.batch(), p.heads(), p.len_q(), p.len_kv(), p.dim_qk(), p.dim_v()})
-    if (n > kMostElements) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
-  const OnDevice here(queue.device);
-  const Device device = cuda::device(queue.device);
-  AttentionArguments a = arguments_of(p);
-  if (p.len_q() <= kDecodeQueries && std::max(p.dim_qk(), p.dim_v()) <= kDecodeDim && !p.dropout.present())
-    return launch_decode(p, a, queue);
-  if (!takes_tensor_cores(p, device)) return launch_portable(a, p.query.dtype, queue.stream);
-
+void launch_tiles(const AttentionProblem& p, AttentionArguments a, const Device& device, const Queue& queue) {
+  if (!takes_tensor_cores(p, device)) return launch_portable(a, queue.stream);
   a.query = view_of(in_chunks(p.query, queue));
-  a.key = view_of(in_chunks(p.key, queue));
-  a.value = view_of(in_chunks(p.value, queue));
+  if (p.storage == Storage::paged && (p.key.dtype != p.query.dtype || !fits_chunks(p.key) || !fits_chunks(p.value))) {
+    a.tile_key = gathered(a, a.key, a.key_scales, a.dim_qk, queue);
+    a.tile_value = gathered(a, a.value, a.value_scales, a.dim_v, queue);
+    a.tiles_are_paged = false;
+  } else {
+    a.tile_key = view_of(in_chunks(p.key, queue));
+    a.tile_value = view_of(in_chunks(p.value, queue));
+  }
   if (p.query.dtype == DType::float16)
     launch_tensor_half(a, device.shared_bytes, queue.stream);
   else
     launch_tensor_bfloat16(a, device.shared_bytes, queue.stream);
+}
+
+// Whether any packed sequence has up to kDecodeQueries queries, and whether any rows are left for the other kernels.
+// Lengths that are on the device are not known here: then both have some.
+struct Shares {
+  bool few = false;
+  bool many = false;
+};
+Shares shares_of(const AttentionProblem& p) {
+  if (p.query_starts.empty()) return {true, true};
+  Shares s{false, p.query_starts.back() < p.query.shape[2]};
+  for (std::size_t b = 1; b < p.query_starts.size(); ++b) {
+    const std::int64_t rows = p.query_starts[b] - p.query_starts[b - 1];
+    if (rows > 0) (rows <= kDecodeQueries ? s.few : s.many) = true;
+  }
+  return s;
+}
+
+}  // namespace
+
+void attention_forward(const AttentionProblem& p, const Queue& queue) {
+  const bool packed = p.storage == Storage::packed;
+  if (p.heads() * p.query.shape[0] * p.query.shape[2] == 0) return;
+  for (const Array* x : {&p.query, &p.key, &p.value})
+    for (int axis = 0; axis < 4; ++axis)
+      if (x->shape[axis] > kMostElements) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
+  constexpr std::int64_t kTile = 128;  // queries, at most
+  if (p.len_kv() > kMostElements || p.query.shape[2] + p.batch() * kTile > kMostElements)
+    throw Error("attention: no CUDA kernel for 2^31 - 1024 queries or keys, with 128 more for each sequence");
+  const OnDevice here(queue.device);
+  const Device device = cuda::device(queue.device);
+  AttentionArguments a = arguments_of(p);
+  // Packed sequences differ in length: what lies beyond the shorter ones is no row's.
+  if (packed && p.weights.present()) fill_zeros(p.weights, queue);
+  a.few = -1;
+  if (!decode_takes(p, device.shared_bytes)) return launch_tiles(p, a, device, queue);
+  if (!packed) return p.len_q() <= kDecodeQueries ? launch_decode(p, a, queue) : launch_tiles(p, a, device, queue);
+  a.few = kDecodeQueries;
+  const Shares shares = shares_of(p);
+  if (shares.few) launch_decode(p, a, queue);
+  if (shares.many) launch_tiles(p, a, device, queue);
 }
 
 }  // namespace regard::cuda

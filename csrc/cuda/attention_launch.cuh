@@ -11,17 +11,20 @@ namespace regard::cuda {
 constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
 
 constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
-constexpr int kDecodeDim = 1024;   // its rows of queries lie in shared memory
 
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
-void launch_portable(AttentionArguments arguments, DType dtype, Stream stream);
-void launch_decode(const AttentionProblem& problem, const AttentionArguments& arguments, const Queue& queue);
+void launch_portable(AttentionArguments arguments, Stream stream);
+
+// Whether the splitting kernel has this problem's types, dimensions and options on a device where a block may have
+// `shared_bytes`. It says nothing of the number of queries.
+bool decode_takes(const AttentionProblem& problem, int shared_bytes);
+void launch_decode(const AttentionProblem& problem, AttentionArguments arguments, const Queue& queue);
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
-  a.tiles = (a.len_q + queries - 1) / queries;
-  return static_cast<std::int64_t>(a.batch) * a.heads * a.tiles;
+  a.tiles = a.query_starts.present() ? a.len_q / queries + a.batch + 1 : (a.len_q + queries - 1) / queries;
+  return static_cast<std::int64_t>(a.query_starts.present() ? 1 : a.batch) * a.heads * a.tiles;
 }
 
 }  // namespace regard::cuda

@@ -1,9 +1,10 @@
-// Dot-product attention, forward, on any GPU and for any element type, strides and head dimensions.
+// Dot-product attention, forward, on any GPU and for any element types, strides and head dimensions.
 //
 //   a block has 64 queries of one head and up to kColumns columns of the output; keys come in tiles
 //     S = scale Q K^T, the head dimension in chunks through shared memory      (4 x kKeys / 8 scores a thread)
 //     P = exp(S - max) through shared memory;  out = out * alpha + P V         (4 x kColumns / 8 outputs a thread)
 //   wider outputs take several blocks, each of which computes the scores again
+//   returned weights take the scores once more, when maxima and sums are known
 //
 // The online softmax is Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018).
 #pragma once
@@ -12,8 +13,7 @@
 
 namespace regard::cuda {
 
-template <class T, int kColumns> struct Portable {
-  using C = Compute<T>;
+template <class C, int kColumns> struct Portable {
   static constexpr int kThreads = 128;
   static constexpr int kQueries = 64;
   static constexpr int kKeys = sizeof(C) == 8 ? 32 : 64;
@@ -24,8 +24,17 @@ template <class T, int kColumns> struct Portable {
   static constexpr int kScores = kKeys / kAcross;
   static constexpr int kOutputs = kColumns / kAcross;
 
+  // Where the tile's keys and values lie, and what 1 in them is worth.
+  struct Rows {
+    const char* key[kKeys];
+    const char* value[kKeys];
+    C key_scale[kKeys];
+    C value_scale[kKeys];
+  };
+
   // One more element a row: eight rows then start in eight different banks.
   struct Shared {
+    Rows rows;
     C p[kQueries][kKeys + 1];
     union {
       struct {
@@ -36,33 +45,35 @@ template <class T, int kColumns> struct Portable {
     };
   };
 
-  // to[r][d] = factor * from[row r][d0 + d], zeros beyond `rows` and `columns`.
-  template <int kHeight, int kWidth, int kPitch>
-  static REGARD_DEVICE void load(C (&to)[kHeight][kPitch], const char* from, std::int64_t row, std::int64_t column, int rows, int columns,
-                                 C factor) {
+  // to[r][d] = element d of row r, times its factor, zeros beyond `rows` and `columns`.
+  template <int kHeight, int kWidth, int kPitch, class Row, class Factor>
+  static REGARD_DEVICE void load(C (&to)[kHeight][kPitch], Row&& row, std::int64_t column, int rows, int columns, DType type,
+                                 Factor&& factor) {
     for (int n = thread_index(); n < kHeight * kWidth; n += kThreads) {
       const int r = n / kWidth;
       const int d = n % kWidth;
-      to[r][d] = r < rows && d < columns ? factor * value_at<T>(from + r * row + d * column) : C(0);
+      to[r][d] = r < rows && d < columns ? factor(r) * load_as<C>(row(r) + d * column, type) : C(0);
     }
   }
 };
 
-template <class T, int kColumns>
+template <class C, int kColumns>
 REGARD_KERNEL(128, 2)
 attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale scale, int column_blocks) {
-  using P = Portable<T, kColumns>;
-  using C = typename P::C;
+  using P = Portable<C, kColumns>;
   auto& shared = *reinterpret_cast<typename P::Shared*>(dynamic_shared());
 
   const int d0 = block_index() % column_blocks * kColumns;
   const int columns = a.dim_v - d0 < kColumns ? a.dim_v - d0 : kColumns;
-  const auto [b, h, i0] = block_of(a, block_index() / column_blocks, P::kQueries);
+  const auto [b, h, i0, rows] = block_of(a, block_index() / column_blocks, P::kQueries);
+  if (i0 >= rows) return;
   const SequenceMask sequence = sequence_of(a, b);
   const int across = thread_index() % P::kAcross;
   const int row0 = thread_index() / P::kAcross * P::kRows;
-  const int queries = a.len_q - i0 < P::kQueries ? a.len_q - i0 : P::kQueries;
+  const int queries = rows - i0 < P::kQueries ? rows - i0 : P::kQueries;
+  const int end = sequence.len_q < i0 + queries ? static_cast<int>(sequence.len_q) : i0 + queries;
   const C slope = slope_of<C>(a, b, h);
+  const char* const query = query_row(a, a.query, b, h, i0);
 
   C o[P::kRows][P::kOutputs] = {};
   C m[P::kRows];
@@ -73,18 +84,23 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     l[r] = start > -infinity<C>() ? C(1) : C(0);
   }
 
-  const KeyRange seen = sequence.seen_by_any(i0, i0 + queries);
-  const int last = static_cast<int>(seen.last);
-  for (int j0 = static_cast<int>(seen.first) / P::kKeys * P::kKeys; j0 < last; j0 += P::kKeys) {
-    const int keys = sequence.len_kv - j0 < P::kKeys ? static_cast<int>(sequence.len_kv) - j0 : P::kKeys;
-
-    C s[P::kRows][P::kScores] = {};
+  // The scores of the tile from key j0 on: -inf for what a query does not see.
+  const auto score_tile = [&](C (&s)[P::kRows][P::kScores], int j0, int keys) {
+    block_barrier();
+    for (int n = thread_index(); n < keys; n += P::kThreads) {
+      shared.rows.key[n] = key_row(a, a.key, b, h / a.group, j0 + n);
+      shared.rows.value[n] = key_row(a, a.value, b, h / a.group, j0 + n);
+      shared.rows.key_scale[n] = static_cast<C>(row_scale(a, a.key_scales, b, h / a.group, j0 + n));
+      shared.rows.value_scale[n] = static_cast<C>(row_scale(a, a.value_scales, b, h / a.group, j0 + n));
+    }
     for (int d = 0; d < a.dim_qk; d += P::kDepth) {
       block_barrier();
-      P::template load<P::kQueries, P::kDepth>(shared.in.q, a.query.at(b, h, i0, d), a.query.stride[2], a.query.stride[3], queries,
-                                               a.dim_qk - d, static_cast<C>(scale.factor));
-      P::template load<P::kKeys, P::kDepth>(shared.in.k, a.key.at(b, h / a.group, j0, d), a.key.stride[2], a.key.stride[3], keys,
-                                            a.dim_qk - d, C(1));
+      P::template load<P::kQueries, P::kDepth>(
+          shared.in.q, [&](int r) { return query + r * a.query.stride[2] + d * a.query.stride[3]; }, a.query.stride[3], queries,
+          a.dim_qk - d, a.type, [&](int) { return static_cast<C>(scale.factor); });
+      P::template load<P::kKeys, P::kDepth>(
+          shared.in.k, [&](int r) { return shared.rows.key[r] + d * a.key.stride[3]; }, a.key.stride[3], keys, a.dim_qk - d, a.stored,
+          [&](int r) { return shared.rows.key_scale[r]; });
       block_barrier();
       for (int k = 0; k < P::kDepth; ++k) {
         C q[P::kRows];
@@ -98,22 +114,43 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
         }
       }
     }
-
+    const bool blocked = a.blocks.present() && i0 < end && keys > 0 && !a.blocks.all(b, h, i0, end, j0, j0 + keys);
 #pragma unroll
     for (int r = 0; r < P::kRows; ++r) {
       const int i = i0 + row0 + r;
       const KeyRange range = sequence.keys_of(i);
-      C most = m[r];
+      BlockCursor cursor(a.blocks, b, h, i);
 #pragma unroll
       for (int c = 0; c < P::kScores; ++c) {
         const int j = j0 + across + P::kAcross * c;
         C& score = s[r][c];
         if (j < range.first || j >= range.last)
           score = -infinity<C>();
+        else if (blocked && !cursor.sees(j))
+          score = -infinity<C>();
         else
-          score = finished_score<T, C>(a, score * static_cast<C>(scale.rest), b, h, i, j, slope, i + sequence.diagonal);
-        most = score > most ? score : most;
+          score = finished_score(a, score * static_cast<C>(scale.rest), b, h, i, j, slope, i + sequence.diagonal);
       }
+    }
+  };
+
+  const KeyRange seen = sequence.seen_by_any(i0, i0 + queries);
+  const int last = static_cast<int>(seen.last);
+  for (int j0 = static_cast<int>(seen.first) / P::kKeys * P::kKeys; j0 < last; j0 += P::kKeys) {
+    if (a.blocks.present()) {
+      j0 = a.blocks.next(b, h, i0, end, j0) / P::kKeys * P::kKeys;
+      if (j0 >= last) break;
+    }
+    const int keys = sequence.len_kv - j0 < P::kKeys ? static_cast<int>(sequence.len_kv) - j0 : P::kKeys;
+    C s[P::kRows][P::kScores] = {};
+    score_tile(s, j0, keys);
+
+#pragma unroll
+    for (int r = 0; r < P::kRows; ++r) {
+      const int i = i0 + row0 + r;
+      C most = m[r];
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) most = s[r][c] > most ? s[r][c] : most;
       for (int step = 1; step < P::kAcross; step *= 2) {
         const C other = shuffle_xor(most, step);
         most = other > most ? other : most;
@@ -137,8 +174,9 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
 
     for (int v0 = 0; v0 < keys; v0 += P::kValues) {
       block_barrier();
-      P::template load<P::kValues, kColumns>(shared.v, a.value.at(b, h / a.group, j0 + v0, d0), a.value.stride[2], a.value.stride[3],
-                                             keys - v0, columns, C(1));
+      P::template load<P::kValues, kColumns>(
+          shared.v, [&](int r) { return shared.rows.value[v0 + r] + d0 * a.value.stride[3]; }, a.value.stride[3], keys - v0, columns,
+          a.stored, [&](int r) { return shared.rows.value_scale[v0 + r]; });
       block_barrier();
       for (int j = 0; j < P::kValues; ++j) {
         C weight[P::kRows];
@@ -154,6 +192,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     }
   }
 
+  unsigned bad_rows = 0;  // one bit for each row of this thread
 #pragma unroll
   for (int r = 0; r < P::kRows; ++r) {
     const int i = i0 + row0 + r;
@@ -164,19 +203,39 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
       if (across + P::kAcross * c < columns) rest += o[r][c] - o[r][c];  // NaN where it is not finite
     }
     for (int step = 1; step < P::kAcross; step *= 2) rest += shuffle_xor(rest, step);
-    const bool bad = !(rest == C(0)) || i >= sequence.len_q;
-    if (row0 + r < queries && !bad) {
-      for (int c = 0; c < P::kOutputs; ++c) {
-        const int d = across + P::kAcross * c;
-        if (d < columns) write<T>(a.out.at(b, h, i, d0 + d), o[r][c]);
-      }
-      if (a.lse.data != nullptr && across == 0 && d0 == 0) write<float>(a.lse.at(b, h, i), static_cast<float>(m[r] + log_of(l[r])));
+    if (!(rest == C(0)) || i >= sequence.len_q) bad_rows |= 1u << r;
+    if (row0 + r >= queries || (bad_rows >> r & 1) != 0) continue;
+    for (int c = 0; c < P::kOutputs; ++c) {
+      const int d = across + P::kAcross * c;
+      if (d < columns) store_as(query_row(a, a.out, b, h, i, d0 + d), a.type, o[r][c]);
     }
+    if (a.lse.data != nullptr && across == 0 && d0 == 0)
+      write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m[r] + log_of(l[r])));
+  }
+
+  for (int j0 = 0; a.weights.data != nullptr && d0 == 0 && b < a.batch && j0 < a.weights_kv; j0 += P::kKeys) {
+    const int keys = static_cast<int>(held(sequence.len_kv - j0, 0, P::kKeys));
+    C s[P::kRows][P::kScores] = {};
+    score_tile(s, j0, keys);
+#pragma unroll
+    for (int r = 0; r < P::kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) {
+        const int i = i0 + row0 + r;
+        const int j = j0 + across + P::kAcross * c;
+        if (row0 + r >= queries || (bad_rows >> r & 1) != 0 || j >= a.weights_kv) continue;
+        C weight = exp_of(s[r][c] - m[r]) / l[r];
+        if (a.dropout.present()) weight *= static_cast<C>(a.dropout.factor(b, h, i, j));
+        store_as(a.weights.at(b, h, i, j), a.type, weight);
+      }
+  }
+
+#pragma unroll
+  for (int r = 0; r < P::kRows; ++r)
     for (int n = 0; n < kWarp; n += P::kAcross) {
       const int row = shuffle(row0, n) + r;
-      if (shuffle(bad ? 1 : 0, n) != 0 && row < queries) plain_row<T>(a, b, h, i0 + row, d0, d0 + columns, d0 == 0);
+      if ((shuffle(bad_rows, n) >> r & 1) != 0 && row < queries) plain_row(a, b, h, i0 + row, d0, d0 + columns, d0 == 0);
     }
-  }
 }
 
 }  // namespace regard::cuda

@@ -1,4 +1,4 @@
-// What both attention kernels do to one score, and the plain path for one row.
+// What all attention kernels do to one score, and the plain path for one row.
 #pragma once
 
 #include <cmath>
@@ -9,13 +9,10 @@
 namespace regard::cuda {
 
 // A scaled score with softcap, bias, ALiBi and the boolean mask. `centre` is the key on the query's diagonal.
-template <class T, class C>
+template <class C>
 REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, int i, int j, C slope, std::int64_t centre) {
   if (a.softcap > 0) s = static_cast<C>(a.softcap) * tanh_of(s / static_cast<C>(a.softcap));
-  if (a.bias.data != nullptr) {
-    const char* const at = a.bias.at(b, h, i, j);
-    s += a.bias_is_float ? static_cast<C>(read<float>(at)) : static_cast<C>(value_at<T>(at));
-  }
+  if (a.bias.data != nullptr) s += load_as<C>(a.bias.at(b, h, i, j), a.bias_type);
   if (a.alibi_slopes.data != nullptr) {
     const std::int64_t distance = centre - j;
     s -= slope * static_cast<C>(distance < 0 ? -distance : distance);
@@ -25,7 +22,7 @@ REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, i
 }
 
 template <class C> REGARD_DEVICE C slope_of(const AttentionArguments& a, int b, int h) {
-  return a.alibi_slopes.data != nullptr ? static_cast<C>(read<float>(a.alibi_slopes.at(b, h))) : C(0);
+  return a.alibi_slopes.data != nullptr && b < a.batch ? static_cast<C>(read<float>(a.alibi_slopes.at(b, h))) : C(0);
 }
 
 // The logit beside the scores in the head's softmax: -inf where there is none, which weighs nothing.
@@ -39,17 +36,20 @@ template <class C> REGARD_DEVICE C sink_of(const AttentionArguments& a, int h) {
 // non-finite, or that saw no key at all, is computed again here, by one warp in float64, masked keys skipped one by one.
 
 // The score of a key that is seen, else -inf: it weighs exactly nothing.
-template <class T> REGARD_DEVICE double plain_score(const AttentionArguments& a, int b, int h, int i, int j, std::int64_t centre) {
+REGARD_DEVICE_CALL double plain_score(const AttentionArguments& a, int b, int h, int i, int j, std::int64_t centre) {
   if (a.mask.data != nullptr && *a.mask.at(b, h, i, j) == 0) return -infinity<double>();
-  const int group = h / a.group;
+  if (a.blocks.present() && !a.blocks.sees(b, h, i, j)) return -infinity<double>();
+  const char* const query = query_row(a, a.query, b, h, i);
+  const char* const key = key_row(a, a.key, b, h / a.group, j);
   double s = 0;
   for (int d = 0; d < a.dim_qk; ++d)
-    s += static_cast<double>(value_at<T>(a.query.at(b, h, i, d))) * static_cast<double>(value_at<T>(a.key.at(b, group, j, d)));
-  return finished_score<T, double>(a, s * a.scale, b, h, i, j, slope_of<double>(a, b, h), centre);
+    s += load_as<double>(query + d * a.query.stride[3], a.type) * load_as<double>(key + d * a.key.stride[3], a.stored);
+  s *= static_cast<double>(row_scale(a, a.key_scales, b, h / a.group, j));
+  return finished_score(a, s * a.scale, b, h, i, j, slope_of<double>(a, b, h), centre);
 }
 
-// Columns [d0, d1) of one output row, and with `with_lse` its lse; all lanes of the warp call it.
-template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int i, int d0, int d1, bool with_lse) {
+// Columns [d0, d1) of one output row, and with `with_rest` its lse and weights; all lanes of the warp call it.
+REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int i, int d0, int d1, bool with_rest) {
   constexpr int kColumns = 4;  // a lane, a sweep over the keys
   const int lane = thread_index() % kWarp;
   const SequenceMask sequence = sequence_of(a, b);
@@ -60,12 +60,12 @@ template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a
   const double sink = sink_of<double>(a, h);
 
   double m = sink;
-  for (int j = first + lane; j < last; j += kWarp) m = max_or_nan(plain_score<T>(a, b, h, i, j, centre), m);
+  for (int j = first + lane; j < last; j += kWarp) m = max_or_nan(plain_score(a, b, h, i, j, centre), m);
   for (int step = 1; step < kWarp; step *= 2) m = max_or_nan(m, shuffle_xor(m, step));
 
   double sum = 0;
   for (int j = first + lane; j < last; j += kWarp) {
-    const double s = plain_score<T>(a, b, h, i, j, centre);
+    const double s = plain_score(a, b, h, i, j, centre);
     if (s != -infinity<double>()) sum += exp(s - m);
   }
   for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
@@ -74,24 +74,33 @@ template <class T> REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a
   for (int column = d0; column < d1; column += kColumns * kWarp) {
     double o[kColumns] = {};
     for (int j0 = first; j0 < last; j0 += kWarp) {
-      const double mine = j0 + lane < last ? plain_score<T>(a, b, h, i, j0 + lane, centre) : -infinity<double>();
+      const double mine = j0 + lane < last ? plain_score(a, b, h, i, j0 + lane, centre) : -infinity<double>();
       for (int k = 0; k < kWarp; ++k) {
         const double s = shuffle(mine, k);
         if (s == -infinity<double>()) continue;
         double weight = exp(s - m) / sum;
         if (a.dropout.present()) weight *= a.dropout.factor(b, h, i, j0 + k);
+        weight *= static_cast<double>(row_scale(a, a.value_scales, b, h / a.group, j0 + k));
+        const char* const value = key_row(a, a.value, b, h / a.group, j0 + k);
         for (int c = 0; c < kColumns; ++c) {
           const int d = column + c * kWarp + lane;
-          if (d < d1) o[c] += weight * static_cast<double>(value_at<T>(a.value.at(b, h / a.group, j0 + k, d)));
+          if (d < d1) o[c] += weight * load_as<double>(value + d * a.value.stride[3], a.stored);
         }
       }
     }
     for (int c = 0; c < kColumns; ++c) {
       const int d = column + c * kWarp + lane;
-      if (d < d1) write<T>(a.out.at(b, h, i, d), static_cast<Compute<T>>(o[c]));
+      if (d < d1) store_as(query_row(a, a.out, b, h, i, d), a.type, o[c]);
     }
   }
-  if (with_lse && a.lse.data != nullptr && lane == 0) write<float>(a.lse.at(b, h, i), static_cast<float>(m + log(sum)));
+  if (!with_rest) return;
+  if (a.lse.data != nullptr && lane == 0) write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m + log(sum)));
+  for (int j = lane; a.weights.data != nullptr && b < a.batch && j < a.weights_kv; j += kWarp) {
+    const double s = j < first || j >= last ? -infinity<double>() : plain_score(a, b, h, i, j, centre);
+    double weight = s == -infinity<double>() ? 0 : exp(s - m) / sum;
+    if (a.dropout.present()) weight *= a.dropout.factor(b, h, i, j);
+    store_as(a.weights.at(b, h, i, j), a.type, weight);
+  }
 }
 
 }  // namespace regard::cuda

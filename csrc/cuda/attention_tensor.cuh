@@ -50,6 +50,17 @@ template <int kDim> struct SharedTile {
       from += kStep * row_stride;
     }
   }
+
+  // The same for rows that lie anywhere: row_at(r) is asked for those below `rows` only.
+  template <int kRows, class RowAt> REGARD_DEVICE void gather(RowAt&& row_at, const char* nowhere, int rows, int chunks) const {
+    constexpr int kStep = kTensorThreads / kChunks;
+    const int chunk = opaque(thread_index()) % kChunks;
+#pragma unroll 1
+    for (int r = opaque(thread_index()) / kChunks; r < kRows; r += kStep) {
+      const bool there = r < rows && chunk < chunks;
+      copy_async(at(r, chunk), there ? row_at(r) + chunk * 16 : nowhere, there);
+    }
+  }
 };
 
 template <int kDim, int kQueries, int kKeys> struct TensorShape {
@@ -74,7 +85,7 @@ struct LanePlace {
   REGARD_DEVICE LanePlace(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
 };
 
-// kPlain: no bias, ALiBi, softcap, mask or sinks, and a positive scale: scores stay unscaled until exp2.
+// kPlain: no bias, ALiBi, softcap, mask, blocks or sinks, and a positive scale: scores stay unscaled until exp2.
 template <class T, int kDim, int kQueries, int kKeys, bool kPlain>
 REGARD_KERNEL(kTensorThreads, 1)
 attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
@@ -84,7 +95,8 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   constexpr int kDimTiles = Shape::kDimTiles;
   constexpr float kLog2E = 1.4426950408889634f;
 
-  const auto [b, h, i0] = block_of(a, block_index(), kQueries);
+  const auto [b, h, i0, rows] = block_of(a, block_index(), kQueries);
+  if (i0 >= rows) return;
   // Found again where it is needed: a length that is not given is a constant of the launch, and takes no register.
   const auto sequence = [&] { return sequence_of(a, opaque(b)); };
   const SequenceMask whole = sequence();
@@ -92,10 +104,10 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 
   using Tile = SharedTile<kDim>;
   const Tile queries{shared_address(dynamic_shared())};
-  const auto key_tile = [&](int tile) {
-    return Tile{queries.base + static_cast<SharedAddress>(kQueries * kDim * 2 + (tile & 1) * 2 * Shape::kKeyBytes)};
+  const auto key_tile = [&](int stage) {
+    return Tile{queries.base + static_cast<SharedAddress>(kQueries * kDim * 2 + (stage & 1) * 2 * Shape::kKeyBytes)};
   };
-  const auto value_tile = [&](int tile) { return Tile{key_tile(tile).base + static_cast<SharedAddress>(Shape::kKeyBytes)}; };
+  const auto value_tile = [&](int stage) { return Tile{key_tile(stage).base + static_cast<SharedAddress>(Shape::kKeyBytes)}; };
 
   // What the block's queries see, in whole tiles of keys.
   const int end = whole.len_q < i0 + kQueries ? static_cast<int>(whole.len_q) : i0 + kQueries;
@@ -106,16 +118,29 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   const int first_tile = static_cast<int>(any.first) / kKeys;
   const int last_tile = any.last > any.first ? static_cast<int>((any.last + kKeys - 1) / kKeys) : first_tile;
 
-  const auto fetch = [&](int tile) {
+  const auto fetch = [&](int tile, int stage) {
     const int j0 = tile * kKeys;
-    const int rows = static_cast<int>(sequence().len_kv) - j0;
+    const int keys = static_cast<int>(sequence().len_kv) - j0;
     const int head = opaque(h) / a.group;
-    key_tile(tile).template fetch<kKeys>(a.key.at(b, head, j0), a.key.stride[2], rows, (a.dim_qk + 7) / 8);
-    value_tile(tile).template fetch<kKeys>(a.value.at(b, head, j0), a.value.stride[2], rows, (a.dim_v + 7) / 8);
+    if (a.tiles_are_paged) {
+      const auto row_of = [&](const View& x) { return [&, j0, head](int r) { return paged_row(a, x, b, head, j0 + r); }; };
+      key_tile(stage).template gather<kKeys>(row_of(a.tile_key), a.tile_key.data, keys, (a.dim_qk + 7) / 8);
+      value_tile(stage).template gather<kKeys>(row_of(a.tile_value), a.tile_value.data, keys, (a.dim_v + 7) / 8);
+      return;
+    }
+    const int first = first_key(a, b) + j0;
+    key_tile(stage).template fetch<kKeys>(a.tile_key.at(b, head, first), a.tile_key.stride[2], keys, (a.dim_qk + 7) / 8);
+    value_tile(stage).template fetch<kKeys>(a.tile_value.at(b, head, first), a.tile_value.stride[2], keys, (a.dim_v + 7) / 8);
+  };
+  // The first tile from this one on that the block mask lets any query see.
+  const auto wanted = [&](int tile) {
+    if (kPlain || !a.blocks.present() || tile >= last_tile) return tile;
+    return a.blocks.next(b, h, i0, end, tile * kKeys) / kKeys;
   };
 
-  queries.template fetch<kQueries>(a.query.at(b, h, i0), a.query.stride[2], end - i0, (a.dim_qk + 7) / 8);
-  if (first_tile < last_tile) fetch(first_tile);
+  queries.template fetch<kQueries>(query_row(a, a.query, b, h, i0), a.query.stride[2], end - i0, (a.dim_qk + 7) / 8);
+  const int start = wanted(first_tile);
+  if (start < last_tile) fetch(start, 0);
   close_copies();
 
   float o[kRowTiles][kDimTiles][4] = {};
@@ -128,16 +153,17 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   const auto factor = [&] { return kPlain ? a.scale_to_exp2 : kLog2E; };  // from a score's unit to powers of two
   const float slope = kPlain ? 0.0f : slope_of<float>(a, b, h);
 
-  for (int tile = first_tile; tile < last_tile; ++tile) {
+  for (int tile = start, following, stage = 0; tile < last_tile; tile = following, ++stage) {
     const int j0 = tile * kKeys;
-    if (tile + 1 < last_tile) fetch(tile + 1);
+    following = wanted(tile + 1);
+    if (following < last_tile) fetch(following, stage + 1);
     close_copies();
     await_copies<1>();
     block_barrier();
     const int lane = opaque(thread_index()) % kWarp;
     const SharedAddress query_at = queries.at(opaque(thread_index()) / kWarp * kRowTiles * 16 + lane % 16, lane / 16);
-    const SharedAddress key_at = key_tile(tile).at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    const SharedAddress value_at = value_tile(tile).at(lane % 16, lane / 16);
+    const SharedAddress key_at = key_tile(stage).at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    const SharedAddress value_at = value_tile(stage).at(lane % 16, lane / 16);
 
     float s[kRowTiles][kKeyTiles][4] = {};
 #pragma unroll
@@ -158,6 +184,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
     }
 
     const bool partial = all_first > j0 || all_last < j0 + kKeys;
+    const bool blocked = !kPlain && a.blocks.present() && !a.blocks.all(b, h, i0, end, j0, j0 + kKeys);
     if (!kPlain || partial) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
@@ -169,6 +196,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
           const KeyRange range = here.keys_of(i);
           const int first = static_cast<int>(range.first);
           const int last = static_cast<int>(range.last);
+          BlockCursor cursor(a.blocks, b, h, i);
 #pragma unroll
           for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
@@ -177,8 +205,10 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
               float& score = s[r][n][half * 2 + c];
               if (j < first || j >= last)
                 score = -infinity<float>();
+              else if (!kPlain && blocked && !cursor.sees(j))
+                score = -infinity<float>();
               else if (!kPlain)
-                score = finished_score<T, float>(a, score * a.scale_float, b, h, i, j, slope, i + here.diagonal);
+                score = finished_score(a, score * a.scale_float, b, h, i, j, slope, i + here.diagonal);
             }
         }
     }
@@ -239,6 +269,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 
   const LanePlace place(opaque(thread_index()), kRowTiles);
   const int len_q = static_cast<int>(sequence().len_q);
+  const int rows_here = query_rows(a, opaque(b));
   unsigned bad_rows = 0;  // one bit for each row that this lane has a part of
   const bool pairs = a.out.stride[3] == 2 && a.dim_v % 2 == 0 &&
                      ((a.out.stride[0] | a.out.stride[1] | a.out.stride[2] | reinterpret_cast<std::intptr_t>(a.out.data)) & 3) == 0;
@@ -264,8 +295,8 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
       rest += shuffle_xor(rest, 2);
       const bool bad = !(rest == 0.0f) || i >= len_q;
       if (bad) bad_rows |= 1u << (r * 2 + half);
-      if (i >= a.len_q || bad) continue;
-      char* const to = a.out.at(b, h, i);
+      if (i >= rows_here || bad) continue;
+      char* const to = query_row(a, a.out, b, h, i);
 #pragma unroll
       for (int n = 0; n < kDimTiles; ++n) {
         const int d = n * 8 + place.column;
@@ -278,7 +309,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
         }
       }
       if (a.lse.data != nullptr && place.column == 0)
-        write<float>(a.lse.at(b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
+        write<float>(query_row(a, a.lse, b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
     }
 
   // After all is written: a call takes the registers that the outputs were in.
@@ -286,7 +317,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   for (int n = 0; n < kRowTiles * 16; ++n) {
     const int i = i0 + thread_index() / kWarp * kRowTiles * 16 + n;
     const unsigned bits = shuffle(bad_rows, n % 8 * 4);
-    if ((bits >> n / 8 & 1) != 0 && i < a.len_q) plain_row<T>(a, b, h, i, 0, a.dim_v, true);
+    if ((bits >> n / 8 & 1) != 0 && i < query_rows(a, b)) plain_row(a, b, h, i, 0, a.dim_v, true);
   }
 }
 

@@ -4,9 +4,12 @@
 #include <cstdint>
 #include <functional>
 
+#include "core/append_problem.h"
 #include "core/attention_problem.h"
 #include "core/channel_problem.h"
+#include "core/merge_problem.h"
 #include "core/norm_problem.h"
+#include "core/rotary_problem.h"
 #include "cuda/runtime.h"
 
 namespace regard::cuda {
@@ -19,8 +22,12 @@ struct Queue {
   std::function<char*(std::int64_t)> scratch;
 };
 
-// The problem's arrays, lengths included, are the device's.
+// The problem's arrays, index arrays included, are the device's.
 void attention_forward(const AttentionProblem& problem, const Queue& queue);
+
+void rotary(const RotaryProblem& problem, const Queue& queue);
+void merge_attention(const MergeProblem& problem, const Queue& queue);
+void cache_append(const AppendProblem& problem, const Queue& queue);
 
 void global_pool(const PoolProblem& problem, const Queue& queue);
 

@@ -1,8 +1,8 @@
-// Copies of arrays whose rows cp.async cannot fetch: 16-bit elements, four axes, any strides.
+// Copies of arrays whose rows cp.async cannot fetch, in 16-bit elements.
 #pragma once
 
+#include "cuda/attention_arguments.cuh"
 #include "cuda/operations.h"
-#include "cuda/view.cuh"
 
 namespace regard::cuda {
 
@@ -30,9 +30,15 @@ pack_rows(const REGARD_GRID_CONSTANT PackArguments a) {
   }
 }
 
-// The array itself where its rows lie in aligned chunks of 16 bytes, else a copy that does.
+// Enough blocks to fill any GPU; the rest of the work is the kernel's loop's.
+inline std::int64_t pack_blocks(std::int64_t elements) { return std::min<std::int64_t>(1 << 14, (elements + kPackThreads - 1) / kPackThreads); }
+
+// Whether rows of 16-bit elements lie in aligned chunks of 16 bytes.
+inline bool fits_chunks(const Array& x) { return x.shape[3] % 8 == 0 && in_vectors(x); }
+
+// The array itself where its rows do, else a copy that does.
 inline Array in_chunks(const Array& x, const Queue& queue) {
-  if (x.shape[3] % 8 == 0 && in_vectors(x)) return x;
+  if (fits_chunks(x)) return x;
 
   PackArguments a{};
   Array copy = x;
@@ -47,9 +53,64 @@ inline Array in_chunks(const Array& x, const Queue& queue) {
   a.elements = stride / 2;
   if (a.elements == 0) return x;
   copy.data = a.to = queue.scratch(stride);
-  // Enough blocks to fill any GPU; the rest of the work is the loop's.
-  launch(pack_rows, std::min<std::int64_t>(1 << 14, (a.elements + kPackThreads - 1) / kPackThreads), kPackThreads, 0, queue.stream, a);
+  launch(pack_rows, pack_blocks(a.elements), kPackThreads, 0, queue.stream, a);
   return copy;
+}
+
+struct GatherArguments {
+  AttentionArguments a;
+  View from;    // the pages, of any type
+  View scales;  // or absent
+  char* to;     // [batch, heads_kv, len_kv, columns] in the query's type, without gaps
+  int dim;
+  int columns;
+};
+
+// Rows behind a sequence's length are left as they are: nobody fetches them.
+REGARD_KERNEL(kPackThreads, 1)
+gather_pages(const REGARD_GRID_CONSTANT GatherArguments p) {
+  const AttentionArguments& a = p.a;
+  const int heads_kv = a.heads / a.group;
+  const std::int64_t stride = static_cast<std::int64_t>(block_count()) * kPackThreads;
+  const std::int64_t elements = static_cast<std::int64_t>(a.batch) * heads_kv * a.len_kv * p.columns;
+  for (std::int64_t n = static_cast<std::int64_t>(block_index()) * kPackThreads + thread_index(); n < elements; n += stride) {
+    const int d = static_cast<int>(n % p.columns);
+    const int j = static_cast<int>(n / p.columns % a.len_kv);
+    const int head = static_cast<int>(n / p.columns / a.len_kv);
+    const int b = head / heads_kv;
+    if (j >= length_of(a.key_lengths, b, a.len_kv)) continue;
+    const float x = d < p.dim ? load_as<float>(paged_row(a, p.from, b, head % heads_kv, j) + d * p.from.stride[3], a.stored) : 0.0f;
+    store_as(p.to + n * 2, a.type, x * row_scale(a, p.scales, b, head % heads_kv, j));
+  }
+}
+
+// Keys or values of pages, one sequence's after another's, rounded to the query's type.
+inline View gathered(const AttentionArguments& a, const View& from, const View& scales, int dim, const Queue& queue) {
+  const int heads_kv = a.heads / a.group;
+  GatherArguments p{a, from, scales, nullptr, dim, (dim + 7) / 8 * 8};
+  const std::int64_t elements = static_cast<std::int64_t>(a.batch) * heads_kv * a.len_kv * p.columns;
+  if (elements == 0) return from;
+  p.to = queue.scratch(elements * 2);
+  launch(gather_pages, pack_blocks(elements), kPackThreads, 0, queue.stream, p);
+  const std::int64_t row = p.columns * 2;
+  return {p.to, {heads_kv * a.len_kv * row, a.len_kv * row, row, 2}};
+}
+
+struct FillArguments {
+  char* to;
+  std::int64_t bytes;
+};
+
+REGARD_KERNEL(kPackThreads, 1)
+fill_bytes(const REGARD_GRID_CONSTANT FillArguments a) {
+  const std::int64_t stride = static_cast<std::int64_t>(block_count()) * kPackThreads;
+  for (std::int64_t n = static_cast<std::int64_t>(block_index()) * kPackThreads + thread_index(); n < a.bytes; n += stride) a.to[n] = 0;
+}
+
+// An array without gaps.
+inline void fill_zeros(const Array& x, const Queue& queue) {
+  const std::int64_t bytes = x.size() * size_of(x.dtype);
+  launch(fill_bytes, pack_blocks(bytes), kPackThreads, 0, queue.stream, FillArguments{x.data, bytes});
 }
 
 }  // namespace regard::cuda

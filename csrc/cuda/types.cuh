@@ -17,6 +17,14 @@ constexpr std::int64_t kMostElements = INT_MAX - 1024;
 // The type that values of storage type T are computed in.
 template <class T> using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// f(C{}) for the type that `dtype` is computed in. Host code.
+template <class F> void with_compute(DType dtype, F&& f) {
+  if (dtype == DType::float64)
+    f(double{});
+  else
+    f(float{});
+}
+
 // f(T{}) for the storage type of `dtype`. Host code.
 template <class F> void with_type(DType dtype, F&& f) {
   switch (dtype) {
@@ -38,6 +46,26 @@ REGARD_DEVICE double log_of(double x) { return log(x); }
 REGARD_DEVICE float erfc_of(float x) { return erfcf(x); }
 REGARD_DEVICE double erfc_of(double x) { return erfc(x); }
 
+// Elements whose type is an argument: in kernels that read few, or share what they read.
+template <class C> REGARD_DEVICE C load_as(const char* p, DType type) {
+  switch (type) {
+    case DType::float64: return static_cast<C>(*reinterpret_cast<const double*>(p));
+    case DType::float32: return static_cast<C>(*reinterpret_cast<const float*>(p));
+    case DType::float16: return static_cast<C>(to_float(*reinterpret_cast<const Half*>(p)));
+    case DType::bfloat16: return static_cast<C>(to_float(*reinterpret_cast<const BFloat16*>(p)));
+    case DType::int8: return static_cast<C>(to_float(*reinterpret_cast<const Int8*>(p)));
+    default: return static_cast<C>(to_float(*reinterpret_cast<const Float8*>(p)));
+  }
+}
+template <class C> REGARD_DEVICE void store_as(char* p, DType type, C x) {
+  switch (type) {
+    case DType::float64: *reinterpret_cast<double*>(p) = static_cast<double>(x); break;
+    case DType::float32: *reinterpret_cast<float*>(p) = static_cast<float>(x); break;
+    case DType::float16: *reinterpret_cast<Half*>(p) = from_float<Half>(static_cast<float>(x)); break;
+    default: *reinterpret_cast<BFloat16*>(p) = from_float<BFloat16>(static_cast<float>(x)); break;
+  }
+}
+
 template <class C> REGARD_DEVICE C max_or_nan(C a, C b) { return a != a || a > b ? a : b; }
 
 template <class T> REGARD_DEVICE T read(const char* p) { return *reinterpret_cast<const T*>(p); }
@@ -51,10 +79,10 @@ template <class T> REGARD_DEVICE void write(char* p, Compute<T> x) {
     *reinterpret_cast<T*>(p) = from_float<T>(x);
 }
 
-// As many elements as 16 bytes hold. Sums run in this grain whether or not memory allows such loads: bits do not depend
-// on strides.
-template <class T> struct alignas(16) Vector {
-  static constexpr int kLength = 16 / sizeof(T);
+// As many elements as 16 bytes hold, but at most 8. Sums run in this grain whether or not memory allows such loads: bits
+// do not depend on strides.
+template <class T> struct alignas(sizeof(T) == 1 ? 8 : 16) Vector {
+  static constexpr int kLength = sizeof(T) == 1 ? 8 : 16 / sizeof(T);
   T x[kLength];
 };
 

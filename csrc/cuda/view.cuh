@@ -31,6 +31,23 @@ inline View view_of(const Array& x) {
   return v;
 }
 
+// int32 or int64 numbers.
+struct Indices {
+  View view;
+  bool wide;  // int64
+
+  REGARD_DEVICE bool present() const { return view.data != nullptr; }
+  template <class... Index> REGARD_DEVICE std::int64_t at(Index... index) const {
+    const char* const p = view.at(index...);
+    return wide ? read<std::int64_t>(p) : read<std::int32_t>(p);
+  }
+};
+
+inline Indices indices_of(const Array& x) { return {view_of(x), x.dtype == DType::int64}; }
+
+// A number that came from a device unchecked: whatever it is, nothing outside [low, high] is touched.
+REGARD_DEVICE std::int64_t held(std::int64_t x, std::int64_t low, std::int64_t high) { return x < low ? low : x > high ? high : x; }
+
 // Whether each row of the array starts at a multiple of 16 bytes and has no gaps.
 inline bool in_vectors(const Array& x) {
   std::int64_t odd = reinterpret_cast<std::intptr_t>(x.data) % 16;

@@ -218,7 +218,7 @@ Counters& counters() {
 }
 
 void run(std::int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
-  if (blocks > 0x7fffffff || threads < 1 || threads > 1024 || threads % kWarp != 0 || shared_bytes > 232448)
+  if (blocks > 0x7fffffff || threads < 1 || threads > 1024 || threads % kWarp != 0 || shared_bytes > settings().shared_bytes)
     throw Failure("a launch that no GPU takes");
   Machine m;
   m.lanes.resize(static_cast<std::size_t>(threads));

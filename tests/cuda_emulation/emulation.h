@@ -31,6 +31,7 @@ class Failure : public std::runtime_error {
 struct Settings {
   bool random = false;
   std::uint64_t seed = 0;
+  int shared_bytes = 232448;  // the most that a block may have: an H100's
 };
 Settings& settings();
 

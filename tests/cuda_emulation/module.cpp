@@ -30,8 +30,14 @@ PYBIND11_MODULE(regard_cuda_emulated, m) {
   using namespace regard;
   bindings::bind_cuda(m);
   m.def("device_memory", &device_memory);
-  m.def("set_device", [](int capability, int shared_bytes) { cuda::model::device() = {capability, shared_bytes}; });
-  m.def("set_order", [](bool random, std::uint64_t seed) { emulation::settings() = {random, seed}; });
+  m.def("set_device", [](int capability, int shared_bytes) {
+    cuda::model::device() = {capability, shared_bytes};
+    emulation::settings().shared_bytes = shared_bytes;
+  });
+  m.def("set_order", [](bool random, std::uint64_t seed) {
+    emulation::settings().random = random;
+    emulation::settings().seed = seed;
+  });
   m.def("counters", [] {
     const auto& c = emulation::counters();
     return py::make_tuple(c.launches, c.products, c.matrix_loads, c.bank_conflicts);

@@ -9,7 +9,7 @@ import numpy as np
 from . import cuda
 from ._emulator import emulator
 
-float32, float64, float16, uint8, int64 = np.float32, np.float64, np.float16, np.uint8, np.int64
+float32, float64, float16, uint8, int8, int64 = np.float32, np.float64, np.float16, np.uint8, np.int8, np.int64
 
 
 class _Pointer:
@@ -44,8 +44,30 @@ class ndarray:
     def reshape(self, *shape: int) -> ndarray:
         return ndarray(self._host.reshape(*shape))
 
+    def swapaxes(self, a: int, b: int) -> ndarray:
+        return ndarray(self._host.swapaxes(a, b))
+
+    def view(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.view(dtype))
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return ndarray(self._host[_on_host(key)])
+
+    def __setitem__(self, key: Any, x: ndarray) -> None:
+        self._host[_on_host(key)] = x._host
+
     def copy(self) -> ndarray:
         return asarray(self._host)
+
+
+def _on_host(key: Any) -> Any:
+    return tuple(map(_on_host, key)) if type(key) is tuple else key._host if type(key) is ndarray else key
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    made = empty(shape, dtype)
+    made._host.view(np.uint8)[...] = 0
+    return made
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
