@@ -1,6 +1,6 @@
 """On a GPU, through CuPy: the cases of tests/cases.py, streams, concurrent use and NVIDIA's sanitizer.
 
-The same kernels run without one in tests/cuda_emulation.
+The same kernels run without one in tests/cuda_emulation; those tests that ask nothing of the emulator run here too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,38 @@ if REASON is not None:
     pytest.skip(f"needs an NVIDIA GPU and CuPy: {REASON}", allow_module_level=True)
 
 import cupy  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulation"))
+from test_emulated_additive import (  # noqa: E402, F401
+    test_additive,
+    test_additive_without_projections_and_with_nothing_seen,
+    test_linear,
+    test_multiplicative,
+)
+from test_emulated_caches import (  # noqa: E402, F401
+    test_a_cache_attends,
+    test_a_paged_cache,
+    test_append_stores_what_the_cpu_stores,
+    test_merge,
+    test_positions_on_the_device_are_held_to_their_range,
+    test_rotary,
+)
+from test_emulated_sequences import (  # noqa: E402, F401
+    test_a_page_table_on_the_device_is_held_to_its_range,
+    test_block_masks,
+    test_paged_is_the_reference,
+    test_pages_of_any_type,
+    test_starts_on_the_device_are_held_to_their_range,
+    test_varlen_has_each_sequence_s_own_bits,
+    test_varlen_is_the_reference,
+    test_weights,
+    test_weights_of_packed_and_paged_sequences,
+)
+
+
+@pytest.fixture(name="cupy")
+def _cupy() -> Any:
+    return cupy
 
 
 def on_device(options: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +160,11 @@ def test_compute_sanitizer(tool: str) -> None:
             for dim in (20, 64, 128):
                 x = [cupy.asarray(numpy.random.rand(1, 2, 70, dim).astype(dtype)) for _ in range(3)]
                 regard.attention(*x, causal=True, return_lse=True)
+                cache = regard.KVCache(1, 2, 80, dim, dtype="int8", like=x[0])
+                cache.append(*x[1:])
+                cache.attend(x[0], causal=True), cache.attend(x[0][:, :, :3], causal=True)
+                rows = [a[0].swapaxes(0, 1) for a in x]
+                regard.attention_varlen(*rows, numpy.array([0, 3, 70]), numpy.array([0, 40, 70]))
         cupy.cuda.Device().synchronize()
         """
     )

@@ -24,6 +24,7 @@ py::object extent(const py::object& x) {
 void bind_cuda(py::module_& m) {
   m.def("why_not", &cuda::why_not);
   m.def("extent", &extent, py::arg("x"));
+  bind_cuda_additive(m);
   bind_cuda_attention(m);
   bind_cuda_cache(m);
   bind_cuda_channel(m);

@@ -87,9 +87,7 @@ class DeviceCall {
   }
 
   // An index array, which may be on the host or on the device.
-  Array indices(const py::object& x, const char* argument) {
-    return py::isinstance<py::array>(x) ? py::cast<Array>(x) : view(x, argument);
-  }
+  Array indices(const py::object& x, const char* argument) { return py::isinstance<py::array>(x) ? py::cast<Array>(x) : view(x, argument); }
 
   // The array given, or a new one; `dtype` is a name, or "" for the query's.
   Array output(const py::object& given, const Array& view, const std::vector<std::int64_t>& shape, const char* dtype) {

@@ -23,9 +23,37 @@ py::object norm(const py::object& x, const py::object& residual, const py::objec
   return call.outputs;
 }
 
+// The product itself is the framework's: multiply() gives it as an array and as this binding sees it.
+py::object linear(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual, const py::object& out,
+                  int activation, const py::function& multiply, std::uintptr_t stream, const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  LinearProblem p;
+  p.x = call.view(x, "x");
+  p.weight = call.view(weight, "weight");
+  p.bias = call.view(bias, "bias");
+  p.residual = call.view(residual, "residual");
+  p.out = call.view(out, "out");
+  p.activation = static_cast<LinearProblem::Activation>(activation);
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  if (const Refusal r = p.check_outputs()) return refused(r);
+  const auto made = multiply().cast<py::tuple>();
+  const Array product = view_of_device(made[1]);
+  if (p.out.present()) {
+    call.outputs.append(out);
+  } else {
+    p.out = product;
+    call.outputs.append(made[0]);
+  }
+  cuda::finish_linear(p, product, call.queue);
+  return call.outputs;
+}
+
 }  // namespace
 
 void bind_cuda_dense(py::module_& m) {
+  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"), py::arg("activation"),
+        py::arg("multiply"), py::arg("stream"), py::arg("allocate"));
   m.def("norm", &norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"),
         py::arg("rms"), py::arg("stream"), py::arg("allocate"));
 }

@@ -6,6 +6,7 @@
 namespace regard::bindings {
 
 void bind_cuda(pybind11::module_& m);  // all of them
+void bind_cuda_additive(pybind11::module_& m);
 void bind_cuda_attention(pybind11::module_& m);
 void bind_cuda_cache(pybind11::module_& m);
 void bind_cuda_channel(pybind11::module_& m);

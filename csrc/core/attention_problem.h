@@ -183,8 +183,7 @@ inline void AttentionProblem::check_packed(Checker& c) {
   if (c.result()) return;
   for (Array* x : {&query, &key, &value}) add_batch_axis(*x);
   sequences_ = cu_seqlens_q.shape[0] - 1;
-  for (const auto& [longest, starts, x] :
-       {std::tuple{&longest_q_, &query_starts, &query}, std::tuple{&longest_kv_, &key_starts, &key}}) {
+  for (const auto& [longest, starts, x] : {std::tuple{&longest_q_, &query_starts, &query}, std::tuple{&longest_kv_, &key_starts, &key}}) {
     if (starts->empty()) *longest = x->shape[2];
     for (std::size_t b = 1; b < starts->size(); ++b) *longest = std::max(*longest, (*starts)[b] - (*starts)[b - 1]);
   }

@@ -15,35 +15,37 @@
 namespace regard::cuda {
 
 struct AttentionArguments {
-  View query;           // [batch, heads, len_q, dim_qk]          packed: [1, heads, total_q, dim_qk], as out and lse
-  View key;             // [batch, heads_kv, len_kv, dim_qk]      packed: [1, heads_kv, total_kv, dim_qk]
-  View value;           // [batch, heads_kv, len_kv, dim_v]       paged: [pages, heads_kv, page_size, dim]
-  View tile_key;        // key and value as the tensor-core kernel fetches them: rows in chunks of 16 bytes,
-  View tile_value;      // of the query's type
-  View key_scales;      // float [pages, heads_kv, page_size], of int8 and float8 keys
-  View value_scales;    // likewise
-  View mask;            // bool [batch, heads, len_q, len_kv]
-  View bias;            // float32 or the query's type, likewise
-  View alibi_slopes;    // float [batch, heads]
-  View sinks;           // float [heads]
-  View out;             // [batch, heads, len_q, dim_v]
-  View lse;             // float [batch, heads, len_q]
-  View weights;         // [batch, heads, len_q, len_kv] in the query's type
-  Indices query_starts;  // packed: [batch + 1]
+  View query;              // [batch, heads, len_q, dim_qk]          packed: [1, heads, total_q, dim_qk], as out and lse
+  View key;                // [batch, heads_kv, len_kv, dim_qk]      packed: [1, heads_kv, total_kv, dim_qk]
+  View value;              // [batch, heads_kv, len_kv, dim_v]       paged: [pages, heads_kv, page_size, dim]
+  View tile_key;           // key and value as the tensor-core kernel fetches them: rows in chunks of 16 bytes,
+  View tile_value;         // of the query's type
+  View key_scales;         // float [pages, heads_kv, page_size], of int8 and float8 keys
+  View value_scales;       // likewise
+  View mask;               // bool [batch, heads, len_q, len_kv]
+  View bias;               // float32 or the query's type, likewise
+  View alibi_slopes;       // float [batch, heads]
+  View sinks;              // float [heads]
+  View out;                // [batch, heads, len_q, dim_v]
+  View lse;                // float [batch, heads, len_q]
+  View weights;            // [batch, heads, len_q, len_kv]
+  const char* additive_v;  // [dim_qk] in the compute type: scores are v . tanh(query + key); or null
+  Indices query_starts;    // packed: [batch + 1]
   Indices key_starts;
-  Indices page_table;  // paged: [batch, pages of one sequence]
+  Indices page_table;     // paged: [batch, pages of one sequence]
   Indices query_lengths;  // [batch]
   Indices key_lengths;
   BlockRuns blocks;
-  DType type;    // of query, out and weights
-  DType stored;  // of key and value
+  DType type;      // of query
+  DType out_type;  // of out and weights
+  DType stored;    // of key and value
   DType bias_type;
   bool lower_right;
   bool tiles_are_paged;
 
   int batch;
   int heads;
-  int group;  // query heads that share a key head
+  int group;   // query heads that share a key head
   int len_q;   // packed: of all sequences together
   int len_kv;  // likewise
   int dim_qk;
@@ -52,8 +54,8 @@ struct AttentionArguments {
   int page_size;
   int weights_q;  // queries and keys that the weights have room for
   int weights_kv;
-  int tiles;      // of queries, a head
-  int few;        // packed sequences of up to so many queries are the splitting kernel's
+  int tiles;  // of queries, a head
+  int few;    // packed sequences of up to so many queries are the splitting kernel's
   std::int64_t left;
   std::int64_t right;
   double scale;
@@ -95,6 +97,7 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   }
   a.key_lengths = indices_of(p.key_lengths);
   a.type = p.query.dtype;
+  a.out_type = p.out.dtype;
   a.stored = p.key.dtype;
   a.bias_type = p.bias.dtype;
   a.lower_right = p.alignment == Alignment::lower_right;

@@ -21,21 +21,24 @@ template <class F> bool with_stored(DType type, DType stored, F&& f) {
 }
 
 // Shared memory of a block whose splits have `keys` keys.
-template <class T> int bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
+template <class T, bool kAdditive = false> std::int64_t bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
   constexpr int kGrain = Vector<T>::kLength;
-  const auto columns = static_cast<int>(std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain)));
-  return static_cast<int>(sizeof(Compute<T>)) * kDecodeRows *
-         (keys + std::max(static_cast<int>(dim_qk) + kGrain, kDecodeThreads / kWarp * columns));
+  constexpr int kSize = static_cast<int>(sizeof(Compute<T>));
+  const std::int64_t queries = (dim_qk + kGrain) * (kDecodeRows + (kAdditive ? 1 : 0));
+  const std::int64_t columns = std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain));
+  return kSize * (kDecodeRows * keys + std::max(queries, kDecodeRows * (kDecodeThreads / kWarp) * columns));
 }
 
-template <class T> void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
+template <class T, bool kAdditive = false>
+void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
   constexpr int kItem = static_cast<int>(sizeof(C));
-  const auto len_q = static_cast<int>(std::min<std::int64_t>(problem.len_q(), kDecodeQueries));
+  const auto len_q = static_cast<int>(kAdditive ? problem.len_q() : std::min<std::int64_t>(problem.len_q(), kDecodeQueries));
   const auto len_kv = static_cast<int>(problem.len_kv());
   DecodeArguments p{};
   p.a = a;
   p.scale = split_scale(a.scale);
+  p.most_queries = kAdditive ? len_q : kDecodeQueries;
   p.rows = a.group * len_q;
   p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
   p.splits = splits_of<C>(len_kv);
@@ -45,9 +48,10 @@ template <class T> void launch_type(const AttentionProblem& problem, const Atten
   const std::int64_t partials = heads * p.splits * p.rows;
   p.maximum = queue.scratch(partials * kItem);
   p.sum = queue.scratch(partials * kItem);
+  if (a.weights.data != nullptr) p.shares = queue.scratch(std::max<std::int64_t>(1, heads * p.rows * len_kv) * kItem);
   p.out = queue.scratch(std::max<std::int64_t>(1, partials * a.dim_v) * kItem);
-  const int bytes = bytes_of<T>(a.dim_qk, a.dim_v, keys_per_split<C>(len_kv));
-  launch(attention_decode<T>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
+  const auto bytes = static_cast<int>(bytes_of<T, kAdditive>(a.dim_qk, a.dim_v, keys_per_split<C>(len_kv)));
+  launch(attention_decode<T, kAdditive>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
   launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
 }
 
@@ -60,13 +64,24 @@ bool decode_takes(const AttentionProblem& p, int shared_bytes) {
     using T = decltype(t);
     // As if the sequence were as long as any: its length must not decide which kernel's bits it gets.
     constexpr int most = keys_per_split<Compute<T>>(1 << 30);
-    fits = p.dim_qk() <= shared_bytes && bytes_of<T>(p.dim_qk(), p.dim_v(), most) <= shared_bytes;
+    fits = bytes_of<T>(p.dim_qk(), p.dim_v(), most) <= shared_bytes;
   });
   return known && fits;
 }
 
 void launch_decode(const AttentionProblem& problem, AttentionArguments a, const Queue& queue) {
   with_stored(problem.query.dtype, problem.key.dtype, [&](auto t) { launch_type<decltype(t)>(problem, a, queue); });
+}
+
+void launch_additive(const AttentionProblem& p, const Array& v, const Queue& queue) {
+  AttentionArguments a = arguments_of(p);
+  a.additive_v = v.data;
+  with_compute(p.query.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (bytes_of<T, true>(p.dim_qk(), p.dim_v(), keys_per_split<T>(1 << 30)) > device(queue.device).shared_bytes)
+      throw Error("additive_attention: no CUDA kernel for so large a dim: a block's rows do not fit the shared memory");
+    launch_type<T, true>(p, a, queue);
+  });
 }
 
 }  // namespace regard::cuda

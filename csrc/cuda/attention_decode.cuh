@@ -5,6 +5,8 @@
 //                      (every key and value is read once, 16 bytes a lane)
 //   attention_merge    a warp has one row: its splits by their maxima and sums
 //
+// Additive attention is this kernel with other scores, v . tanh(query + key), for any number of queries.
+//
 // Splits depend on the sequence's number of keys alone. Dao et al., "Flash-Decoding for long-context inference" (2023).
 #pragma once
 
@@ -20,11 +22,13 @@ constexpr int kMergeThreads = 32;
 struct DecodeArguments {
   AttentionArguments a;
   SplitScale scale;
-  int rows;  // of a key head: group * queries, the most that a sequence has
+  int most_queries;  // sequences of more are other kernels'
+  int rows;          // of a key head: group * queries, the most that a sequence has
   int row_tiles;
   int splits;        // likewise
   bool key_vectors;  // rows of keys lie in aligned chunks of 16 bytes
   bool value_vectors;
+  void* shares;   // exponentials [batch, rows, len_kv], where additive attention returns its weights; or null
   void* maximum;  // [batch, heads_kv, splits, rows] in the compute type
   void* sum;
   void* out;  // [batch, heads_kv, splits, rows, dim_v]
@@ -60,9 +64,10 @@ REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* 
   }
 }
 
-// Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains] or sums [warps][kRows][32 grains].
+// Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains],
+// with additive scores one more row of v; or sums [warps][kRows][32 grains].
 // T is the type of keys and values.
-template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
+template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   using C = Compute<T>;
   constexpr int kGrain = Vector<T>::kLength;
   constexpr int kWarps = kDecodeThreads / kWarp;
@@ -75,7 +80,7 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
   const int group = head % heads_kv;
   const int row0 = tile * kDecodeRows;
   const int len_q = query_rows(a, b);
-  if (len_q > kDecodeQueries || row0 >= a.group * len_q) return;
+  if (len_q > p.most_queries || row0 >= a.group * len_q) return;
   const int rows = a.group * len_q - row0 < kDecodeRows ? a.group * len_q - row0 : kDecodeRows;
   const int lane = thread_index() % kWarp;
   const int warp = thread_index() / kWarp;
@@ -94,11 +99,13 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
     const int r = n / pitch;
     const int d = n % pitch;
     const int row = row0 + r;
-    queries[n] = r < rows && d < a.dim_qk ? static_cast<C>(p.scale.factor) * load_as<C>(query_row(a, a.query, b, group * a.group + row / len_q,
-                                                                                                  row % len_q, d),
-                                                                                        a.type)
+    queries[n] = r < rows && d < a.dim_qk ? static_cast<C>(p.scale.factor) *
+                                                load_as<C>(query_row(a, a.query, b, group * a.group + row / len_q, row % len_q, d), a.type)
                                           : C(0);
   }
+  C* const v = queries + kDecodeRows * pitch;
+  for (int d = thread_index(); kAdditive && d < pitch; d += kDecodeThreads)
+    v[d] = d < a.dim_qk ? reinterpret_cast<const C*>(a.additive_v)[d] : C(0);
   block_barrier();
 
   {
@@ -115,7 +122,10 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
 #pragma unroll
         for (int r = 0; r < kDecodeRows; ++r)
 #pragma unroll
-          for (int e = 0; e < kGrain; ++e) s[r] += queries[r * pitch + d + e] * key[e];
+          for (int e = 0; e < kGrain; ++e) {
+            const C q = queries[r * pitch + d + e];
+            s[r] += kAdditive ? v[d + e] * tanh_of(q + key[e]) : q * key[e];
+          }
       }
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
@@ -151,6 +161,8 @@ template <class T> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGAR
       C& s = scores[r * keys + n];
       s = exp_of(s - base);
       sum += s;
+      if (kAdditive && p.shares != nullptr)
+        static_cast<C*>(p.shares)[(static_cast<std::int64_t>(b) * p.rows + row0 + r) * a.len_kv + j0 + n] = s;
     }
     for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
     const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
@@ -205,7 +217,7 @@ template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_
   const int head = block_index() / p.rows;
   const int b = head / heads_kv;
   const int len_q = query_rows(a, b);
-  if (len_q > kDecodeQueries || row >= a.group * len_q) return;
+  if (len_q > p.most_queries || row >= a.group * len_q) return;
   const int h = head % heads_kv * a.group + row / len_q;
   const int i = row % len_q;
   const SequenceMask sequence = sequence_of(a, b);
@@ -232,11 +244,18 @@ template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_
     }
     o /= l;
     rest += o - o;  // NaN where it is not finite
-    store_as(query_row(a, a.out, b, h, i, d), a.type, o);
+    store_as(query_row(a, a.out, b, h, i, d), a.out_type, o);
   }
   const bool bad = any_lane(!(rest == C(0))) || i >= sequence.len_q;
   if (bad)
     plain_row(a, b, h, i, 0, a.dim_v, true);
+  else if (a.weights.data != nullptr)
+    for (int j = thread_index(); j < a.weights_kv; j += kMergeThreads) {
+      const std::int64_t split = j / keys_per_split<C>(static_cast<int>(sequence.len_kv));
+      const C share =
+          j < sequence.len_kv ? static_cast<const C*>(p.shares)[(static_cast<std::int64_t>(b) * p.rows + row) * a.len_kv + j] : C(0);
+      store_as(a.weights.at(b, h, i, j), a.out_type, share != C(0) ? share * exp_of(maximum[split * p.rows] - m) / l : C(0));
+    }
   else if (a.lse.data != nullptr && thread_index() == 0)
     write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m + log_of(l)));
 }

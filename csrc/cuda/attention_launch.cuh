@@ -22,6 +22,9 @@ void launch_portable(AttentionArguments arguments, Stream stream);
 bool decode_takes(const AttentionProblem& problem, int shared_bytes);
 void launch_decode(const AttentionProblem& problem, AttentionArguments arguments, const Queue& queue);
 
+// Additive attention of one head; all arrays but out, weights and mask, v as well, in the compute type.
+void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);
+
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
   a.tiles = a.query_starts.present() ? a.len_q / queries + a.batch + 1 : (a.len_q + queries - 1) / queries;
   return static_cast<std::int64_t>(a.query_starts.present() ? 1 : a.batch) * a.heads * a.tiles;

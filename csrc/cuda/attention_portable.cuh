@@ -85,7 +85,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
   }
 
   // The scores of the tile from key j0 on: -inf for what a query does not see.
-  const auto score_tile = [&](C (&s)[P::kRows][P::kScores], int j0, int keys) {
+  const auto score_tile = [&](C(&s)[P::kRows][P::kScores], int j0, int keys) {
     block_barrier();
     for (int n = thread_index(); n < keys; n += P::kThreads) {
       shared.rows.key[n] = key_row(a, a.key, b, h / a.group, j0 + n);
@@ -207,7 +207,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     if (row0 + r >= queries || (bad_rows >> r & 1) != 0) continue;
     for (int c = 0; c < P::kOutputs; ++c) {
       const int d = across + P::kAcross * c;
-      if (d < columns) store_as(query_row(a, a.out, b, h, i, d0 + d), a.type, o[r][c]);
+      if (d < columns) store_as(query_row(a, a.out, b, h, i, d0 + d), a.out_type, o[r][c]);
     }
     if (a.lse.data != nullptr && across == 0 && d0 == 0)
       write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m[r] + log_of(l[r])));
@@ -226,7 +226,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
         if (row0 + r >= queries || (bad_rows >> r & 1) != 0 || j >= a.weights_kv) continue;
         C weight = exp_of(s[r][c] - m[r]) / l[r];
         if (a.dropout.present()) weight *= static_cast<C>(a.dropout.factor(b, h, i, j));
-        store_as(a.weights.at(b, h, i, j), a.type, weight);
+        store_as(a.weights.at(b, h, i, j), a.out_type, weight);
       }
   }
 

@@ -42,8 +42,11 @@ REGARD_DEVICE_CALL double plain_score(const AttentionArguments& a, int b, int h,
   const char* const query = query_row(a, a.query, b, h, i);
   const char* const key = key_row(a, a.key, b, h / a.group, j);
   double s = 0;
-  for (int d = 0; d < a.dim_qk; ++d)
-    s += load_as<double>(query + d * a.query.stride[3], a.type) * load_as<double>(key + d * a.key.stride[3], a.stored);
+  for (int d = 0; d < a.dim_qk; ++d) {
+    const auto x = load_as<double>(query + d * a.query.stride[3], a.type);
+    const auto y = load_as<double>(key + d * a.key.stride[3], a.stored);
+    s += a.additive_v != nullptr ? load_as<double>(a.additive_v + d * size_of(a.type), a.type) * tanh(x + y) : x * y;
+  }
   s *= static_cast<double>(row_scale(a, a.key_scales, b, h / a.group, j));
   return finished_score(a, s * a.scale, b, h, i, j, slope_of<double>(a, b, h), centre);
 }
@@ -90,7 +93,7 @@ REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int
     }
     for (int c = 0; c < kColumns; ++c) {
       const int d = column + c * kWarp + lane;
-      if (d < d1) store_as(query_row(a, a.out, b, h, i, d), a.type, o[c]);
+      if (d < d1) store_as(query_row(a, a.out, b, h, i, d), a.out_type, o[c]);
     }
   }
   if (!with_rest) return;
@@ -99,7 +102,7 @@ REGARD_DEVICE_CALL void plain_row(const AttentionArguments& a, int b, int h, int
     const double s = j < first || j >= last ? -infinity<double>() : plain_score(a, b, h, i, j, centre);
     double weight = s == -infinity<double>() ? 0 : exp(s - m) / sum;
     if (a.dropout.present()) weight *= a.dropout.factor(b, h, i, j);
-    store_as(a.weights.at(b, h, i, j), a.type, weight);
+    store_as(a.weights.at(b, h, i, j), a.out_type, weight);
   }
 }
 

@@ -17,7 +17,7 @@ struct BlockRuns {
   int batch;  // 1: one axis serves all
   int heads;
 
-  REGARD_DEVICE bool present() const { return row_ends != nullptr; }
+  constexpr bool present() const { return row_ends != nullptr; }
   REGARD_DEVICE std::int64_t row_of(int b, int h, int block) const {
     return (static_cast<std::int64_t>(batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h)) * rows + block;
   }

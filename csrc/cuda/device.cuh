@@ -18,7 +18,7 @@
 
 #define REGARD_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define REGARD_DEVICE __device__ __forceinline__
-#define REGARD_GRID_CONSTANT __grid_constant__      // arguments stay where the launch put them: no copy on the stack
+#define REGARD_GRID_CONSTANT __grid_constant__             // arguments stay where the launch put them: no copy on the stack
 #define REGARD_DEVICE_CALL inline __device__ __noinline__  // rare paths: their registers must not burden the caller
 
 namespace regard::cuda {

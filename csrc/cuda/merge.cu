@@ -60,12 +60,10 @@ void merge_attention(const MergeProblem& p, const Queue& queue) {
   const auto bytes = static_cast<std::int64_t>(parts.size() * sizeof(Rows));
   char* const there = queue.scratch(bytes);
   copy_to_device(there, parts.data(), bytes, queue.stream);
-  const MergeArguments a{
-      reinterpret_cast<const Rows*>(there), out, scalars(p.lse), static_cast<int>(p.parts()), p.out.dtype, p.lse.dtype};
+  const MergeArguments a{reinterpret_cast<const Rows*>(there), out, scalars(p.lse), static_cast<int>(p.parts()), p.out.dtype, p.lse.dtype};
   constexpr int kRows = kThreads / kWarp;
-  with_compute(p.out.dtype, [&](auto t) {
-    launch(merge_rows<decltype(t)>, (out.count() + kRows - 1) / kRows, kThreads, 0, queue.stream, a);
-  });
+  with_compute(p.out.dtype,
+               [&](auto t) { launch(merge_rows<decltype(t)>, (out.count() + kRows - 1) / kRows, kThreads, 0, queue.stream, a); });
 }
 
 }  // namespace regard::cuda

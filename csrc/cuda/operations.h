@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <functional>
 
+#include "core/additive_problem.h"
 #include "core/append_problem.h"
 #include "core/attention_problem.h"
 #include "core/channel_problem.h"
+#include "core/linear_problem.h"
 #include "core/merge_problem.h"
 #include "core/norm_problem.h"
 #include "core/rotary_problem.h"
@@ -25,6 +27,9 @@ struct Queue {
 // The problem's arrays, index arrays included, are the device's.
 void attention_forward(const AttentionProblem& problem, const Queue& queue);
 
+void additive_attention(const AdditiveProblem& problem, const Queue& queue);
+void multiplicative_attention(const MultiplicativeProblem& problem, const Queue& queue);
+
 void rotary(const RotaryProblem& problem, const Queue& queue);
 void merge_attention(const MergeProblem& problem, const Queue& queue);
 void cache_append(const AppendProblem& problem, const Queue& queue);
@@ -33,6 +38,9 @@ void global_pool(const PoolProblem& problem, const Queue& queue);
 
 // Squeeze-and-excitation, ECA, and CBAM's parts: what the problem has of excitation and w_spatial. out may be x itself.
 void weigh_map(const ChannelProblem& problem, const Queue& queue);
+
+// What follows the product of a linear layer, which is given: bias, activation, residual. out may be the product itself.
+void finish_linear(const LinearProblem& problem, const Array& product, const Queue& queue);
 
 void norm(const NormProblem& problem, const Queue& queue);
 

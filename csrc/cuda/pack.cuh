@@ -31,7 +31,9 @@ pack_rows(const REGARD_GRID_CONSTANT PackArguments a) {
 }
 
 // Enough blocks to fill any GPU; the rest of the work is the kernel's loop's.
-inline std::int64_t pack_blocks(std::int64_t elements) { return std::min<std::int64_t>(1 << 14, (elements + kPackThreads - 1) / kPackThreads); }
+inline std::int64_t pack_blocks(std::int64_t elements) {
+  return std::min<std::int64_t>(1 << 14, (elements + kPackThreads - 1) / kPackThreads);
+}
 
 // Whether rows of 16-bit elements lie in aligned chunks of 16 bytes.
 inline bool fits_chunks(const Array& x) { return x.shape[3] % 8 == 0 && in_vectors(x); }
@@ -50,6 +52,7 @@ inline Array in_chunks(const Array& x, const Queue& queue) {
     copy.stride[axis] = stride;
     stride *= axis == 3 ? a.columns : x.shape[axis];
   }
+  if (x.shape[0] == 1) copy.stride[0] = 0;  // packed sequences have one axis for all
   a.elements = stride / 2;
   if (a.elements == 0) return x;
   copy.data = a.to = queue.scratch(stride);

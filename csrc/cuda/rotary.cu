@@ -38,9 +38,8 @@ void rotary(const RotaryProblem& p, const Queue& queue) {
   if (p.x.size() == 0) return;
   const OnDevice here(queue.device);
   const RotaryArguments a{view_of(p.x), view_of(p.out), angles_of(p.angles), p.x.dtype, p.x.size(), p.heads(), p.len(), p.dim()};
-  with_compute(p.x.dtype, [&](auto t) {
-    launch(turn_pairs<decltype(t)>, (a.elements + kThreads - 1) / kThreads, kThreads, 0, queue.stream, a);
-  });
+  with_compute(p.x.dtype,
+               [&](auto t) { launch(turn_pairs<decltype(t)>, (a.elements + kThreads - 1) / kThreads, kThreads, 0, queue.stream, a); });
 }
 
 }  // namespace regard::cuda

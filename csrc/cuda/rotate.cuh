@@ -37,8 +37,7 @@ template <class C> REGARD_DEVICE C angle_at(const AngleArguments& a, const View&
 }
 
 // Element d of token i once it is turned; `row` holds elements of `type`, `step` bytes apart.
-template <class C>
-REGARD_DEVICE C turned(const AngleArguments& a, const char* row, std::int64_t step, DType type, int b, int i, int d) {
+template <class C> REGARD_DEVICE C turned(const AngleArguments& a, const char* row, std::int64_t step, DType type, int b, int i, int d) {
   if (d >= 2 * a.pairs) return load_as<C>(row + d * step, type);
   const int pair = a.interleaved ? d / 2 : d % a.pairs;
   const int first = a.interleaved ? 2 * pair : pair;

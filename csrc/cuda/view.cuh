@@ -36,7 +36,7 @@ struct Indices {
   View view;
   bool wide;  // int64
 
-  REGARD_DEVICE bool present() const { return view.data != nullptr; }
+  constexpr bool present() const { return view.data != nullptr; }
   template <class... Index> REGARD_DEVICE std::int64_t at(Index... index) const {
     const char* const p = view.at(index...);
     return wide ? read<std::int64_t>(p) : read<std::int32_t>(p);

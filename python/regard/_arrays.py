@@ -120,19 +120,56 @@ class _Gpu:
         return made, _seen(made)
 
 
-def call_on_gpu(operation: str, kernel: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    """As call(), for a first array on a GPU: outputs are its framework's, work goes to its framework's stream."""
+def call_on_gpu(
+    operation: str, kernel: str, arrays: tuple[Any, ...], options: tuple[Any, ...], like: Any = None
+) -> Any:
+    """As call(), for a first array (or `like`) on a GPU: outputs are its framework's, work goes to its stream."""
     module = _backend.cuda(operation)
     function = getattr(module, kernel, None)
     if function is None:
         raise NotImplementedError(f"{operation}: not available on CUDA yet")
-    gpu = _Gpu(operation, arrays[0])
+    gpu = _Gpu(operation, arrays[0] if like is None else like)
     seen = [_seen(x) for x in arrays]
     result = function(*seen, *options, gpu.stream(), gpu.allocate)
     if isinstance(result, tuple):
         return result
     given = {id(s): x for s, x in zip(seen, arrays, strict=True) if x is not None}
     return [given.get(id(x), x) for x in result]
+
+
+def product_on_gpu(x: Any, weight: Any) -> tuple[Any, Any]:
+    """x weight^T as x's framework computes it, and as the binding sees it."""
+    if _framework(x).__name__ == "cupy":
+        with x.device:
+            made = x @ weight.swapaxes(0, 1)
+    else:
+        made = x @ weight.swapaxes(0, 1)
+    return made, _seen(made)
+
+
+class CupyMemory:
+    """Memory beside a CuPy array, for what keeps arrays of its own: caches."""
+
+    def __init__(self, operation: str, like: Any) -> None:
+        self._cupy = _framework(like)
+        if self._cupy.__name__ != "cupy":
+            raise NotImplementedError(
+                f"{operation}: not available for {self._cupy.__name__} arrays on a GPU, only CuPy's"
+            )
+        self._device = like.device.id
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        with self._cupy.cuda.Device(self._device):
+            return self._cupy.zeros(shape, dtype)
+
+    def array(self, x: np.ndarray) -> Any:
+        with self._cupy.cuda.Device(self._device):
+            return self._cupy.asarray(x)
+
+
+def as_float8(x: Any) -> tuple[Any, ...]:
+    """CuPy's bytes as the CUDA binding reads float8, which CuPy does not have."""
+    return (*_seen(x)[:4], "float8_e4m3fn")
 
 
 def _apart_on_gpu(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

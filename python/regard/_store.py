@@ -54,18 +54,20 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _table(argument: str, x: Any, dim_qk: int) -> np.ndarray | None:
+def _table(argument: str, x: Any, dim_qk: int, memory: _arrays.CupyMemory | None) -> Any:
     if x is None:
         return None
     if not hasattr(x, "shape"):
         raise TypeError(f"{argument}: expected an array (max_positions, pairs), got {_checks.describe(x)}")
-    table = np.array(_arrays.numpy_view(argument, x)).astype(np.float32)
+    table = (
+        x.astype(np.float32) if _arrays.on_gpu(x) and memory else np.array(_arrays.numpy_view(argument, x), np.float32)
+    )
     if table.ndim != 2 or 2 * table.shape[1] > dim_qk:
         raise ValueError(
             f"{argument}: expected shape (max_positions, pairs) where pairs is at most half of dim_qk = {dim_qk}, "
             f"got {_checks.describe(x)}"
         )
-    return table
+    return memory.array(table) if memory and not _arrays.on_gpu(table) else table
 
 
 class Cache:
@@ -84,18 +86,19 @@ class Cache:
         return self._store.nbytes
 
     @property
-    def key_scales(self) -> np.ndarray | None:
+    def key_scales(self) -> Any:
         return read_only(self._store.key_scales)
 
     @property
-    def value_scales(self) -> np.ndarray | None:
+    def value_scales(self) -> Any:
         return read_only(self._store.value_scales)
 
 
 class Store:
     """Keys and values of one dtype, their scales, and the rotary tables that turn keys on their way in.
 
-    `leading` are the axes before the last one, the dimension.
+    `leading` are the axes before the last one, the dimension. Beside a CuPy array all of it is CuPy's; float8, which CuPy
+    does not have, is held as bytes there.
     """
 
     def __init__(
@@ -112,7 +115,9 @@ class Store:
         if like is not None:
             if not hasattr(like, "dtype"):
                 raise TypeError(f"like: expected an array, got {_checks.describe(like)}")
-            _arrays.native("KVCache", like)  # names the device that has no kernel
+            if not _arrays.on_gpu(like):
+                _arrays.native("KVCache", like)  # names the device that has no kernel
+        self._memory = _arrays.CupyMemory("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
         self.dtype = dtype_name(dtype if dtype is not None else like.dtype if like is not None else "float32")
         if self.dtype not in DTYPES:
             given = dtype if dtype is not None else like
@@ -121,16 +126,28 @@ class Store:
         self.quantised = self.dtype in QUANTISED
         if (cos is None) != (sin is None):
             raise TypeError(f"{'cos' if cos is None else 'sin'}: expected an array, because the other is given")
-        self.cos, self.sin = _table("cos", cos, dim_qk), _table("sin", sin, dim_qk)
+        self.cos, self.sin = (_table(name, x, dim_qk, self._memory) for name, x in (("cos", cos), ("sin", sin)))
         if self.cos is not None and self.sin is not None and self.cos.shape != self.sin.shape:
             raise ValueError(f"sin: expected the shape of cos, {self.cos.shape}, got {_checks.describe(sin)}")
-        storage = _arrays.numpy_dtype(self.dtype)
-        self.key, self.value = _zeros((*leading, dim_qk), storage), _zeros((*leading, dim_v), storage)
+        self._float8_as_bytes = self._memory is not None and self.dtype == "float8_e4m3fn"
+        storage = _arrays.numpy_dtype("uint8" if self._float8_as_bytes else self.dtype)
+        self.key, self.value = self.zeros((*leading, dim_qk), storage), self.zeros((*leading, dim_v), storage)
         scales = (leading, np.dtype(np.float32))
-        self.key_scales = _zeros(*scales) if self.quantised else None
-        self.value_scales = _zeros(*scales) if self.quantised else None
+        self.key_scales = self.zeros(*scales) if self.quantised else None
+        self.value_scales = self.zeros(*scales) if self.quantised else None
 
-    def arrays(self) -> list[np.ndarray]:
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return _zeros(shape, np.dtype(dtype)) if self._memory is None else self._memory.zeros(shape, dtype)
+
+    def index(self, x: np.ndarray) -> Any:
+        """`x` as arrays of this store take it for an index."""
+        return x if self._memory is None else self._memory.array(x)
+
+    def numbers(self, x: Any) -> Any:
+        """Stored keys or values as the binding reads them."""
+        return _arrays.as_float8(x) if self._float8_as_bytes else x
+
+    def arrays(self) -> list[Any]:
         """All that a token has a place in."""
         return [x for x in (self.key, self.value, self.key_scales, self.value_scales) if x is not None]
 
@@ -155,14 +172,17 @@ class Store:
         """
         cos, sin, positions = self._angles(*angles, places)
         given = (key, value, cos, sin, positions)
-        natives = [x if x is None or type(x) is np.ndarray else _arrays.native("append", x) for x in given]
-        refusal = _backend.cpu.cache_append(
-            natives[0], natives[1], *views, slots, *natives[2:], self.interleaved, paged, layout == "bshd"
-        )
+        options = (self.interleaved, paged, layout == "bshd")
+        if self._memory is not None:
+            arrays = (key, value, *map(self.numbers, views[:2]), *views[2:], slots, cos, sin, positions)
+            refusal = _arrays.call_on_gpu("append", "cache_append", arrays, options, like=self.key)
+        else:
+            natives = [x if x is None or type(x) is np.ndarray else _arrays.native("append", x) for x in given]
+            refusal = _backend.cpu.cache_append(natives[0], natives[1], *views, slots, *natives[2:], *options)
         if type(refusal) is tuple:
             named = dict(zip(("key", "value", "cos", "sin", "positions"), given, strict=True))
             # As the message shows shapes: all sequences, and the axes in the order of the layout.
-            whole = [np.broadcast_to(x, (len(slots), *x.shape[1:])) for x in views[:2]]
+            whole = [_arrays.broadcast_to(x, (len(slots), *x.shape[1:]), "append") for x in views[:2]]
             if layout == "bshd":
                 whole = [x.swapaxes(1, 2) for x in whole]
             known = {"key_cache": whole[0], "value_cache": whole[1]}
@@ -203,9 +223,11 @@ def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
 
 
 def read_only(x: Any) -> Any:
-    """A view that cannot be written through."""
+    """A view that cannot be written through; CuPy, which has none, gives its array."""
     if x is None:
         return None
+    if not isinstance(x, np.ndarray):
+        return x
     view = x.view()
     view.flags.writeable = False
     return view

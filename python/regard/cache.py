@@ -24,7 +24,7 @@ class KVCache(_store.Cache):
         float8 (ml_dtypes) hold x / scale with one float32 scale for each token and head, the
         largest magnitude over 127 (448). Default: the dtype of `like`, or float32.
     like : array, optional
-        An array whose dtype and device the cache takes.
+        An array whose dtype and device the cache takes: beside a CuPy array it lives on the GPU.
     cos, sin : array, (max_positions, pairs), optional
         Rotary tables, held as float32: append then turns keys by their place in the sequence, as
         regard.rotary_embedding does. Queries are turned by whoever makes them.
@@ -36,7 +36,8 @@ class KVCache(_store.Cache):
     lengths : int64 array, (batch,)
         A copy: how many tokens each sequence has.
     key, value : array, (batch, heads_kv, capacity, dim)
-        Read-only views of the memory; what lies behind a length is unspecified.
+        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies behind a length is
+        unspecified.
     key_scales, value_scales : float32 array, (batch, heads_kv, capacity), or None
         x = stored number * scale.
 
@@ -72,11 +73,11 @@ class KVCache(_store.Cache):
         return self._lengths.copy()
 
     @property
-    def key(self) -> np.ndarray:
+    def key(self) -> Any:
         return _store.read_only(self._store.key)
 
     @property
-    def value(self) -> np.ndarray:
+    def value(self) -> Any:
         return _store.read_only(self._store.value)
 
     def __repr__(self) -> str:
@@ -171,7 +172,7 @@ class KVCache(_store.Cache):
                 key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
             return attention(query, key, value, key_lengths=self._lengths, **options)
         # The kernels for pages read any dtype: each sequence is one page.
-        key, value = self._as_page(store.key, longest), self._as_page(store.value, longest)
+        key, value = (store.numbers(self._as_page(x, longest)) for x in (store.key, store.value))
         if store.quantised:
             options["key_scales"] = self._as_page(store.key_scales, longest)
             options["value_scales"] = self._as_page(store.value_scales, longest)
@@ -180,7 +181,7 @@ class KVCache(_store.Cache):
     def _as_page(self, x: Any, longest: int) -> Any:
         """(batch, heads_kv, capacity, ...) as (batch, longest, heads_kv, ...); a page holds one token or more."""
         if self.capacity == 0:
-            return np.zeros((self.batch, 1, self.heads_kv, *x.shape[3:]), x.dtype)
+            return self._store.zeros((self.batch, 1, self.heads_kv, *x.shape[3:]), x.dtype)
         return x[:, :, : max(longest, 1)].swapaxes(1, 2)
 
     def truncate(self, lengths: Any) -> None:
@@ -213,10 +214,10 @@ class KVCache(_store.Cache):
         source = _store.indices("indices", indices, "batch", self.batch, self.batch - 1, "batch - 1")
         changed = np.flatnonzero(source != np.arange(self.batch))
         longest = int(self._lengths[source[changed]].max(initial=0))
-        arrays = self._store.arrays()
-        rows = [x[source[changed], :, :longest] for x in arrays]  # copies: all are taken before any is written
+        arrays, old, new = self._store.arrays(), self._store.index(source[changed]), self._store.index(changed)
+        rows = [x[old, :, :longest] for x in arrays]  # copies: all are taken before any is written
         for x, taken in zip(arrays, rows, strict=True):
-            x[changed, :, :longest] = taken
+            x[new, :, :longest] = taken
         self._lengths = self._lengths[source]
 
 

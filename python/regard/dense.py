@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def linear(
     """A linear layer and what follows it in one pass: ``activation(x weight^T + bias) + residual``.
 
     Sums run in float32 (float64 for float64) and are rounded once, at the end. The bits of a row of the
-    result depend on that row of x alone, not on how many rows there are.
+    result depend on that row of x alone, not on how many rows there are. On a GPU the product is CuPy's or
+    PyTorch's own, of the dtypes that it takes, rounded to x's dtype; what follows it is one pass.
 
     Parameters
     ----------
@@ -130,7 +132,13 @@ def linear(
     arrays = (x, weight, bias, residual)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    result = _arrays.call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
+    if _arrays.on_gpu(x):
+        if packed_out >= 0:
+            raise NotImplementedError("linear: a PackedLinear is not available on CUDA yet")
+        multiply = functools.partial(_arrays.product_on_gpu, x, weight)
+        result = _arrays.call_on_gpu("linear", "linear", (*arrays, out), (code, multiply))
+    else:
+        result = _arrays.call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
     if type(result) is tuple:
         raise _checks.error("linear", result, {"x": x, "weight": given, "bias": bias, "residual": residual, "out": out})
     return result[0]

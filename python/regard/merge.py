@@ -53,7 +53,10 @@ def merge_attention(outs: Any, lses: Any, layout: str = "bhsd") -> tuple[Any, An
     def kernel(*arrays: Any) -> Any:
         return backend.merge_attention(list(arrays[:count]), list(arrays[count:]), sequence_first)
 
-    result = _arrays.call("merge_attention", kernel, (*outs, *lses), ())
+    if _arrays.on_gpu(outs[0]):
+        result = _arrays.call_on_gpu("merge_attention", "merge_attention", (*outs, *lses), (sequence_first,))
+    else:
+        result = _arrays.call("merge_attention", kernel, (*outs, *lses), ())
     if type(result) is tuple:
         raise _error(result, outs, lses, layout)
     return tuple(result)
@@ -80,8 +83,9 @@ def _error(refusal: tuple[str, str, int], outs: list[Any], lses: list[Any], layo
     if argument == "lses":
         shape = (shape[0], shape[2], shape[1]) if layout == "bshd" and len(shape) == 4 else shape[:-1]
     got = "; ".join(_checks.describe(x) for x in given)
-    if rule == "type":
-        return TypeError(f"{argument}: expected arrays on the CPU, got {got}")
+    if rule in ("type", "device"):
+        where = "the device of the first" if rule == "device" else "the CPU"
+        return TypeError(f"{argument}: expected arrays on {where}, got {got}")
     if rule == "dtype" and argument == "lses":
         return TypeError(f"lses: expected dtype float32 (or float64 where outs are float64), all the same, got {got}")
     if rule == "dtype":

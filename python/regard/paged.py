@@ -37,7 +37,8 @@ class PagedKVCache(_store.Cache):
     Attributes
     ----------
     key_pages, value_pages : array, (pages, page_size, heads_kv, dim)
-        Read-only views of the memory; what lies behind a sequence's length is unspecified.
+        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies behind a sequence's
+        length is unspecified.
     key_scales, value_scales : float32 array, (pages, page_size, heads_kv), or None
         x = stored number * scale.
     free_pages : int
@@ -76,11 +77,11 @@ class PagedKVCache(_store.Cache):
         self._next = 0
 
     @property
-    def key_pages(self) -> np.ndarray:
+    def key_pages(self) -> Any:
         return _store.read_only(self._store.key)
 
     @property
-    def value_pages(self) -> np.ndarray:
+    def value_pages(self) -> Any:
         return _store.read_only(self._store.value)
 
     @property
@@ -285,7 +286,7 @@ class PagedKVCache(_store.Cache):
             )
         return tables, fresh, copied
 
-    def _as_slots(self, x: np.ndarray | None) -> np.ndarray | None:
+    def _as_slots(self, x: Any) -> Any:
         """(pages, page_size, heads_kv, ...) as (1, heads_kv, pages * page_size, ...)."""
         if x is None:
             return None
@@ -319,4 +320,5 @@ class PagedKVCache(_store.Cache):
         store = self._store
         if store.quantised:
             options |= {"key_scales": store.key_scales, "value_scales": store.value_scales}
-        return attention_paged(query, store.key, store.value, table, lengths, **options)
+        key, value = store.numbers(store.key), store.numbers(store.value)
+        return attention_paged(query, key, value, table, lengths, **options)

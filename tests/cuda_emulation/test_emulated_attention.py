@@ -216,14 +216,15 @@ def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
     assert_near(cupy.asnumpy(lse), as_float64(want_lse)[0], 2 * lse_tolerance(query, key, want_lse, {}, dtype))
 
 
-def test_operations_and_options_without_a_kernel_say_so(cupy):
-    x = arrays_on(cupy, 1)[0]
-    with pytest.raises(NotImplementedError, match="attention: return_weights is not available on CUDA yet"):
-        regard.attention(x, x, x, return_weights=True)
-    with pytest.raises(NotImplementedError, match="attention_varlen: not available on CUDA yet"):
-        regard.attention_varlen(*arrays_on(cupy, 3, shape=(9, 2, 8)), np.int32([0, 9]), np.int32([0, 9]))
-    with pytest.raises(NotImplementedError, match="linear: not available on CUDA yet"):
-        regard.linear(x, x)
+def test_operations_without_a_kernel_say_so(cupy):
+    x = arrays_on(cupy, 1, shape=(3, 8))[0]
+    with pytest.raises(NotImplementedError, match="linear: a PackedLinear is not available on CUDA yet"):
+        regard.linear(x, regard.pack_linear(np.zeros((4, 8), np.float32)))
+    x = arrays_on(cupy, 1, shape=(1, 9, 8))[0]
+    with pytest.raises(NotImplementedError, match="location_sensitive_attention: not available on CUDA yet"):
+        regard.location_sensitive_attention(x, x, x, x, v=x, w_location=x, location_kernel=x)
+    with pytest.raises(NotImplementedError, match="gru: "):
+        regard.gru(x, x, x)
 
 
 def test_without_cuda_the_error_says_why(cupy, monkeypatch):

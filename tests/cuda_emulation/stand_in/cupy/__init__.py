@@ -47,6 +47,13 @@ class ndarray:
     def swapaxes(self, a: int, b: int) -> ndarray:
         return ndarray(self._host.swapaxes(a, b))
 
+    def astype(self, dtype: Any) -> ndarray:
+        return asarray(self._host.astype(dtype))
+
+    def __matmul__(self, other: ndarray) -> ndarray:
+        wide = np.promote_types(self.dtype, np.float32)  # as cuBLAS sums 16-bit products
+        return asarray((self._host.astype(wide) @ other._host.astype(wide)).astype(self.dtype))
+
     def view(self, dtype: Any) -> ndarray:
         return ndarray(self._host.view(dtype))
 

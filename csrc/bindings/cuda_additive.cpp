@@ -1,0 +1,63 @@
+#include "bindings/cuda_arrays.h"
+#include "bindings/cuda_operations.h"
+
+namespace regard::bindings {
+namespace {
+
+// Allocates out, and weights where wanted, like the query, and brings the lengths to the device.
+template <class Problem> void complete(DeviceCall& call, Problem& p, bool return_weights) {
+  p.out = call.output(py::none(), {}, {p.batch(), p.len_q(), p.dim_v()}, "");
+  if (return_weights) p.weights = call.output(py::none(), {}, {p.batch(), p.len_q(), p.len_kv()}, "");
+  call.move(p.key_lengths, p.key_ends);
+}
+
+py::object additive_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& v,
+                              const py::object& w_query, const py::object& w_key, const py::object& bias, const py::object& mask,
+                              const py::object& key_lengths, bool return_weights, std::uintptr_t stream, const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  AdditiveProblem p;
+  p.query = call.view(query, "query");
+  p.key = call.view(key, "key");
+  p.value = call.view(value, "value");
+  p.v = call.view(v, "v");
+  p.w_query = call.view(w_query, "w_query");
+  p.w_key = call.view(w_key, "w_key");
+  p.bias = call.view(bias, "bias");
+  p.mask = call.view(mask, "mask");
+  p.key_lengths = call.indices(key_lengths, "key_lengths");
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  complete(call, p, return_weights);
+  cuda::additive_attention(p, call.queue);
+  return call.outputs;
+}
+
+py::object multiplicative_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& w,
+                                    const py::object& mask, const py::object& key_lengths, bool return_weights, std::uintptr_t stream,
+                                    const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  MultiplicativeProblem p;
+  p.query = call.view(query, "query");
+  p.key = call.view(key, "key");
+  p.value = call.view(value, "value");
+  p.w = call.view(w, "w");
+  p.mask = call.view(mask, "mask");
+  p.key_lengths = call.indices(key_lengths, "key_lengths");
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  complete(call, p, return_weights);
+  cuda::multiplicative_attention(p, call.queue);
+  return call.outputs;
+}
+
+}  // namespace
+
+void bind_cuda_additive(py::module_& m) {
+  m.def("additive_attention", &additive_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("v"), py::arg("w_query"),
+        py::arg("w_key"), py::arg("bias"), py::arg("mask"), py::arg("key_lengths"), py::arg("return_weights"), py::arg("stream"),
+        py::arg("allocate"));
+  m.def("multiplicative_attention", &multiplicative_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("w"),
+        py::arg("mask"), py::arg("key_lengths"), py::arg("return_weights"), py::arg("stream"), py::arg("allocate"));
+}
+
+}  // namespace regard::bindings
