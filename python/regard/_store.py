@@ -97,8 +97,8 @@ class Cache:
 class Store:
     """Keys and values of one dtype, their scales, and the rotary tables that turn keys on their way in.
 
-    `leading` are the axes before the last one, the dimension. Beside a CuPy array all of it is CuPy's; float8, which CuPy
-    does not have, is held as bytes there.
+    `leading` are the axes before the last one, the dimension. Beside a CuPy array all of it is CuPy's; float8, which
+    CuPy does not have, is held as bytes there.
     """
 
     def __init__(

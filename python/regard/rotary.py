@@ -27,7 +27,8 @@ def rotary_embedding(
         token, batch may be 1; or a table, whose first len rows then serve all sequences. pairs may
         be less than dim / 2: dimensions from 2 pairs on pass through. See regard.rotary_tables.
     positions : int32 or int64 array, (len,) or (batch, len), optional
-        The table's row for each token. Copied once, then checked: from 0 to max_positions - 1.
+        The table's row for each token. Copied once, then checked: from 0 to max_positions - 1; those on a GPU are
+        held to that range instead.
     interleaved : bool
         False: dimension i pairs with i + pairs ("rotate half", as in GPT-NeoX and Llama in
         transformers). True: dimension 2 i pairs with 2 i + 1 (as in the paper and GPT-J).
