@@ -134,20 +134,50 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     }
   };
 
-  const KeyRange seen = sequence.seen_by_any(i0, i0 + queries);
-  const int last = static_cast<int>(seen.last);
-  for (int j0 = static_cast<int>(seen.first) / P::kKeys * P::kKeys; j0 < last; j0 += P::kKeys) {
-    if (a.blocks.present()) {
-      j0 = a.blocks.next(b, h, i0, end, j0) / P::kKeys * P::kKeys;
-      if (j0 >= last) break;
+  // Dropout of this thread's own weights in shared memory. A loop, so that the random numbers stand in the code once.
+  const auto drop = [&](int j0) {
+    if (!a.dropout.present()) return;
+#pragma unroll 1
+    for (int n = 0; n < P::kRows * P::kScores; ++n) {
+      const int r = row0 + n / P::kScores;
+      const int j = across + P::kAcross * (n % P::kScores);
+      shared.p[r][j] *= static_cast<C>(a.dropout.factor(b, h, i0 + r, j0 + j));
     }
-    const int keys = sequence.len_kv - j0 < P::kKeys ? static_cast<int>(sequence.len_kv) - j0 : P::kKeys;
+  };
+
+  // The tiles that the block's queries see; then, where weights are asked for, all tiles. One loop: its body, the scores
+  // above all, is the larger part of what the compiler has to do here.
+  const KeyRange seen = sequence.seen_by_any(i0, i0 + queries);
+  const int seen_last = static_cast<int>(seen.last);
+  const int weights_last = a.weights.data != nullptr && d0 == 0 && b < a.batch ? a.weights_kv : 0;
+  bool weighing = false;
+  for (int j0 = static_cast<int>(seen.first) / P::kKeys * P::kKeys;; j0 += P::kKeys) {
+    if (!weighing && a.blocks.present() && j0 < seen_last) j0 = a.blocks.next(b, h, i0, end, j0) / P::kKeys * P::kKeys;
+    if (!weighing && j0 >= seen_last) {
+      weighing = true;
+      j0 = 0;
+    }
+    if (weighing && j0 >= weights_last) break;
+    const int keys = static_cast<int>(held(sequence.len_kv - j0, 0, P::kKeys));
     C s[P::kRows][P::kScores] = {};
     score_tile(s, j0, keys);
+    if (weighing) {
+#pragma unroll
+      for (int r = 0; r < P::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < P::kScores; ++c) shared.p[row0 + r][across + P::kAcross * c] = exp_of(s[r][c] - m[r]) / l[r];
+      drop(j0);
+#pragma unroll 1
+      for (int n = 0; n < P::kRows * P::kScores; ++n) {
+        const int r = row0 + n / P::kScores;
+        const int j = across + P::kAcross * (n % P::kScores);
+        if (r < queries && j0 + j < weights_last) store_as(a.weights.at(b, h, i0 + r, j0 + j), a.out_type, shared.p[r][j]);
+      }
+      continue;
+    }
 
 #pragma unroll
     for (int r = 0; r < P::kRows; ++r) {
-      const int i = i0 + row0 + r;
       C most = m[r];
 #pragma unroll
       for (int c = 0; c < P::kScores; ++c) most = s[r][c] > most ? s[r][c] : most;
@@ -162,8 +192,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
       for (int c = 0; c < P::kScores; ++c) {
         const C weight = exp_of(s[r][c] - base);
         sum += weight;
-        const C kept = a.dropout.present() ? static_cast<C>(a.dropout.factor(b, h, i, j0 + across + P::kAcross * c)) : C(1);
-        shared.p[row0 + r][across + P::kAcross * c] = weight * kept;
+        shared.p[row0 + r][across + P::kAcross * c] = weight;
       }
       for (int step = 1; step < P::kAcross; step *= 2) sum += shuffle_xor(sum, step);
       m[r] = most;
@@ -171,6 +200,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
 #pragma unroll
       for (int c = 0; c < P::kOutputs; ++c) o[r][c] *= alpha;
     }
+    drop(j0);
 
     for (int v0 = 0; v0 < keys; v0 += P::kValues) {
       block_barrier();
@@ -213,23 +243,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
       write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m[r] + log_of(l[r])));
   }
 
-  for (int j0 = 0; a.weights.data != nullptr && d0 == 0 && b < a.batch && j0 < a.weights_kv; j0 += P::kKeys) {
-    const int keys = static_cast<int>(held(sequence.len_kv - j0, 0, P::kKeys));
-    C s[P::kRows][P::kScores] = {};
-    score_tile(s, j0, keys);
-#pragma unroll
-    for (int r = 0; r < P::kRows; ++r)
-#pragma unroll
-      for (int c = 0; c < P::kScores; ++c) {
-        const int i = i0 + row0 + r;
-        const int j = j0 + across + P::kAcross * c;
-        if (row0 + r >= queries || (bad_rows >> r & 1) != 0 || j >= a.weights_kv) continue;
-        C weight = exp_of(s[r][c] - m[r]) / l[r];
-        if (a.dropout.present()) weight *= static_cast<C>(a.dropout.factor(b, h, i, j));
-        store_as(a.weights.at(b, h, i, j), a.out_type, weight);
-      }
-  }
-
+  warp_barrier();  // weights of a row that is not finite are written again
 #pragma unroll
   for (int r = 0; r < P::kRows; ++r)
     for (int n = 0; n < kWarp; n += P::kAcross) {

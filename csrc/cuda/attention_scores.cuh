@@ -8,11 +8,21 @@
 
 namespace regard::cuda {
 
+// float32, or the query's type.
+template <class C> REGARD_DEVICE C bias_at(const AttentionArguments& a, int b, int h, int i, int j) {
+  const char* const at = a.bias.at(b, h, i, j);
+  if (a.bias_type == DType::float32) return static_cast<C>(read<float>(at));
+  if constexpr (sizeof(C) == 8)
+    return read<double>(at);
+  else
+    return a.bias_type == DType::float16 ? value_at<Half>(at) : value_at<BFloat16>(at);
+}
+
 // A scaled score with softcap, bias, ALiBi and the boolean mask. `centre` is the key on the query's diagonal.
 template <class C>
 REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, int i, int j, C slope, std::int64_t centre) {
   if (a.softcap > 0) s = static_cast<C>(a.softcap) * tanh_of(s / static_cast<C>(a.softcap));
-  if (a.bias.data != nullptr) s += load_as<C>(a.bias.at(b, h, i, j), a.bias_type);
+  if (a.bias.data != nullptr) s += bias_at<C>(a, b, h, i, j);
   if (a.alibi_slopes.data != nullptr) {
     const std::int64_t distance = centre - j;
     s -= slope * static_cast<C>(distance < 0 ? -distance : distance);
