@@ -19,6 +19,7 @@ from helpers import (
     problem,
 )
 from regard import reference
+from regard.dense import pack_linear
 
 #: A GPU without bfloat16 tensor cores, a consumer card, and a data-centre card: compute capability, shared memory.
 DEVICES = {"sm_75": (75, 65536), "sm_86": (86, 101376), "sm_90": (90, 232448)}
@@ -219,7 +220,7 @@ def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
 def test_operations_without_a_kernel_say_so(cupy):
     x = arrays_on(cupy, 1, shape=(3, 8))[0]
     with pytest.raises(NotImplementedError, match="linear: a PackedLinear is not available on CUDA yet"):
-        regard.linear(x, regard.pack_linear(np.zeros((4, 8), np.float32)))
+        regard.linear(x, pack_linear(np.zeros((4, 8), np.float32)))
     x = arrays_on(cupy, 1, shape=(1, 9, 8))[0]
     with pytest.raises(NotImplementedError, match="location_sensitive_attention: not available on CUDA yet"):
         regard.location_sensitive_attention(x, x, x, x, v=x, w_location=x, location_kernel=x)
