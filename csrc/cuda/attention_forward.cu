@@ -1,4 +1,4 @@
-// Dot-product attention, forward: which kernel has a problem, and the copies that the tensor-core kernel asks for.
+// Dot-product attention, forward: which kernel has a problem, and the copies that the tensor-core kernels ask for.
 //
 // The choice hangs on dtypes, number of queries, head dimensions, options and device alone, so that a result's bits never
 // depend on strides or on other sequences of the batch. Packed sequences are shared among two kernels, each of which
@@ -21,8 +21,26 @@ bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;
 }
 
+// Where whole warpgroups multiply. Beyond the rule above, which holds: rows that tensor maps have, heads of up to kHopperDim,
+// and something to see, as there is no map of an empty array. The tile of queries is no larger than the other kernel's, so
+// that nothing is lost in short sequences.
+bool takes_warpgroups(const AttentionProblem& p, const Device& device) {
+  return device.capability / 10 == 9 && p.storage != Storage::paged && std::max(p.dim_qk(), p.dim_v()) <= kHopperDim &&
+         p.key.shape[2] > 0 && p.dim_v() > 0;
+}
+
+[[maybe_unused]] void launch_hopper(AttentionProblem p, const AttentionArguments& a, const Device& device, const Queue& queue) {
+  for (Array* x : {&p.query, &p.key, &p.value}) *x = for_tensor_map(*x, queue);
+  if (p.query.dtype == DType::float16)
+    launch_hopper_half(p, a, device, queue.stream);
+  else
+    launch_hopper_bfloat16(p, a, device, queue.stream);
+}
+
 void launch_tiles(const AttentionProblem& p, AttentionArguments a, const Device& device, const Queue& queue) {
   if (!takes_tensor_cores(p, device)) return launch_portable(a, queue.stream);
+  if constexpr (kHasHopper)
+    if (takes_warpgroups(p, device)) return launch_hopper(p, a, device, queue);
   a.query = view_of(in_chunks(p.query, queue));
   if (p.storage == Storage::paged && (p.key.dtype != p.query.dtype || !fits_chunks(p.key) || !fits_chunks(p.value))) {
     a.tile_key = gathered(a, a.key, a.key_scales, a.dim_qk, queue);

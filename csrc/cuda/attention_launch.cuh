@@ -10,11 +10,20 @@ namespace regard::cuda {
 
 constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
 
+constexpr int kHopperDim = 128;  // the widest of the warpgroup kernel
+#ifdef REGARD_HOPPER
+constexpr bool kHasHopper = true;  // this build has code for sm_90a
+#else
+constexpr bool kHasHopper = false;
+#endif
+
 constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
 
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
+void launch_hopper_half(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
+void launch_hopper_bfloat16(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
 void launch_portable(AttentionArguments arguments, Stream stream);
 
 // Whether the splitting kernel has this problem's types, dimensions and options on a device where a block may have
@@ -24,6 +33,12 @@ void launch_decode(const AttentionProblem& problem, AttentionArguments arguments
 
 // Additive attention of one head; all arrays but out, weights and mask, v as well, in the compute type.
 void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);
+
+// Whether a score is nothing but a product with a positive scale, seen or not: kernels then scale it in the exponent.
+inline bool is_plain(const AttentionArguments& a) {
+  return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
+         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0;
+}
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
   a.tiles = a.query_starts.present() ? a.len_q / queries + a.batch + 1 : (a.len_q + queries - 1) / queries;

@@ -13,8 +13,7 @@
 // Dao, "FlashAttention-2" (2023); Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018).
 #pragma once
 
-#include "cuda/attention_scores.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/attention_fragments.cuh"
 
 namespace regard::cuda {
 
@@ -71,12 +70,6 @@ template <int kDim, int kQueries, int kKeys> struct TensorShape {
   static constexpr int kSharedBytes = kQueries * kDim * 2 + 4 * kKeyBytes;  // Q; two stages of K and V
 };
 
-// One row's softmax, spread over the four lanes that share the row: each has the sum of its own columns.
-struct RowState {
-  float m;
-  float l;
-};
-
 // Which row of the block a lane's fragments have first (the others are 8 and multiples of 16 below), and which column of
 // every eight (and the next). Found anew where they are needed: registers are short.
 struct LanePlace {
@@ -93,7 +86,6 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
   constexpr int kRowTiles = Shape::kRowTiles;
   constexpr int kKeyTiles = Shape::kKeyTiles;
   constexpr int kDimTiles = Shape::kDimTiles;
-  constexpr float kLog2E = 1.4426950408889634f;
 
   const auto [b, h, i0, rows] = block_of(a, block_index(), kQueries);
   if (i0 >= rows) return;
@@ -149,7 +141,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) state[r][half] = {sink, sink > -infinity<float>() && at_start.column == 0 ? 1.0f : 0.0f};
+    for (int half = 0; half < 2; ++half) state[r][half] = row_before(sink, at_start.column);
   const auto factor = [&] { return kPlain ? a.scale_to_exp2 : kLog2E; };  // from a score's unit to powers of two
   const float slope = kPlain ? 0.0f : slope_of<float>(a, b, h);
 
@@ -192,66 +184,20 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
         for (int half = 0; half < 2; ++half) {
           const LanePlace place(opaque(thread_index()), kRowTiles);
           const int i = i0 + place.row + r * 16 + half * 8;
-          const SequenceMask here = sequence();
-          const KeyRange range = here.keys_of(i);
-          const int first = static_cast<int>(range.first);
-          const int last = static_cast<int>(range.last);
-          BlockCursor cursor(a.blocks, b, h, i);
-#pragma unroll
-          for (int n = 0; n < kKeyTiles; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const int j = j0 + n * 8 + place.column + c;
-              float& score = s[r][n][half * 2 + c];
-              if (j < first || j >= last)
-                score = -infinity<float>();
-              else if (!kPlain && blocked && !cursor.sees(j))
-                score = -infinity<float>();
-              else if (!kPlain)
-                score = finished_score(a, score * a.scale_float, b, h, i, j, slope, i + here.diagonal);
-            }
+          finish_scores<kPlain>(a, sequence(), b, h, i, j0 + place.column, slope, blocked, s[r], half);
         }
     }
 
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        RowState& x = state[r][half];
-        float m = x.m;
-#pragma unroll
-        for (int n = 0; n < kKeyTiles; ++n) m = fmaxf(m, fmaxf(s[r][n][half * 2], s[r][n][half * 2 + 1]));
-        m = fmaxf(m, shuffle_xor(m, 1));
-        m = fmaxf(m, shuffle_xor(m, 2));
-        const float base = m == -infinity<float>() ? 0.0f : m * factor();
-        const float alpha = exp2_fast(x.m * factor() - base);
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < kKeyTiles; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float& p = s[r][n][half * 2 + c];
-            p = exp2_fast(p * factor() - base);
-            sum += p;
-          }
-        x = {m, x.l * alpha + sum};
-#pragma unroll
-        for (int n = 0; n < kDimTiles; ++n) {
-          o[r][n][half * 2] *= alpha;
-          o[r][n][half * 2 + 1] *= alpha;
-        }
-      }
+      for (int half = 0; half < 2; ++half) rescale(o[r], half, take_in(state[r][half], s[r], half, factor()));
 
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       std::uint32_t p[kRowTiles][4];
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          const float (&from)[4] = s[r][2 * k + part / 2];
-          p[r][part] = pack_pair<T>(from[part % 2 * 2], from[part % 2 * 2 + 1]);
-        }
+      for (int r = 0; r < kRowTiles; ++r) pack_weights<T>(p[r], s[r], k);
 #pragma unroll
       for (int n = 0; n < kDimTiles; n += 2) {
         std::uint32_t v[4];
@@ -269,56 +215,18 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 
   const LanePlace place(opaque(thread_index()), kRowTiles);
   const int len_q = static_cast<int>(sequence().len_q);
-  const int rows_here = query_rows(a, opaque(b));
   unsigned bad_rows = 0;  // one bit for each row that this lane has a part of
-  const bool pairs = a.out.stride[3] == 2 && a.dim_v % 2 == 0 &&
-                     ((a.out.stride[0] | a.out.stride[1] | a.out.stride[2] | reinterpret_cast<std::intptr_t>(a.out.data)) & 3) == 0;
+  const bool pairs = writes_pairs(a);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = i0 + place.row + r * 16 + half * 8;
-      float l = state[r][half].l;
-      l += shuffle_xor(l, 1);
-      l += shuffle_xor(l, 2);
-      const float inverse = 1.0f / l;
-      float rest = l > 0 ? 0.0f : infinity<float>();
-#pragma unroll
-      for (int n = 0; n < kDimTiles; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& x = o[r][n][half * 2 + c];
-          x *= inverse;
-          rest += x - x;  // NaN where it is not finite
-        }
-      rest += shuffle_xor(rest, 1);
-      rest += shuffle_xor(rest, 2);
-      const bool bad = !(rest == 0.0f) || i >= len_q;
-      if (bad) bad_rows |= 1u << (r * 2 + half);
-      if (i >= rows_here || bad) continue;
-      char* const to = query_row(a, a.out, b, h, i);
-#pragma unroll
-      for (int n = 0; n < kDimTiles; ++n) {
-        const int d = n * 8 + place.column;
-        const float (&x)[4] = o[r][n];
-        if (pairs && d < a.dim_v) {
-          *reinterpret_cast<std::uint32_t*>(to + d * 2) = pack_pair<T>(x[half * 2], x[half * 2 + 1]);
-        } else if (!pairs) {
-          if (d < a.dim_v) write<T>(to + d * a.out.stride[3], x[half * 2]);
-          if (d + 1 < a.dim_v) write<T>(to + (d + 1) * a.out.stride[3], x[half * 2 + 1]);
-        }
-      }
-      if (a.lse.data != nullptr && place.column == 0)
-        write<float>(query_row(a, a.lse, b, h, i), state[r][half].m * (kPlain ? a.scale_float : 1.0f) + logf(l));
+      if (!write_row<T>(a, b, h, i, place.column, i < len_q, pairs, state[r][half], o[r], half, kPlain ? a.scale_float : 1.0f))
+        bad_rows |= 1u << (r * 2 + half);
     }
 
-  // After all is written: a call takes the registers that the outputs were in.
-  if (!any_lane(bad_rows != 0)) return;
-  for (int n = 0; n < kRowTiles * 16; ++n) {
-    const int i = i0 + thread_index() / kWarp * kRowTiles * 16 + n;
-    const unsigned bits = shuffle(bad_rows, n % 8 * 4);
-    if ((bits >> n / 8 & 1) != 0 && i < query_rows(a, b)) plain_row(a, b, h, i, 0, a.dim_v, true);
-  }
+  mend_rows(a, b, h, i0 + thread_index() / kWarp * kRowTiles * 16, kRowTiles * 16, bad_rows);
 }
 
 }  // namespace regard::cuda

@@ -14,8 +14,7 @@ template <class T, int kDim, int kQueries, int kKeys, bool kPlain> void launch_t
 
 // Tiles as large as registers allow without a spill: kPlain false needs some for addresses.
 template <class T> void launch_tensor(AttentionArguments a, int shared_bytes, Stream stream) {
-  const bool plain = a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
-                     a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0;
+  const bool plain = is_plain(a);
   const int dim = std::max(a.dim_qk, a.dim_v);
   if (dim <= 64)
     return plain ? launch_tensor_shape<T, 64, 128, 96, true>(a, stream) : launch_tensor_shape<T, 64, 128, 64, false>(a, stream);

@@ -1,8 +1,9 @@
-// Copies of arrays whose rows cp.async cannot fetch, in 16-bit elements.
+// Copies of arrays whose rows asynchronous copies cannot fetch, in 16-bit elements.
 #pragma once
 
 #include "cuda/attention_arguments.cuh"
 #include "cuda/operations.h"
+#include "cuda/tensor_map.h"
 
 namespace regard::cuda {
 
@@ -38,10 +39,8 @@ inline std::int64_t pack_blocks(std::int64_t elements) {
 // Whether rows of 16-bit elements lie in aligned chunks of 16 bytes.
 inline bool fits_chunks(const Array& x) { return x.shape[3] % 8 == 0 && in_vectors(x); }
 
-// The array itself where its rows do, else a copy that does.
-inline Array in_chunks(const Array& x, const Queue& queue) {
-  if (fits_chunks(x)) return x;
-
+// A copy without gaps but for the rows, which are filled up to chunks of 16 bytes.
+inline Array packed(const Array& x, const Queue& queue) {
   PackArguments a{};
   Array copy = x;
   a.from = view_of(x);
@@ -59,6 +58,12 @@ inline Array in_chunks(const Array& x, const Queue& queue) {
   launch(pack_rows, pack_blocks(a.elements), kPackThreads, 0, queue.stream, a);
   return copy;
 }
+
+// The array itself where its rows do, else a copy that does.
+inline Array in_chunks(const Array& x, const Queue& queue) { return fits_chunks(x) ? x : packed(x, queue); }
+
+// Likewise where a tensor map can describe it. A copy, and no other kernel: bits do not depend on strides.
+inline Array for_tensor_map(const Array& x, const Queue& queue) { return has_tensor_map(x) ? x : packed(x, queue); }
 
 struct GatherArguments {
   AttentionArguments a;

@@ -1,4 +1,4 @@
-// Instructions that CUDA C++ does not reach, each behind a function: the only file with PTX.
+// Instructions that CUDA C++ does not reach, each behind a function: with ptx_hopper.cuh the only file with PTX.
 //
 // "PTX ISA", sections on mma.m16n8k16, ldmatrix and cp.async, gives the lane maps; tests/cuda_emulation/ models them.
 #pragma once

@@ -1,8 +1,11 @@
 #include "cuda/runtime.h"
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <string>
+
+#include "cuda/tensor_map.h"
 
 namespace regard::cuda {
 
@@ -36,10 +39,37 @@ Device device(int id) {
   int major = 0;
   int minor = 0;
   int shared = 0;
+  int processors = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id));
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, id));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id));
-  return {major * 10 + minor, shared};
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, id));
+  return {major * 10 + minor, shared, processors};
+}
+
+TensorMap tensor_map_of(const Array& x, int rows) {
+  // The driver's own function, found at run time: the module does not link with it, and imports where there is none.
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+    if (result != cudaDriverEntryPointSuccess) throw Error("CUDA: the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
+  cuuint64_t shape[4];   // columns first
+  cuuint64_t stride[3];  // bytes; of axes of length 1 any that is valid
+  for (int axis = 0; axis < 4; ++axis) shape[axis] = static_cast<cuuint64_t>(x.shape[3 - axis]);
+  for (int axis = 1; axis < 4; ++axis) stride[axis - 1] = shape[axis] > 1 ? static_cast<cuuint64_t>(x.stride[3 - axis]) : 16;
+  const cuuint32_t box[4] = {kPanelColumns, static_cast<cuuint32_t>(rows), 1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  TensorMap map{};
+  const CUresult status = encode(reinterpret_cast<CUtensorMap*>(&map),
+                                 x.dtype == DType::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data,
+                                 shape, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) throw Error("CUDA: the driver refuses a tensor map, with code " + std::to_string(status));
+  return map;
 }
 
 OnDevice::OnDevice(int id) {

@@ -21,6 +21,7 @@ const char* why_not();
 struct Device {
   int capability = 0;    // major * 10 + minor
   int shared_bytes = 0;  // the most that one block may have
+  int processors = 0;
 };
 Device device(int id);
 

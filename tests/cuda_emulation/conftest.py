@@ -50,3 +50,20 @@ def emulator(_stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def cupy(_stand_in: Any, emulator: Any) -> Any:
     return _stand_in
+
+
+#: Compute capability and shared memory of a GPU whose warps multiply, and of one whose warpgroups do.
+TENSOR_CORES = {"sm_80": (80, 166912), "sm_90": (90, 232448)}
+
+
+@pytest.fixture(params=TENSOR_CORES)
+def tensor_cores(emulator: Any, request: pytest.FixtureRequest) -> None:
+    emulator.set_device(*TENSOR_CORES[request.param])
+
+
+@pytest.fixture(params=[("float32", "sm_90"), ("bfloat16", "sm_80"), ("bfloat16", "sm_90")], ids="-".join)
+def dtype(emulator: Any, request: pytest.FixtureRequest) -> str:
+    """A dtype of each kernel for many queries, on a GPU that has the kernel."""
+    name, device = request.param
+    emulator.set_device(*TENSOR_CORES[device])
+    return name

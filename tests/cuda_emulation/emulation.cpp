@@ -31,7 +31,7 @@ struct Copy {
 };
 using Group = std::vector<Copy>;
 
-enum class State : std::uint8_t { ready, at_barrier, in_warp, done };
+enum class State : std::uint8_t { ready, at_barrier, in_warp, waiting, done };
 
 struct Lane {
   int index = 0;
@@ -39,8 +39,10 @@ struct Lane {
   context::fcontext_t resume = nullptr;
   void* fake_stack = nullptr;  // AddressSanitizer's, while the lane rests
   void* payload = nullptr;
-  Group open;                // copies since the last close
-  std::deque<Group> flying;  // closed groups that have not landed
+  Group open;                     // copies since the last close
+  std::deque<Group> flying;       // closed groups that have not landed
+  std::function<bool()> goes_on;  // what it waits for
+  std::source_location where;
 };
 
 // What the lanes of a block or warp wait for.
@@ -67,7 +69,10 @@ struct Stack {
 struct Machine {
   std::vector<Lane> lanes;
   std::vector<Meeting> warps;
+  std::vector<Meeting> warpgroups;
   Meeting barrier;
+  std::deque<std::function<void()>> events;
+  std::unique_ptr<BlockState> state;
   std::vector<std::unique_ptr<Stack>> stacks;
   std::unique_ptr<char, void (*)(void*)> shared{nullptr, std::free};
   int shared_bytes = 0;
@@ -85,7 +90,12 @@ struct Machine {
   std::size_t scheduler_size = 0;
 
   void run_block();
+  void finish_block();
   void resume(Lane& lane);
+  void happen();
+  Meeting& meeting(int lane, int lanes) {
+    return lanes == kWarp ? warps[static_cast<std::size_t>(lane / kWarp)] : warpgroups[static_cast<std::size_t>(lane / kWarpgroup)];
+  }
   void rest();
   void disorder(std::vector<Lane*>& order);
   std::string waiting() const;
@@ -112,9 +122,11 @@ void enter(context::transfer_t from) {
   Lane& lane = *m.current;
   await_copies(0);
   lane.state = State::done;
-  const Meeting& warp = m.warps[static_cast<std::size_t>(lane.index / kWarp)];
   if (m.barrier.present > 0) m.failure = "divergence: a lane has left while others wait at the barrier at " + place(m.barrier.where);
-  if (warp.present > 0) m.failure = "divergence: a lane has left while its warp waits at " + place(warp.where);
+  for (const int lanes : {kWarp, kWarpgroup}) {
+    const Meeting& others = m.meeting(lane.index, lanes);
+    if (others.present > 0) m.failure = "divergence: a lane has left while its warp waits at " + place(others.where);
+  }
   start_switch(nullptr, m.scheduler_bottom, m.scheduler_size);
   context::jump_fcontext(m.scheduler, nullptr);
 }
@@ -142,6 +154,12 @@ std::string Machine::waiting() const {
   for (std::size_t w = 0; w < warps.size(); ++w)
     if (warps[w].present > 0)
       all += " " + std::to_string(warps[w].present) + " lanes of warp " + std::to_string(w) + " wait at " + place(warps[w].where) + ";";
+  for (std::size_t w = 0; w < warpgroups.size(); ++w)
+    if (warpgroups[w].present > 0)
+      all += " " + std::to_string(warpgroups[w].present) + " lanes of warpgroup " + std::to_string(w) + " wait at " +
+             place(warpgroups[w].where) + ";";
+  for (const Lane& lane : lanes)
+    if (lane.state == State::waiting) all += " lane " + std::to_string(lane.index) + " waits at " + place(lane.where) + ";";
   return all;
 }
 
@@ -155,6 +173,22 @@ void Machine::disorder(std::vector<Lane*>& order) {
   for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.bits() % i]);
 }
 
+// One of the events that are due: the first, or in random order any.
+void Machine::happen() {
+  const std::size_t n = settings().random ? random.bits() % events.size() : 0;
+  const std::function<void()> event = std::move(events[n]);
+  events.erase(events.begin() + static_cast<std::ptrdiff_t>(n));
+  event();
+}
+
+void Machine::finish_block() {
+  const char* const left = state != nullptr ? state->left_behind() : nullptr;
+  if (!events.empty())
+    failure = "asynchronous work goes on though all lanes have left";
+  else if (left != nullptr)
+    failure = std::string("all lanes have left: ") + left;
+}
+
 void Machine::run_block() {
   if (shared_bytes > 0) {
     void* memory = nullptr;
@@ -164,6 +198,9 @@ void Machine::run_block() {
   }
   barrier = {};
   for (Meeting& w : warps) w = {};
+  for (Meeting& w : warpgroups) w = {};
+  events.clear();
+  state.reset();
   for (std::size_t i = 0; i < lanes.size(); ++i) {
     lanes[i] = {};
     lanes[i].index = static_cast<int>(i);
@@ -176,11 +213,17 @@ void Machine::run_block() {
   while (failure.empty()) {
     order.clear();
     std::size_t done = 0;
+    if (settings().random && !events.empty() && random.bits() % 8 == 0) happen();
     for (Lane& lane : lanes) {
+      if (lane.state == State::waiting && lane.goes_on()) lane.state = State::ready;
       if (lane.state == State::ready) order.push_back(&lane);
       if (lane.state == State::done) ++done;
     }
-    if (done == lanes.size()) return;
+    if (done == lanes.size()) return finish_block();
+    if (order.empty() && !events.empty()) {
+      happen();
+      continue;
+    }
     if (order.empty()) {
       failure = waiting();
       return;
@@ -223,6 +266,7 @@ void run(std::int64_t blocks, int threads, int shared_bytes, const std::function
   Machine m;
   m.lanes.resize(static_cast<std::size_t>(threads));
   m.warps.resize(static_cast<std::size_t>(threads / kWarp));
+  m.warpgroups.resize(static_cast<std::size_t>((threads + kWarpgroup - 1) / kWarpgroup));
   static thread_local std::vector<std::unique_ptr<Stack>> kept;
   m.stacks.swap(kept);
   while (m.stacks.size() < m.lanes.size()) m.stacks.push_back(std::make_unique<Stack>());
@@ -240,6 +284,7 @@ void run(std::int64_t blocks, int threads, int shared_bytes, const std::function
 int thread_index() { return machine->current->index; }
 int block_index() { return static_cast<int>(machine->block); }
 int block_count() { return static_cast<int>(machine->blocks); }
+int block_threads() { return static_cast<int>(machine->lanes.size()); }
 char* shared_memory() { return machine->shared.get(); }
 int shared_size() { return machine->shared_bytes; }
 
@@ -268,26 +313,40 @@ void block_barrier(std::source_location where) {
   for (Lane& lane : m.lanes) lane.state = State::ready;
 }
 
-void meet(const char* operation, void* payload, Together together, std::source_location where) {
+void meet(const char* operation, void* payload, Together together, std::source_location where, int lanes) {
   Machine& m = *machine;
   Lane& self = *m.current;
-  const int first = self.index / kWarp * kWarp;
-  Meeting& warp = m.warps[static_cast<std::size_t>(self.index / kWarp)];
-  for (int i = first; i < first + kWarp; ++i)
+  const int first = self.index / lanes * lanes;
+  if (first + lanes > static_cast<int>(m.lanes.size())) fail("an operation of a warpgroup that is not whole", where);
+  Meeting& meeting = m.meeting(self.index, lanes);
+  for (int i = first; i < first + lanes; ++i)
     if (m.lanes[static_cast<std::size_t>(i)].state == State::done) fail("divergence: a warp operation after a lane has left", where);
   self.payload = payload;
-  arrive(warp, operation, where);
-  if (warp.present < kWarp) {
+  arrive(meeting, operation, where);
+  if (meeting.present < lanes) {
     self.state = State::in_warp;
     m.rest();
     return;
   }
-  void* payloads[kWarp];
-  for (int i = 0; i < kWarp; ++i) payloads[i] = m.lanes[static_cast<std::size_t>(first + i)].payload;
+  void* payloads[kWarpgroup];
+  for (int i = 0; i < lanes; ++i) payloads[i] = m.lanes[static_cast<std::size_t>(first + i)].payload;
   together(payloads);
-  warp = {};
-  for (int i = first; i < first + kWarp; ++i) m.lanes[static_cast<std::size_t>(i)].state = State::ready;
+  meeting = {};
+  for (int i = first; i < first + lanes; ++i) m.lanes[static_cast<std::size_t>(i)].state = State::ready;
 }
+
+void wait_until(std::function<bool()> ready, std::source_location where) {
+  if (ready()) return;
+  Lane& lane = *machine->current;
+  lane.goes_on = std::move(ready);
+  lane.where = where;
+  lane.state = State::waiting;
+  machine->rest();
+}
+
+void later(std::function<void()> event) { machine->events.push_back(std::move(event)); }
+
+std::unique_ptr<BlockState>& block_state() { return machine->state; }
 
 void copy_async(std::uint32_t to, const void* from, int bytes, int size, std::source_location where) {
   Machine& m = *machine;

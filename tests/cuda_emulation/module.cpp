@@ -31,7 +31,7 @@ PYBIND11_MODULE(regard_cuda_emulated, m) {
   bindings::bind_cuda(m);
   m.def("device_memory", &device_memory);
   m.def("set_device", [](int capability, int shared_bytes) {
-    cuda::model::device() = {capability, shared_bytes};
+    cuda::model::device() = {capability, shared_bytes, 2};
     emulation::settings().shared_bytes = shared_bytes;
   });
   m.def("set_order", [](bool random, std::uint64_t seed) {
@@ -40,6 +40,6 @@ PYBIND11_MODULE(regard_cuda_emulated, m) {
   });
   m.def("counters", [] {
     const auto& c = emulation::counters();
-    return py::make_tuple(c.launches, c.products, c.matrix_loads, c.bank_conflicts);
+    return py::make_tuple(c.launches, c.products, c.matrix_loads, c.bank_conflicts, c.group_products);
   });
 }

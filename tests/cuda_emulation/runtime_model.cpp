@@ -3,15 +3,25 @@
 #include <cstring>
 
 #include "cuda/runtime.h"
+#include "cuda/ptx_hopper.cuh"
 #include "runtime_model.h"
 
 namespace regard::cuda {
 namespace model {
 Device& device() {
-  static Device d{90, 232448};
+  static Device d{90, 232448, 2};
   return d;
 }
 }  // namespace model
+
+TensorMap tensor_map_of(const Array& x, int rows) {
+  model::MapContent m{x.data, {x.shape[3], x.shape[2], x.shape[1], x.shape[0]}, {2, x.stride[2], x.stride[1], x.stride[0]}, rows};
+  for (int axis = 1; axis < 4; ++axis)
+    if (m.shape[axis] == 1) m.stride[axis] = 0;
+  TensorMap map{};
+  std::memcpy(&map, &m, sizeof(m));
+  return map;
+}
 
 void check(int) {}
 const char* why_not() { return nullptr; }

@@ -21,8 +21,17 @@ from helpers import (
 from regard import reference
 from regard.dense import pack_linear
 
-#: A GPU without bfloat16 tensor cores, a consumer card, and a data-centre card: compute capability, shared memory.
-DEVICES = {"sm_75": (75, 65536), "sm_86": (86, 101376), "sm_90": (90, 232448)}
+#: A GPU without bfloat16 tensor cores, a consumer card, and data-centre cards: compute capability, shared memory.
+DEVICES = {
+    "sm_75": (75, 65536),
+    "sm_80": (80, 166912),
+    "sm_86": (86, 101376),
+    "sm_90": (90, 232448),
+    "sm_100": (100, 232448),
+}
+
+#: What `counters` counts.
+LAUNCHES, PRODUCTS, MATRIX_LOADS, BANK_CONFLICTS, GROUP_PRODUCTS = range(5)
 
 #: An emulated product takes microseconds: cases above this many multiplications stay with the CPU's tests.
 MOST = 100e6
@@ -58,11 +67,16 @@ def check(cupy: Any, name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16(cupy, name):
+def test_bfloat16(cupy, tensor_cores, name):
     check(cupy, name, "bfloat16")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", TAGGED)
+def test_float16(cupy, tensor_cores, name):
+    check(cupy, name, "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TAGGED)
 def test_other_dtypes(cupy, name, dtype):
     check(cupy, name, dtype)
@@ -77,15 +91,46 @@ def test_float32(cupy, name):
 @pytest.mark.parametrize("name", ["dim_64", "dim_256", "deepseek_192_128", "mask_bhqk", "bshd"])
 def test_other_devices(cupy, emulator, name, device):
     emulator.set_device(*DEVICES[device])
-    launches, products, *_ = emulator.counters()
+    before = emulator.counters()
     check(cupy, name, "bfloat16")
-    assert emulator.counters()[0] > launches
-    assert (emulator.counters()[1] > products) == (device != "sm_75")
+    assert emulator.counters()[LAUNCHES] > before[LAUNCHES]
+    assert (emulator.counters()[PRODUCTS] > before[PRODUCTS]) == (device != "sm_75")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("device", "dim_qk", "dim_v", "options", "kernel"),
+    [
+        ("sm_80", 64, 64, {}, PRODUCTS),
+        ("sm_90", 64, 64, {}, GROUP_PRODUCTS),
+        ("sm_90", 128, 72, {"softcap": 5.0}, GROUP_PRODUCTS),
+        ("sm_90", 129, 64, {}, PRODUCTS),
+        ("sm_90", 64, 129, {}, PRODUCTS),
+        ("sm_90", 64, 64, {"dropout_p": 0.5, "seed": 1}, None),
+        ("sm_90", 64, 64, {"scale": 1e-30}, None),
+        ("sm_100", 64, 64, {}, PRODUCTS),
+    ],
+)
+def test_which_kernel_has_a_problem(cupy, emulator, device, dim_qk, dim_v, options, kernel):
+    emulator.set_device(*DEVICES[device])
+    query, key = (cupy.asarray(normal(i, 1, 1, 9, dim_qk, dtype="bfloat16")) for i in range(2))
+    value = cupy.asarray(normal(2, 1, 1, 9, dim_v, dtype="bfloat16"))
+    before = emulator.counters()
+    regard.attention(query, key, value, **options)
+    moved = [c for c in (PRODUCTS, GROUP_PRODUCTS) if emulator.counters()[c] > before[c]]
+    assert moved == ([] if kernel is None else [kernel])
+
+
 @pytest.mark.parametrize("name", ["vit_196_and_class_token", "mask_and_bias_and_causal", "dim_64", "dim_128"])
-def test_the_order_of_lanes_does_not_matter(cupy, emulator, name, dtype):
+def test_the_order_of_lanes_does_not_matter_on_tensor_cores(cupy, emulator, tensor_cores, name):
+    check_order(cupy, emulator, name, "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["mask_and_bias_and_causal", "dim_64", "dim_128"])
+def test_the_order_of_lanes_does_not_matter(cupy, emulator, name):
+    check_order(cupy, emulator, name, "float32")
+
+
+def check_order(cupy, emulator, name, dtype):
     if name not in SMALL:
         pytest.skip("too large for the emulator")
     want = run(cupy, name, dtype)
@@ -96,14 +141,14 @@ def test_the_order_of_lanes_does_not_matter(cupy, emulator, name, dtype):
 
 
 def test_no_bank_conflicts(cupy, emulator):
+    emulator.set_device(*DEVICES["sm_80"])
     before = emulator.counters()
     for name in ("dim_64", "dim_128", "dim_256"):
         run(cupy, name, "bfloat16")
-    loads, conflicts = (emulator.counters()[i] - before[i] for i in (2, 3))
+    loads, conflicts = (emulator.counters()[i] - before[i] for i in (MATRIX_LOADS, BANK_CONFLICTS))
     assert loads > 0 and conflicts == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arrange", ["reversed", "every_other", "last_axis_slow", "padded_rows"])
 def test_bits_do_not_depend_on_strides_or_batch(cupy, dtype, arrange):
     arrays = [normal(i, 2, 2, 40, 64, dtype=dtype) for i in range(3)]
@@ -114,7 +159,17 @@ def test_bits_do_not_depend_on_strides_or_batch(cupy, dtype, arrange):
     assert_same_bits(cupy.asnumpy(regard.attention(*one, causal=True)), want[1:, 1:])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bits_do_not_depend_on_what_lies_beside(cupy, tensor_cores):
+    """Several tiles a head and several heads a block: what one item leaves in shared memory must not reach the next."""
+    arrays = [normal(i, 2, 2, 150, 64, dtype="bfloat16") for i in range(3)]
+    lengths = np.int32([150, 131])
+    want = cupy.asnumpy(regard.attention(*map(cupy.asarray, arrays), causal=True, key_lengths=cupy.asarray(lengths)))
+    for b, h in np.ndindex(2, 2):
+        one = [cupy.asarray(np.ascontiguousarray(x[b : b + 1, h : h + 1])) for x in arrays]
+        got = regard.attention(*one, causal=True, key_lengths=cupy.asarray(lengths[b : b + 1]))
+        assert_same_bits(cupy.asnumpy(got), want[b : b + 1, h : h + 1])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_masked_cannot_leak(cupy, dtype, bad):
     query, key, value = (normal(i, 1, 2, 40, 64, dtype=dtype) for i in range(3))
@@ -127,7 +182,6 @@ def test_what_is_masked_cannot_leak(cupy, dtype, bad):
     assert_near(cupy.asnumpy(out), want, output_tolerance(query, key[:, :, keep], value[:, :, keep], {}, dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_beyond_float32(cupy, dtype):
     query, key, value = (normal(i, 1, 1, 20, 64, dtype=dtype) for i in range(3))
     query, key = ((x.astype(np.float64) * 1e25).astype(x.dtype) for x in (query, key))

@@ -61,7 +61,6 @@ def check(cupy: Any, got: Any, want: Any, dtype: str) -> None:
     assert_near(lse, want[1], 1e-4, "lse")  # logits up to 40, in float32
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_varlen_is_the_reference(cupy, options, dtype):
     arrays = packed(dtype)
@@ -90,7 +89,6 @@ def test_varlen_dtypes(cupy, dtype):
     check(cupy, got, want, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_varlen_has_each_sequence_s_own_bits(cupy, dtype):
     query, key, value = packed(dtype)
     device = [cupy.asarray(x) for x in (query, key, value)]
@@ -101,7 +99,6 @@ def test_varlen_has_each_sequence_s_own_bits(cupy, dtype):
         assert_same_bits(out[Q[b] : Q[b + 1]], np.ascontiguousarray(alone[0].swapaxes(0, 1)), f"sequence {b}")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_varlen_rows_of_no_sequence_are_zero(cupy, dtype):
     arrays = [cupy.asarray(x) for x in packed(dtype)]
     cut = np.array([0, 4, 10], np.int32)
@@ -255,7 +252,6 @@ def test_splits_as_long_as_any(cupy, emulator, dtype, keys):
 # ---- Block masks and weights --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("block_size", [(64, 64), (128, 96), (16, 5), (7, 200), (1, 1)], ids=str)
 @pytest.mark.parametrize("len_q", [3, 150])
 def test_block_masks(cupy, len_q, block_size, dtype):

@@ -1,13 +1,15 @@
 """The emulator sees mistakes: kernels with one planted in them fail the native kernel tests.
 
-Each mutant is compiled (some ten seconds) and run by itself; the kernels as they are pass.
+Each mutant is compiled (some seconds) and run by itself; the kernels as they are pass.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,13 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 TENSOR = "attention_tensor.cuh"
+FRAGMENTS = "attention_fragments.cuh"
+HOPPER = "attention_hopper.cuh"
+HOPPER_PTX = "ptx_hopper.cuh"
 PORTABLE = "attention_portable.cuh"
 SCORES = "attention_scores.cuh"
+
+Objects = Callable[[bool], list[str]]
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,11 @@ MUTATIONS = [
              "copy_async(base + static_cast<SharedAddress>(((first + r) * kChunks + chunk) * 16)"),
     Mutation("a swizzle that leaves bank conflicts", TENSOR, "(chunk ^ (row & 7))", "(chunk ^ (row & 1))"),
     Mutation("values not transposed", TENSOR, "load_matrices_transposed(v,", "load_matrices(v,"),
-    Mutation("one key too many", TENSOR, "if (j < first || j >= last)", "if (j < first || j > last)"),
+    Mutation("one key too many", FRAGMENTS, "key < first || key >= last", "key < first || key > last"),
     Mutation("partial tiles taken for whole ones", TENSOR, "all_last < j0 + kKeys", "all_last < j0"),
     Mutation("the last tile left out", TENSOR, "(any.last + kKeys - 1) / kKeys", "any.last / kKeys"),
-    Mutation("half of a row's sum", TENSOR, "      l += shuffle_xor(l, 2);\n", ""),
-    Mutation("outputs not rescaled", TENSOR, "o[r][n][half * 2 + 1] *= alpha;", ""),
+    Mutation("half of a row's sum", FRAGMENTS, "  l += shuffle_xor(l, 2);\n", ""),
+    Mutation("outputs not rescaled", FRAGMENTS, "o[n][half * 2 + 1] *= alpha;", ""),
     Mutation("a row too many fetched", TENSOR, "from, first + r < end);", "from, first + r <= end);", sanitizer=True),
     Mutation("a barrier that only some reach", TENSOR, "    block_barrier();  // the next fetch",
              "    if (thread_index() < 64) block_barrier();  // the next fetch"),
@@ -53,18 +60,62 @@ MUTATIONS = [
     Mutation("no barrier before keys overwrite values", PORTABLE,
              "d += P::kDepth) {\n      block_barrier();", "d += P::kDepth) {"),
     Mutation("one key too many, portable", PORTABLE, "j >= range.last", "j > range.last"),
+    Mutation("no wait for the queries to land", HOPPER, "    await_phase(shared.query_landed(), queries & 1);\n", ""),
+    Mutation("no wait for the keys to land", HOPPER,
+             "++ring.n;\n      await_phase(shared.key_landed(ring.stage()), ring.parity());\n", "++ring.n;\n"),
+    Mutation("no wait for the values to land", HOPPER,
+             "      await_phase(shared.value_landed(before.stage()), before.parity());\n", ""),
+    Mutation("no wait for a stage to be free", HOPPER,
+             "        await_phase(shared.key_free(key.stage()), key.parity() ^ 1);\n", ""),
+    Mutation("a wrong parity", HOPPER, "return n / kHopperStages & 1;", "return n & 1;"),
+    Mutation("fewer bytes expected than come", HOPPER, "arrive_expecting(landed, kTileBytes)",
+             "arrive_expecting(landed, kPanelBytes)"),
+    Mutation("keys given back before they are read", HOPPER, "order_scores(ring.stage());\n      await_phase",
+             "release(shared.key_free(ring.stage()));\n      order_scores(ring.stage());\n      await_phase"),
+    Mutation("no wait for the scores", HOPPER, "end_scores<1>(ring);", "end_scores<2>(ring);"),
+    Mutation("no wait for the outputs", HOPPER, "await_products<0>();\n    pin(o);",
+             "await_products<1>();\n    pin(o);"),
+    Mutation("no fence before the outputs", HOPPER, "    pin(weights);\n    open_products();\n", "    pin(weights);\n"),
+    Mutation("a step in a panel half as far", HOPPER, "k % 4 * 32", "k % 4 * 16"),
+    Mutation("panels of values one upon the other", HOPPER, "shared.value(stage), Shared::kPanelBytes)",
+             "shared.value(stage), 0)"),
+    Mutation("another swizzle", HOPPER_PTX, "std::uint64_t{1} << 62", "std::uint64_t{2} << 62"),
+    Mutation("the other's turn twice", HOPPER, "arrive_named(kTurn + 1 - group,", "arrive_named(kTurn + group,"),
+    Mutation("partial tiles taken for whole ones, warpgroups", HOPPER, "all_last < j0 + kHopperKeys", "all_last < j0"),
+    Mutation("an item left out", HOPPER, "block_index() : blocks - 1 - block_index()",
+             "block_index() : block_index() - 1"),
 ]  # fmt: skip
 
 
-def build(csrc: Path, folder: Path, sanitizer: bool) -> Path:
+def compile_with(options: list[str], sources: list[str], output: Path, sanitizer: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         pytest.skip(f"needs a C++ compiler ({compiler})")
-    program = folder / "kernels"
-    flags = ["-std=c++20", "-O1", "-DREGARD_EMULATED", f"-I{csrc}", f"-I{HERE}", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++20", "-O1", "-DREGARD_EMULATED", f"-I{HERE}", "-Wno-unknown-pragmas", "-Wno-psabi"]
     flags += ["-fsanitize=address"] * sanitizer
-    sources = [str(HERE / f"{name}.cpp") for name in ("emulation", "runtime_model", "test_kernels", "kernels_main")]
-    subprocess.run([compiler, *flags, *sources, "-lboost_context", "-o", str(program)], check=True, timeout=300)
+    subprocess.run([compiler, *flags, *options, *sources, "-o", str(output)], check=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def emulator_objects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], list[str]]:
+    """What no mutation changes, compiled once, with and without the sanitizer."""
+    folder = tmp_path_factory.mktemp("emulator")
+
+    @functools.cache
+    def objects(sanitizer: bool) -> list[str]:
+        made = [folder / f"{name}-{sanitizer}.o" for name in ("emulation", "runtime_model")]
+        for output in made:
+            source = str(HERE / f"{output.name.partition('-')[0]}.cpp")
+            compile_with([f"-I{CSRC}", "-c"], [source], output, sanitizer)
+        return [str(output) for output in made]
+
+    return objects
+
+
+def build(csrc: Path, folder: Path, test: str, objects: list[str], sanitizer: bool) -> Path:
+    program = folder / "kernels"
+    sources = [str(HERE / f"{test}.cpp"), str(HERE / "kernels_main.cpp"), *objects, "-lboost_context"]
+    compile_with([f"-I{csrc}", f"-DREGARD_TEST={test}"], sources, program, sanitizer)
     return program
 
 
@@ -80,21 +131,23 @@ def _wanted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [False, True])
-def test_the_kernels_as_they_are_pass(tmp_path: Path, sanitizer: bool) -> None:
-    result = run(build(CSRC, tmp_path, sanitizer))
+@pytest.mark.parametrize("test", ["test_kernels", "test_hopper_kernels"])
+def test_the_kernels_as_they_are_pass(tmp_path: Path, emulator_objects: Objects, test: str, sanitizer: bool) -> None:
+    result = run(build(CSRC, tmp_path, test, emulator_objects(sanitizer), sanitizer))
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "_"))
-def test_a_mutant_is_caught(tmp_path: Path, mutation: Mutation) -> None:
+def test_a_mutant_is_caught(tmp_path: Path, emulator_objects: Objects, mutation: Mutation) -> None:
     for folder in ("core", "cuda"):
         shutil.copytree(CSRC / folder, tmp_path / folder)
     source = tmp_path / "cuda" / mutation.file
     text = source.read_text()
     assert text.count(mutation.old) == 1, "the mutation no longer fits its source"
     source.write_text(text.replace(mutation.old, mutation.new))
-    result = run(build(tmp_path, tmp_path, mutation.sanitizer))
+    test = "test_hopper_kernels" if mutation.file in (HOPPER, HOPPER_PTX) else "test_kernels"
+    result = run(build(tmp_path, tmp_path, test, emulator_objects(mutation.sanitizer), mutation.sanitizer))
     assert result.returncode != 0, "the mutant passes"
     if mutation.sanitizer:
         assert "heap-buffer-overflow" in result.stderr

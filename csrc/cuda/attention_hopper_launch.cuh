@@ -1,0 +1,40 @@
+// Instantiations by head dimension, for either 16-bit type; the grid and the order of its work.
+#pragma once
+
+#include "cuda/attention_hopper.cuh"
+#include "cuda/attention_launch.cuh"
+
+namespace regard::cuda {
+
+// The problem's arrays have tensor maps.
+inline HopperArguments hopper_arguments(const AttentionProblem& problem, AttentionArguments a) {
+  HopperArguments p{};
+  const std::int64_t items = blocks_of(a, kHopperQueries);
+  if (items > kMostElements) throw Error("attention: no CUDA kernel for so many heads and queries");
+  p.items = static_cast<int>(items);
+  p.a = a;
+  p.query = tensor_map_of(problem.query, kHopperQueries);
+  p.key = tensor_map_of(problem.key, kHopperKeys);
+  p.value = tensor_map_of(problem.value, kHopperKeys);
+  // Keys and values of a section may take half of an H100's L2 cache of 50 MiB.
+  constexpr std::int64_t kSectionBytes = 25 << 20;
+  const std::int64_t bytes = static_cast<std::int64_t>(a.len_kv) * (a.dim_qk + a.dim_v) * 2;
+  const std::int64_t heads = std::max<std::int64_t>(1, kSectionBytes / bytes) * a.group;
+  p.section = static_cast<int>(std::min(heads, items / a.tiles));
+  return p;
+}
+
+template <class T, int kDim> void launch_hopper_dim(const HopperArguments& p, int processors, Stream stream) {
+  launch(is_plain(p.a) ? attention_hopper<T, kDim, true> : attention_hopper<T, kDim, false>, std::min(p.items, processors), kHopperThreads,
+         HopperShared<kDim>::kSharedBytes, stream, p);
+}
+
+template <class T> void launch_hopper(const AttentionProblem& problem, const AttentionArguments& a, const Device& device, Stream stream) {
+  const HopperArguments p = hopper_arguments(problem, a);
+  if (std::max(a.dim_qk, a.dim_v) <= 64)
+    launch_hopper_dim<T, 64>(p, device.processors, stream);
+  else
+    launch_hopper_dim<T, 128>(p, device.processors, stream);
+}
+
+}  // namespace regard::cuda
