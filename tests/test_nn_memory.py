@@ -86,6 +86,33 @@ def test_a_call_allocates_its_result_only(backend, name):
     assert x.nbytes <= peak(lambda: call(x)) < x.nbytes + SMALL
 
 
+@pytest.mark.parametrize("kind", [nn.TransformerDecoderLayer, nn.TransformerEncoderLayer])
+def test_steps_of_decoding_allocate_nothing_large(backend, kind):
+    """A cache has its whole room from the first step on, and goes on in it where beams change places."""
+    rotary = nn.RotaryEmbedding(WIDTH // 4, 64)
+    layer = kind(WIDTH, 4, 4 * WIDTH, batch_first=True, rotary=rotary)
+    options: dict[str, Any] = {
+        "embed": lambda tokens, positions: np.zeros((*tokens.shape, WIDTH), np.float32),
+        "project": lambda hidden: hidden,
+        "max_len": 64,
+    }
+    if kind is nn.TransformerDecoderLayer:
+        decoder = nn.CachedDecoder(nn.TransformerDecoder(layer, 2), normal(0, 3, 60, WIDTH), **options)
+    else:
+        decoder = nn.CachedDecoder(nn.TransformerEncoder(layer, 2), rows=3, **options)
+    tokens = np.zeros((3, 1), np.int64)
+    decoder.step(np.zeros((3, 20), np.int64))
+    decoder.step(tokens)
+
+    def steps() -> None:
+        for _ in range(20):
+            decoder.step(tokens)
+
+    assert peak(steps) < SMALL
+    one = 2 * 4 * 41 * (WIDTH // 4) * 4  # keys and values of a layer's row that moves
+    assert peak(lambda: decoder.select(np.array([0, 2, 2]))) < one + SMALL
+
+
 def test_smaller_calls_and_other_dtypes_need_nothing_more(backend):
     """After the largest: the stack is one piece, and serves any size below."""
     call = encoder_layer()

@@ -138,6 +138,25 @@ class Store:
     def nbytes(self) -> int:
         return sum(x.nbytes for x in self.arrays())
 
+    def copy(self, source: np.ndarray, to: np.ndarray, length: int) -> None:
+        """The first `length` tokens of sequences `source`, in the places of sequences `to`."""
+        arrays = self.arrays()
+        rows = [x[source, :, :length] for x in arrays]  # copies: all are taken before any is written
+        for x, taken in zip(arrays, rows, strict=True):
+            x[to, :, :length] = taken
+
+    def take(self, source: np.ndarray, length: int) -> None:
+        """Sequences `source`, as far as `length`, in memory of their own in place of all that there are."""
+
+        def taken(x: np.ndarray) -> np.ndarray:
+            rows = _zeros((len(source), *x.shape[1:]), x.dtype)
+            rows[:, :, :length] = x[source, :, :length]
+            return rows
+
+        self.key, self.value = taken(self.key), taken(self.value)
+        if self.key_scales is not None and self.value_scales is not None:
+            self.key_scales, self.value_scales = taken(self.key_scales), taken(self.value_scales)
+
     def write(
         self,
         views: tuple[Any, Any, Any, Any],

@@ -131,6 +131,11 @@ class RotaryEmbedding(Module):
             self.dim, self.max_positions, self.base, frequencies=self.frequencies, scaling=self.scaling, dtype=dtype
         )
 
+    def tables(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines, (max_positions, dim / 2) each, for turning arrays of x's dtype."""
+        cos, sin = self._weights_for("x", x)
+        return cos, sin
+
     def forward(self, x: Any, positions: Any = None, layout: str = "bhsd") -> Any:
         """x turned.
 
@@ -150,7 +155,7 @@ class RotaryEmbedding(Module):
         TypeError, ValueError
             Naming the argument, what was expected and what came.
         """
-        cos, sin = self._weights_for("x", x)
+        cos, sin = self.tables(x)
         if x.ndim == 4:
             length = x.shape[1 if layout == "bshd" else 2]
             if x.shape[-1] < self.dim or (positions is None and length > self.max_positions):
