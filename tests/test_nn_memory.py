@@ -100,8 +100,9 @@ def test_steps_of_decoding_allocate_nothing_large(backend, kind):
         decoder = nn.CachedDecoder(nn.TransformerDecoder(layer, 2), normal(0, 3, 60, WIDTH), **options)
     else:
         decoder = nn.CachedDecoder(nn.TransformerEncoder(layer, 2), rows=3, **options)
-    tokens = np.zeros((3, 1), np.int64)
     decoder.step(np.zeros((3, 20), np.int64))
+    decoder.select(np.array([0, 0, 1, 1, 2, 2]))
+    tokens = np.zeros((6, 1), np.int64)
     decoder.step(tokens)
 
     def steps() -> None:
@@ -109,8 +110,8 @@ def test_steps_of_decoding_allocate_nothing_large(backend, kind):
             decoder.step(tokens)
 
     assert peak(steps) < SMALL
-    one = 2 * 4 * 41 * (WIDTH // 4) * 4  # keys and values of a layer's row that moves
-    assert peak(lambda: decoder.select(np.array([0, 2, 2]))) < one + SMALL
+    moved = 3 * 2 * 41 * WIDTH * 4  # keys and values of a layer's rows that change
+    assert peak(lambda: decoder.select(np.array([1, 0, 2, 3, 5, 5]))) < moved + SMALL
 
 
 def test_smaller_calls_and_other_dtypes_need_nothing_more(backend):
