@@ -49,6 +49,7 @@ ATTENTION = nn.MultiheadAttention(WIDTH, 4, batch_first=True, num_heads_kv=2)
 WITH_OUT: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "encoder layer": encoder_layer(),
+    "encoder layer, rotary": encoder_layer(rotary=nn.RotaryEmbedding(WIDTH // 4, LENGTH)),
     "encoder layer, pre-norm": encoder_layer(norm_first=True, activation="gelu"),
     "decoder layer": decoder_layer(),
     "decoder layer, pre-norm": decoder_layer(norm_first=True),

@@ -136,7 +136,7 @@ class RotaryEmbedding(Module):
         cos, sin = self._weights_for("x", x)
         return cos, sin
 
-    def forward(self, x: Any, positions: Any = None, layout: str = "bhsd") -> Any:
+    def forward(self, x: Any, positions: Any = None, layout: str = "bhsd", out: Any = None) -> Any:
         """x turned.
 
         Parameters
@@ -145,6 +145,8 @@ class RotaryEmbedding(Module):
             With layout="bshd" (batch, len, heads, >= dim).
         positions : int32 or int64 array, (len,) or (batch, len), optional
             Of each token; default 0, 1, ...
+        out : array, like x, optional
+            Written and returned; x itself is turned in place.
 
         Returns
         -------
@@ -163,4 +165,4 @@ class RotaryEmbedding(Module):
                     f"x: expected at least dim = {self.dim} dimensions and, without positions, at most "
                     f"max_positions = {self.max_positions} tokens, got {describe(x)} as {layout}"
                 )
-        return rotary_embedding(x, cos, sin, positions, self.interleaved, layout)
+        return rotary_embedding(x, cos, sin, positions, self.interleaved, layout, out)
