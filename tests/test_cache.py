@@ -295,8 +295,9 @@ def test_reorder(backend, dtype):
     cache = regard.KVCache(4, 2, 10, 8, 12, dtype)
     cache.append(key, value, lengths)
     arrays = [None if x is None else x.copy() for x in (cache.key, cache.value, cache.key_scales, cache.value_scales)]
-    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 3, 0, 0], [0, 0, 0, 0]):
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 3, 0, 0], [0, 1, 2, 1, 3, 3], [5, 0, 1], [2, 2, 1], []):
         cache.reorder(np.array(order, np.int32))
+        assert cache.batch == len(order)
         arrays = [None if x is None else x[order] for x in arrays]
         lengths = lengths[order]
         assert cache.lengths.tolist() == lengths.tolist()
@@ -304,6 +305,24 @@ def test_reorder(backend, dtype):
             now = (cache.key, cache.value, cache.key_scales, cache.value_scales)
             for x, want in zip(now, arrays, strict=True):
                 assert x is None or x[b, :, :n].tobytes() == want[b, :, :n].tobytes()
+
+
+def test_a_batch_grown_by_reorder_goes_on():
+    key, value = tokens(0, 2, 2, 7, 8, 8)
+    cache = regard.KVCache(2, 2, 12, 8)
+    cache.append(key, value, [7, 3])
+    cache.reorder([1, 0, 1])
+    more = tokens(1, 3, 2, 5, 8, 8)
+    cache.append(*more)
+    assert cache.lengths.tolist() == [8, 12, 8]
+    with pytest.raises(ValueError, match="capacity = 12"):
+        cache.append(*more, [0, 1, 0])
+    query = normal(2, 3, 2, 2, 8)
+    out = cache.attend(query, causal=True)
+    for b, (source, n) in enumerate(((1, 3), (0, 7), (1, 3))):
+        whole = [np.concatenate([x[source, :, :n], y[b]], 1)[None] for x, y in zip((key, value), more, strict=True)]
+        want = regard.attention(query[b : b + 1], *whole, causal=True, alignment="lower_right")
+        assert_same_bits(out[b : b + 1], want)
 
 
 def test_storage_follows_like_and_dtype():
@@ -379,7 +398,8 @@ ERRORS = {
     "reorder beyond": (lambda c: c.reorder([0, 2]), ValueError,
                        "indices: expected entries from 0 to batch - 1 = 1, got 2"),
     "reorder below 0": (lambda c: c.reorder([0, -1]), ValueError, "got -1 at index 1"),
-    "reorder one": (lambda c: c.reorder([0]), ValueError, r"indices: expected shape \(batch = 2,\)"),
+    "reorder by two axes": (lambda c: c.reorder([[0], [1]]), ValueError, r"indices: expected shape \(n = 2,\)"),
+    "reorder by a number": (lambda c: c.reorder(np.int64(0)), ValueError, r"indices: expected shape \(n = 1,\)"),
     "reorder by floats": (lambda c: c.reorder(np.zeros(2)), TypeError, "indices: expected dtype"),
 }  # fmt: skip
 TABLES = tables(8, 9)

@@ -49,6 +49,7 @@ ATTENTION = nn.MultiheadAttention(WIDTH, 4, batch_first=True, num_heads_kv=2)
 WITH_OUT: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "encoder layer": encoder_layer(),
+    "encoder layer, rotary": encoder_layer(rotary=nn.RotaryEmbedding(WIDTH // 4, LENGTH)),
     "encoder layer, pre-norm": encoder_layer(norm_first=True, activation="gelu"),
     "decoder layer": decoder_layer(),
     "decoder layer, pre-norm": decoder_layer(norm_first=True),
@@ -84,6 +85,34 @@ def test_a_call_allocates_its_result_only(backend, name):
     call, x = stacks()[name], normal(0, BATCH, LENGTH, WIDTH)
     call(x)
     assert x.nbytes <= peak(lambda: call(x)) < x.nbytes + SMALL
+
+
+@pytest.mark.parametrize("kind", [nn.TransformerDecoderLayer, nn.TransformerEncoderLayer])
+def test_steps_of_decoding_allocate_nothing_large(backend, kind):
+    """A cache has its whole room from the first step on, and goes on in it where beams change places."""
+    rotary = nn.RotaryEmbedding(WIDTH // 4, 64)
+    layer = kind(WIDTH, 4, 4 * WIDTH, batch_first=True, rotary=rotary)
+    options: dict[str, Any] = {
+        "embed": lambda tokens, positions: np.zeros((*tokens.shape, WIDTH), np.float32),
+        "project": lambda hidden: hidden,
+        "max_len": 64,
+    }
+    if kind is nn.TransformerDecoderLayer:
+        decoder = nn.CachedDecoder(nn.TransformerDecoder(layer, 2), normal(0, 3, 60, WIDTH), **options)
+    else:
+        decoder = nn.CachedDecoder(nn.TransformerEncoder(layer, 2), rows=3, **options)
+    decoder.step(np.zeros((3, 20), np.int64))
+    decoder.select(np.array([0, 0, 1, 1, 2, 2]))
+    tokens = np.zeros((6, 1), np.int64)
+    decoder.step(tokens)
+
+    def steps() -> None:
+        for _ in range(20):
+            decoder.step(tokens)
+
+    assert peak(steps) < SMALL
+    moved = 3 * 2 * 41 * WIDTH * 4  # keys and values of a layer's rows that change
+    assert peak(lambda: decoder.select(np.array([1, 0, 2, 3, 5, 5]))) < moved + SMALL
 
 
 def test_smaller_calls_and_other_dtypes_need_nothing_more(backend):

@@ -174,6 +174,28 @@ def test_tables():
             regard.rotary_tables(**{"dim": 8, "length": 4, **bad})
 
 
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_out_is_written_apart_in_place_and_over_inputs(backend, interleaved, layout):
+    for dtype in DTYPES:
+        for dim, pairs in ((64, 32), (64, 16), (11, 3)):
+            x = normal(0, 2, 5, 5, dim, dtype=dtype)
+            tables = angles(pairs, 9)
+            want = regard.rotary_embedding(x, *tables, None, interleaved, layout)
+            wide = np.zeros((2, 5, 7, dim + 3), x.dtype)[:, :, 1:6, 2:-1]
+            for out in (np.empty_like(x), wide):
+                assert regard.rotary_embedding(x, *tables, None, interleaved, layout, out) is out
+                assert_same_bits(out, want)
+            same = x.copy()
+            assert regard.rotary_embedding(same, *tables, None, interleaved, layout, same) is same
+            assert_same_bits(same, want)
+            held = np.zeros((2, 5, 6, dim), x.dtype)  # out begins a row behind x
+            held[:, :, :5] = x
+            assert_same_bits(
+                regard.rotary_embedding(held[:, :, :5], *tables, None, interleaved, layout, held[:, :, 1:]), want
+            )
+
+
 X = normal(0, 2, 3, 5, 8)
 COS, SIN = regard.rotary_tables(8, 20)
 ERRORS = {
@@ -197,6 +219,10 @@ ERRORS = {
     "a position beyond": ((X, COS, SIN, np.array([[0] * 5, [1, 20, 3, 4, 5]])), ValueError,
                           r"max_positions = 20, got 20 at index \(1, 1\)"),
     "the least int": ((X, COS, SIN, np.full((1, 5), np.iinfo(np.int64).min)), ValueError, r"at index \(0, 0\)"),
+    "out of another shape": ((X, COS, SIN, None, False, "bhsd", np.zeros((2, 3, 5, 9), np.float32)), ValueError,
+                             "out: expected shape"),
+    "out that cannot be written": ((X, COS, SIN, None, False, "bhsd", np.broadcast_to(X[:1], X.shape)), ValueError,
+                                   "out: expected"),
     "layout": ((X, COS, SIN, None, False, "sbhd"), ValueError, "layout: expected one of"),
 }  # fmt: skip
 

@@ -16,18 +16,23 @@ RotaryAngles angles_of(const Array& cos, const Array& sin, const Array& position
 
 std::vector<py::ssize_t> shape_of(const Array& x) { return {x.shape, x.shape + x.rank}; }
 
-py::object rotary_embedding(const py::object& x, const Array& cos, const Array& sin, const Array& positions, bool interleaved,
-                            bool sequence_first) {
+py::object rotary_embedding(const py::object& x, const Array& cos, const Array& sin, const Array& positions, const py::object& out,
+                            bool interleaved, bool sequence_first) {
   RotaryProblem p;
   p.x = py::cast<Array>(x);
+  p.out = py::cast<Array>(out);
   p.angles = angles_of(cos, sin, positions, interleaved);
   const Array given = p.x;
   if (sequence_first) p.swap_sequence_and_heads();
   if (const Refusal r = p.check()) return refused(r);
   py::list outputs;
-  p.out.dtype = given.dtype;
-  outputs.append(output(py::none(), x, shape_of(given), p.out));
-  if (sequence_first) p.out.swap_axes(1, 2);
+  if (p.out.present()) {
+    outputs.append(out);
+  } else {
+    p.out.dtype = given.dtype;
+    outputs.append(output(out, x, shape_of(given), p.out));
+    if (sequence_first) p.out.swap_axes(1, 2);
+  }
   without_gil([&] { cpu::rotary(p); });
   return outputs;
 }
@@ -72,8 +77,8 @@ py::object cache_append(const Array& key, const Array& value, const Array& key_c
 }  // namespace
 
 void bind_cache(py::module_& m) {
-  m.def("rotary_embedding", &rotary_embedding, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("interleaved"),
-        py::arg("sequence_first"));
+  m.def("rotary_embedding", &rotary_embedding, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("out"),
+        py::arg("interleaved"), py::arg("sequence_first"));
   m.def("merge_attention", &merge_attention, py::arg("outs"), py::arg("lses"), py::arg("sequence_first"));
   m.def("cache_append", &cache_append, py::arg("key"), py::arg("value"), py::arg("key_cache"), py::arg("value_cache"),
         py::arg("key_scales"), py::arg("value_scales"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("positions"),

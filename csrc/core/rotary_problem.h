@@ -36,7 +36,7 @@ struct RotaryAngles {
 // j = i + rotary / 2, or pairs are neighbours (interleaved); dimensions from `rotary` on pass through.
 struct RotaryProblem {
   Array x;    // [batch, heads, len, dim]
-  Array out;  // like x
+  Array out;  // like x; may be x itself, but not overlap it otherwise
   RotaryAngles angles;
 
   std::int64_t batch() const { return x.shape[0]; }

@@ -18,15 +18,14 @@ template <class T> class AttentionOutput {
 
   // A row of dim_v outputs; max and sum are its softmax's. `row` is overwritten where the row is not finite.
   void write(std::int64_t b, std::int64_t h, std::int64_t i, T* row, T max, T sum, bool finite, double* plain_row) const {
-    double lse = static_cast<double>(max) * unit_ + std::log(static_cast<double>(sum));
-    if (!finite) {
-      const PlainRow plain = plain_.row(b, h, i, plain_row);
-      for (std::int64_t d = 0; d < p_.dim_v(); ++d) row[d] = static_cast<T>(plain_row[d]);
-      lse = plain.max + std::log(plain.sum);
-    }
     const Place at = p_.query_place(b, i);
+    PlainRow plain{static_cast<double>(max) * unit_, static_cast<double>(sum)};
+    if (!finite) {
+      plain = plain_.row(b, h, i, plain_row);
+      for (std::int64_t d = 0; d < p_.dim_v(); ++d) row[d] = static_cast<T>(plain_row[d]);
+    }
     write_row(p_.out.dtype, p_.out.at(at.outer, h, at.position), p_.out.stride[3], p_.dim_v(), row);
-    write_lse(at, h, lse);
+    if (p_.lse.present()) write_lse(at, h, plain.max + std::log(plain.sum));
   }
 
   // A query beyond its sequence's length sees no key: only the sink is left.

@@ -71,12 +71,12 @@ template <class V> inline V normal_cdf(V x) {
   const V magnitude = min(broadcast<V>(60), abs(x));  // erfc is 0 beyond 39 in double; no inf - inf below
   const V square = magnitude * magnitude;
   const V lost = fma(magnitude, magnitude, -square);
-  const V r = 1 / fma(magnitude, broadcast<V>(T(0.70710678118654752440)), broadcast<V>(3));
+  const V r = reciprocal(fma(magnitude, broadcast<V>(T(0.70710678118654752440)), broadcast<V>(3)));
   const V t = fma(r, broadcast<V>(-6), broadcast<V>(1));
   V p = broadcast<V>(kErfcx<T>[0]);
   for (std::size_t i = 1; i < std::size(kErfcx<T>); ++i) p = fma(p, t, broadcast<V>(kErfcx<T>[i]));
   // exp(-(square + lost) / 2): the rounding of the square would cost square / 2 epsilon.
-  const V e = exp(square * T(-0.5));
+  const V e = exp_nonpositive(square * T(-0.5));
   const V tail = fma(e * T(-0.5), lost, e) * (p * r);
   return x > 0 ? 1 - tail : tail;
 }

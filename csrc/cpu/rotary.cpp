@@ -63,7 +63,7 @@ template <class T> class Rotary {
       rotate_neighbours(x, out, angles.cos(i), angles.sin(i), n);
     else
       rotate_halves(x, x + n, out, out + n, angles.cos(i), angles.sin(i), n);
-    if (p_.dim() > 2 * n) std::memcpy(out + 2 * n, x + 2 * n, static_cast<std::size_t>(p_.dim() - 2 * n) * sizeof(S));
+    if (p_.dim() > 2 * n && out != x) std::memcpy(out + 2 * n, x + 2 * n, static_cast<std::size_t>(p_.dim() - 2 * n) * sizeof(S));
   }
 
   template <class S> void turn_copy(const AngleRows<T>& angles, std::int64_t i, const char* x, char* out, T* row) const {

@@ -230,15 +230,18 @@ def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(out, np.ndarray):
         # Another framework's array: its memory is compared through NumPy where NumPy reads it.
         out = native("out", out)
-    separate = []
-    for x in inputs:
-        y = native("out", x)
+
+    def apart(x: Any) -> Any:
+        if x is None:
+            return None
+        y = x if type(x) is np.ndarray else native("out", x)
         both = isinstance(out, np.ndarray) and isinstance(y, np.ndarray)
         shared = np.may_share_memory(out, y) if both else type(y) is type(out)
-        if x is not None and shared:
-            x = y.copy() if isinstance(y, np.ndarray) else x.clone()
-        separate.append(x)
-    return tuple(separate)
+        if not shared:
+            return x
+        return y.copy() if isinstance(y, np.ndarray) else x.clone()
+
+    return tuple(map(apart, inputs))
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

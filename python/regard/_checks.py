@@ -69,7 +69,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "key_lengths": "batch",
         "out": "batch heads len_q dim_v",
     },
-    "rotary_embedding": {"x": "batch heads len dim"} | _ANGLES,
+    "rotary_embedding": {"x": "batch heads len dim", "out": "batch heads len dim"} | _ANGLES,
     "append": {
         "key_cache": "batch heads_kv capacity dim_qk",
         "value_cache": "batch heads_kv capacity dim_v",

@@ -86,7 +86,7 @@ def pack_recurrent(w_hidden: typing.Any, b_hidden: typing.Any, lstm: bool) -> ty
 def recurrent(x: typing.Any, h0: typing.Any, c0: typing.Any, lengths: typing.Any, w_input: typing.Any, w_hidden: typing.Any, b_input: typing.Any, b_hidden: typing.Any, w_input_reverse: typing.Any, w_hidden_reverse: typing.Any, lstm: bool, reverse: bool, time_major: bool, packed_hidden: int) -> typing.Any:
     ...
 
-def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
+def rotary_embedding(x: typing.Any, cos: typing.Any, sin: typing.Any, positions: typing.Any, out: typing.Any, interleaved: bool, sequence_first: bool) -> typing.Any:
     ...
 
 def set_num_threads(n: int) -> None:

@@ -155,6 +155,27 @@ class Store:
     def nbytes(self) -> int:
         return sum(x.nbytes for x in self.arrays())
 
+    def copy(self, source: np.ndarray, to: np.ndarray, length: int) -> None:
+        """The first `length` tokens of sequences `source`, in the places of sequences `to`."""
+        arrays, old, new = self.arrays(), self.index(source), self.index(to)
+        rows = [x[old, :, :length] for x in arrays]  # copies: all are taken before any is written
+        for x, taken in zip(arrays, rows, strict=True):
+            x[new, :, :length] = taken
+
+    def take(self, source: np.ndarray, length: int) -> None:
+        """Sequences `source`, as far as `length`, in memory of their own in place of all that there are."""
+
+        index = self.index(source)
+
+        def taken(x: Any) -> Any:
+            rows = self.zeros((len(source), *x.shape[1:]), x.dtype)
+            rows[:, :, :length] = x[index, :, :length]
+            return rows
+
+        self.key, self.value = taken(self.key), taken(self.value)
+        if self.key_scales is not None and self.value_scales is not None:
+            self.key_scales, self.value_scales = taken(self.key_scales), taken(self.value_scales)
+
     def write(
         self,
         views: tuple[Any, Any, Any, Any],

@@ -66,7 +66,12 @@ class KVCache(_store.Cache):
         self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
         leading = (self.batch, self.heads_kv, self.capacity)
         self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
-        self._lengths = np.zeros(self.batch, np.int64)
+        self._set_lengths(np.zeros(self.batch, np.int64))
+
+    def _set_lengths(self, lengths: np.ndarray) -> None:
+        held = lengths.tolist()  # a few sequences are the rule, where NumPy's maximum takes 2 us, of a step's 8
+        self._lengths, self._longest = lengths, max(held, default=0)
+        self._even = min(held, default=0) == self._longest
 
     @property
     def lengths(self) -> np.ndarray:
@@ -122,9 +127,11 @@ class KVCache(_store.Cache):
         """
         _checks.choice("layout", layout, _checks.LAYOUTS)
         length = _store.length_of(key, layout)
-        added = length if lengths is None else _store.indices("lengths", lengths, "batch", self.batch, length, "len")
+        added: Any = length
+        if lengths is not None:
+            added = _store.indices("lengths", lengths, "batch", self.batch, length, "len")
         after = self._lengths + added
-        if _longest(after) > self.capacity:
+        if self._longest + length > self.capacity and after.max(initial=0) > self.capacity:
             b = int((after > self.capacity).argmax())
             held = int(self._lengths[b])
             raise ValueError(
@@ -138,7 +145,10 @@ class KVCache(_store.Cache):
         store = self._store
         views = (store.key, store.value, store.key_scales, store.value_scales)
         store.write(views, key, value, slots, places, (cos, sin, positions), False, layout)
-        self._lengths = after
+        if lengths is None:  # as _set_lengths(after), in a step of decoding's most frequent case
+            self._lengths, self._longest = after, self._longest + (length if self.batch else 0)
+        else:
+            self._set_lengths(after)
 
     def attend(self, query: Any, **options: Any) -> Any:
         """Attention of `query` over all that the cache holds; nothing of it is copied.
@@ -164,13 +174,15 @@ class KVCache(_store.Cache):
         """
         layout = _store.attend_options(options, ("key_lengths",))
         options = {**options, "alignment": "lower_right"}
-        longest = _longest(self._lengths)
-        store = self._store
-        if _store.dtype_name(getattr(query, "dtype", self.dtype)) == self.dtype:
+        longest, store = self._longest, self._store
+        dtype = getattr(query, "dtype", store.key.dtype)
+        if dtype == store.key.dtype or _store.dtype_name(dtype) == self.dtype:
             key, value = store.key[:, :, :longest], store.value[:, :, :longest]
             if layout == "bshd":
                 key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-            return attention(query, key, value, key_lengths=self._lengths, **options)
+            if not self._even:
+                options["key_lengths"] = self._lengths
+            return attention(query, key, value, **options)
         # The kernels for pages read any dtype: each sequence is one page.
         key, value = (store.numbers(self._as_page(x, longest)) for x in (store.key, store.value))
         if store.quantised:
@@ -196,31 +208,28 @@ class KVCache(_store.Cache):
             length = _checks.count("lengths", lengths)
             lengths = np.full(self.batch, length, np.int64)
             if length <= min(self._lengths.tolist(), default=0):
-                self._lengths = lengths
+                self._set_lengths(lengths)
                 return
-        self._lengths = _store.indices("lengths", lengths, "batch", self.batch, self._lengths, "the length held")
+        self._set_lengths(_store.indices("lengths", lengths, "batch", self.batch, self._lengths, "the length held"))
 
     def reorder(self, indices: Any) -> None:
         """Let each sequence b go on from what sequence indices[b] holds, as beam search needs.
 
-        Rows that change are copied (one row's tokens may serve many); regard.PagedKVCache shares
-        them instead.
+        As many sequences as there are indices: `batch` may grow or shrink. Where it stays, only rows that
+        change are copied (one row's tokens may serve many); regard.PagedKVCache shares them instead.
 
         Parameters
         ----------
-        indices : int32 or int64 array, (batch,)
+        indices : int32 or int64 array, (n,)
             From 0 to batch - 1.
         """
-        source = _store.indices("indices", indices, "batch", self.batch, self.batch - 1, "batch - 1")
-        changed = np.flatnonzero(source != np.arange(self.batch))
-        longest = int(self._lengths[source[changed]].max(initial=0))
-        arrays, old, new = self._store.arrays(), self._store.index(source[changed]), self._store.index(changed)
-        rows = [x[old, :, :longest] for x in arrays]  # copies: all are taken before any is written
-        for x, taken in zip(arrays, rows, strict=True):
-            x[new, :, :longest] = taken
-        self._lengths = self._lengths[source]
-
-
-def _longest(lengths: np.ndarray) -> int:
-    """The largest, or 0. Over a list: a few sequences are the rule, where NumPy's maximum takes 2 us, of a step's 8."""
-    return max(lengths.tolist(), default=0)
+        shape = getattr(indices, "shape", None) or np.shape(indices)
+        n = int(shape[0]) if shape else 1
+        source = _store.indices("indices", indices, "n", n, self.batch - 1, "batch - 1")
+        if n == self.batch:
+            changed = np.flatnonzero(source != np.arange(n))
+            self._store.copy(source[changed], changed, int(self._lengths[source[changed]].max(initial=0)))
+        else:
+            self._store.take(source, int(self._lengths[source].max(initial=0)))
+            self.batch = n
+        self._set_lengths(self._lengths[source])

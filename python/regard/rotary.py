@@ -10,7 +10,7 @@ from regard import _arrays, _backend, _checks
 
 
 def rotary_embedding(
-    x: Any, cos: Any, sin: Any, positions: Any = None, interleaved: bool = False, layout: str = "bhsd"
+    x: Any, cos: Any, sin: Any, positions: Any = None, interleaved: bool = False, layout: str = "bhsd", out: Any = None
 ) -> Any:
     """Turn pairs of each token's dimensions by angles that grow with its position.
 
@@ -34,6 +34,8 @@ def rotary_embedding(
         transformers). True: dimension 2 i pairs with 2 i + 1 (as in the paper and GPT-J).
     layout : "bhsd" or "bshd"
         The order of x's axes.
+    out : array, like x, optional
+        Written and returned; may overlap any input. x itself is turned in place, without a copy.
 
     Returns
     -------
@@ -47,9 +49,11 @@ def rotary_embedding(
     """
     options = (bool(interleaved), _checks.choice("layout", layout, _checks.LAYOUTS))
     arrays = (x, cos, sin, positions)
-    result = _arrays.call("rotary_embedding", _backend.cpu.rotary_embedding, arrays, options)
+    if out is not None:
+        arrays = (x, *_arrays.apart_from(out, arrays[1:])) if out is x else _arrays.apart_from(out, arrays)
+    result = _arrays.call("rotary_embedding", _backend.cpu.rotary_embedding, (*arrays, out), options)
     if type(result) is tuple:
-        named = {"x": x, "cos": cos, "sin": sin, "positions": positions}
+        named = {"x": x, "cos": cos, "sin": sin, "positions": positions, "out": out}
         raise _checks.error("rotary_embedding", result, named, layout)
     return result[0]
 

@@ -288,7 +288,7 @@ class MultiheadAttention(Module):
         return views
 
     def _turned(self, name: str, x: np.ndarray, positions: Any = None) -> np.ndarray:
-        """x (batch, len, heads, head_dim), the projected `name`, turned by rotary."""
+        """x (batch, len, heads, head_dim), the projected `name`, turned by rotary in its place."""
         rotary: Any = self.rotary
         batch, length = x.shape[:2]
         argument = "positions" if name == "query" else "key_positions"
@@ -306,7 +306,7 @@ class MultiheadAttention(Module):
                 f"{argument}: expected 0 to rotary's max_positions - 1 = {rotary.max_positions - 1}, "
                 f"got {positions.min()} to {positions.max()}"
             )
-        return np.asarray(rotary.forward(x, positions, "bshd"))
+        return np.asarray(rotary.forward(x, positions, "bshd", out=x))
 
     def _extended(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros behind them."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from regard import _arrays, dense
 from regard._checks import describe
+from regard.cache import KVCache
 from regard.dot_product import attention
 from regard.nn.attention import MultiheadAttention, lengths_of
 from regard.nn.transformer import TransformerDecoder, TransformerEncoder
@@ -83,7 +84,7 @@ class CachedDecoder:
         self._lengths = np.zeros(len(memory) if rows is None else rows, np.int64)
         if self._memory is not None and len(self._lengths) != len(memory):
             raise ValueError(f"rows: expected the memory's batch, {len(memory)}, got {rows}")
-        self._caches = [_Cache(max_len) for _ in self._layers]
+        self._caches: list[KVCache] = []  # of the dtype that the first step's embeddings have
 
     @property
     def lengths(self) -> np.ndarray:
@@ -104,8 +105,10 @@ class CachedDecoder:
                 f"tokens: expected no more than max_len = {self.max_len} in a row, got {int((before + added).max())}"
             )
         positions = np.minimum(before[:, None] + np.arange(length), self.max_len - 1)
-        span = _Span(before, added, length, positions)
+        span = _Span(added, length, positions)
         x = self._embed(tokens, positions)
+        if not self._caches:
+            self._caches = [_cache_for(layer.self_attn, rows, self.max_len, x.dtype) for layer in self._layers]
         for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             x = self._self_attention(layer, x, cache, span)
             if self._memory is not None:
@@ -122,20 +125,22 @@ class CachedDecoder:
         if len(rows) == len(self._lengths) and np.array_equal(rows, np.arange(len(rows))):
             return
         for cache in self._caches:
-            cache.select(rows, self._lengths)
+            cache.reorder(rows)
         self._lengths = self._lengths[rows]
         if self._memory is not None:
             self._memory.select(rows)
 
     @staticmethod
-    def _self_attention(layer: Any, x: Any, cache: _Cache, span: _Span) -> Any:
+    def _self_attention(layer: Any, x: Any, cache: KVCache, span: _Span) -> Any:
         def attend(y: Any) -> Any:
             q, k, v = layer.self_attn._project(y, y, y)  # (rows, len, heads, dim)
-            if layer.self_attn.rotary is not None:  # keys are kept turned
+            cos = sin = None
+            if layer.self_attn.rotary is not None:  # keys are turned on their way into the cache
                 q = layer.self_attn._turned("query", q, span.positions)
-                k = layer.self_attn._turned("key", k, span.positions)
-            cache.append(k, v, span)
-            return layer.self_attn.out_proj.forward(cache.attend(q, span).reshape(y.shape))
+                cos, sin = layer.self_attn.rotary.tables(k)
+            cache.append(k, v, span.lengths, cos=cos, sin=sin, layout="bshd")
+            attended = cache.attend(q, layout="bshd", **span.options)
+            return layer.self_attn.out_proj.forward(attended.reshape(y.shape))
 
         return layer._joined(x, layer.norm1, attend)
 
@@ -148,58 +153,25 @@ class CachedDecoder:
 
 
 class _Span:
-    """Where a step's tokens lie: behind `before` (rows,) tokens, `added` (rows,) of the `length` given."""
+    """A step's tokens, at `positions`, of whose `length` each row takes `added`; lengths is None where all are."""
 
-    def __init__(self, before: np.ndarray, added: np.ndarray, length: int, positions: np.ndarray) -> None:
-        self.before, self.added, self.length, self.positions = before, added, length, positions
-        first = int(before[0]) if len(before) else 0
-        self.together = bool((before == first).all() and (added == length).all())
-        self.end = first + length if self.together else int((before + added).max(initial=0))
+    def __init__(self, added: np.ndarray, length: int, positions: np.ndarray) -> None:
+        self.positions = positions
+        self.lengths = None if (added == length).all() else added
         self.options: dict[str, Any] = {}
-        if not self.together:
-            self.options = {"key_lengths": before + added, "query_lengths": added}
+        if self.lengths is not None:
+            self.options["query_lengths"] = self.lengths
         if length > 1:
-            self.options.update(causal=True, alignment="lower_right")
+            self.options["causal"] = True
 
 
-class _Cache:
-    """Keys and values of one layer's self-attention, (rows, heads, capacity, dim)."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._kv: list[np.ndarray] = []
-
-    def append(self, k: np.ndarray, v: np.ndarray, span: _Span) -> None:
-        """k, v (rows, len, heads, dim), which go where `span` says."""
-        if not self._kv:
-            rows, _, heads, _ = k.shape
-            self._kv = [np.empty((rows, heads, self._capacity, x.shape[-1]), x.dtype) for x in (k, v)]
-        for kept, x in zip(self._kv, (k, v), strict=True):
-            if span.together:
-                kept[:, :, span.end - span.length : span.end] = x.swapaxes(1, 2)
-            else:
-                for row, (start, count) in enumerate(zip(span.before, span.added, strict=True)):
-                    kept[row, :, start : start + count] = x[row, :count].swapaxes(0, 1)
-
-    def attend(self, q: np.ndarray, span: _Span) -> np.ndarray:
-        """q (rows, len, heads, dim) -> the same shape."""
-        out = np.empty_like(q, order="C")
-        k, v = (x[:, :, : span.end] for x in self._kv)
-        attention(q.swapaxes(1, 2), k, v, out=out.swapaxes(1, 2), **span.options)
-        return out
-
-    def select(self, rows: np.ndarray, lengths: np.ndarray) -> None:
-        end = int(lengths.max(initial=0))
-        for i, kept in enumerate(self._kv):
-            if len(rows) == len(kept):
-                kept[:, :, :end] = kept[rows, :, :end]  # the right side is a copy
-            else:
-                self._kv[i] = np.empty((len(rows), *kept.shape[1:]), kept.dtype)
-                self._kv[i][:, :, :end] = kept[rows, :, :end]
+def _cache_for(module: MultiheadAttention, rows: int, capacity: int, dtype: Any) -> KVCache:
+    interleaved = module.rotary is not None and module.rotary.interleaved
+    return KVCache(rows, module.num_heads_kv, capacity, module.head_dim, dtype=dtype, interleaved=interleaved)
 
 
 class _Memory:
-    """The memory's keys and values of each layer, projected once: (sources, heads, len, dim).
+    """The memory's keys and values of each layer, projected once: (sources, len, heads, dim).
 
     Rows that stem from one source, such as beam search's, stand side by side and are attended as the
     queries of one sequence, so that its keys are read once for all of them.
@@ -220,9 +192,7 @@ class _Memory:
         k, v = self._kv[layer]
         packed = module._packed_projection(module._weights_for("query", x), "q")
         q = dense.linear(x, packed).reshape(len(k), self._each * x.shape[1], module.num_heads, module.head_dim)
-        out = np.empty_like(q)
-        attention(q.swapaxes(1, 2), k, v, out=out.swapaxes(1, 2), **self._options)
-        return out.reshape(x.shape)
+        return attention(q, k, v, layout="bshd", **self._options).reshape(x.shape)
 
     def select(self, rows: np.ndarray) -> None:
         sources = self._sources[rows]
@@ -233,20 +203,25 @@ class _Memory:
         else:
             chosen, self._each = sources, 1
         if not np.array_equal(chosen, np.arange(len(self._kv[0][0]))):
-            self._kv = [(k[chosen], v[chosen]) for k, v in self._kv]
+            self._kv = [(_by_heads(k[chosen]), _by_heads(v[chosen])) for k, v in self._kv]
             self._options = {name: x[chosen] for name, x in self._options.items()}
         self._sources = np.repeat(np.arange(len(chosen)), self._each)
 
 
 def _projected(module: MultiheadAttention, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values (batch, heads, len, dim).
-
-    Copied so that a head's are in one stretch: read once a token, rows apart take 2 to 4 times as long.
-    """
+    """Keys and values (batch, len, heads, dim)."""
     packed = module._packed_projection(module._weights_for("memory", memory), "kv")
     kv = dense.linear(memory, packed)
     k, v = np.split(kv.reshape(*memory.shape[:2], -1, module.head_dim), 2, axis=2)
-    return np.ascontiguousarray(k.swapaxes(1, 2)), np.ascontiguousarray(v.swapaxes(1, 2))
+    return _by_heads(k), _by_heads(v)
+
+
+def _by_heads(x: np.ndarray) -> np.ndarray:
+    """x (batch, len, heads, dim) with a head's rows in one stretch.
+
+    They are read once a token: rows apart take 2 to 4 times as long.
+    """
+    return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def _seen(padding: Any, batch: int, length: int) -> dict[str, Any]:

@@ -131,7 +131,12 @@ class RotaryEmbedding(Module):
             self.dim, self.max_positions, self.base, frequencies=self.frequencies, scaling=self.scaling, dtype=dtype
         )
 
-    def forward(self, x: Any, positions: Any = None, layout: str = "bhsd") -> Any:
+    def tables(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines, (max_positions, dim / 2) each, for turning arrays of x's dtype."""
+        cos, sin = self._weights_for("x", x)
+        return cos, sin
+
+    def forward(self, x: Any, positions: Any = None, layout: str = "bhsd", out: Any = None) -> Any:
         """x turned.
 
         Parameters
@@ -140,6 +145,8 @@ class RotaryEmbedding(Module):
             With layout="bshd" (batch, len, heads, >= dim).
         positions : int32 or int64 array, (len,) or (batch, len), optional
             Of each token; default 0, 1, ...
+        out : array, like x, optional
+            Written and returned; x itself is turned in place.
 
         Returns
         -------
@@ -150,7 +157,7 @@ class RotaryEmbedding(Module):
         TypeError, ValueError
             Naming the argument, what was expected and what came.
         """
-        cos, sin = self._weights_for("x", x)
+        cos, sin = self.tables(x)
         if x.ndim == 4:
             length = x.shape[1 if layout == "bshd" else 2]
             if x.shape[-1] < self.dim or (positions is None and length > self.max_positions):
@@ -158,4 +165,4 @@ class RotaryEmbedding(Module):
                     f"x: expected at least dim = {self.dim} dimensions and, without positions, at most "
                     f"max_positions = {self.max_positions} tokens, got {describe(x)} as {layout}"
                 )
-        return rotary_embedding(x, cos, sin, positions, self.interleaved, layout)
+        return rotary_embedding(x, cos, sin, positions, self.interleaved, layout, out)
