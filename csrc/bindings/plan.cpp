@@ -27,13 +27,21 @@ py::dict tile_sizes(const Array& like) {
   return d;
 }
 
-py::dict attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
-  const cpu::AttentionSizes s = cpu::attention_sizes(dim_qk, dim_v);
+// Arrays of any rank, dimensions last.
+py::dict attention_sizes(const Array& query, const Array& key, const Array& value, int precision) {
+  AttentionProblem p;
+  p.query.dtype = query.dtype;
+  p.key.dtype = key.dtype;
+  p.query.shape[3] = query.rank > 0 ? query.shape[query.rank - 1] : 0;
+  p.value.shape[3] = value.rank > 0 ? value.shape[value.rank - 1] : 0;
+  p.precision = static_cast<Precision>(precision);
+  const cpu::AttentionSizes s = cpu::attention_sizes(p);
   py::dict d;
   d["queries_per_item"] = s.queries_per_item;
   d["keys_per_block"] = s.keys_per_block;
   d["few_queries"] = s.few_queries;
   d["keys_per_split"] = s.keys_per_split;
+  d["matrix_products"] = s.matrix_products;
   return d;
 }
 
@@ -50,7 +58,7 @@ py::tuple end_rehearsal() {
 
 void bind_plan(py::module_& m) {
   m.def("tile_sizes", &tile_sizes, py::arg("like"));
-  m.def("attention_sizes", &attention_sizes, py::arg("dim_qk"), py::arg("dim_v"));
+  m.def("attention_sizes", &attention_sizes, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("precision"));
   m.def("start_rehearsal", &cpu::start_rehearsal);
   m.def("end_rehearsal", &end_rehearsal);
 }

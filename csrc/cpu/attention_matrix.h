@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "cpu/attention_scores.h"
+#include "cpu/parallel.h"
 #include "cpu/tile_matrix.h"
 
 namespace regard::cpu {

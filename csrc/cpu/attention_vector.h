@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/attention_scores.h"
+#include "cpu/parallel.h"
 
 namespace regard::cpu {
 

@@ -4,7 +4,11 @@
 
 #include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
+#include "cpu/tile_amx.h"
 #include "cpu/tile_simd.h"
+#ifdef REGARD_MATRIX_TILES
+#include "cpu/attention_matrix.h"
+#endif
 
 namespace regard::cpu {
 
@@ -14,8 +18,16 @@ TileSizes tile_sizes(DType dtype) {
           wide ? Tile<double>::kColumns : Tile<float>::kColumns, kChain};
 }
 
-AttentionSizes attention_sizes(std::int64_t dim_qk, std::int64_t dim_v) {
-  return {queries_per_item(std::max(dim_qk, dim_v)), kKeys, kFewQueries, kSplit};
+AttentionSizes attention_sizes(const AttentionProblem& p) {
+  AttentionSizes sizes{queries_per_item(std::max(p.dim_qk(), p.dim_v())), kKeys, kFewQueries, kSplit, 0};
+#ifdef REGARD_MATRIX_TILES
+  with_matrix_products(p, [&](auto split) {
+    using Split = decltype(split);
+    sizes.queries_per_item *= MatrixProducts<Split>::kShare;
+    sizes.matrix_products = Split::kScores.kCount;
+  });
+#endif
+  return sizes;
 }
 
 }  // namespace regard::cpu

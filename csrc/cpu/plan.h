@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/attention_problem.h"
 #include "core/dtype.h"
 
 namespace regard::cpu {
@@ -21,7 +22,9 @@ struct AttentionSizes {
   std::int64_t keys_per_block;
   std::int64_t few_queries;     // sequences of no more than this are split along their keys
   std::int64_t keys_per_split;  // there
+  int matrix_products;          // of bfloat16 for each product of numbers; 0: vector units
 };
-AttentionSizes attention_sizes(std::int64_t dim_qk, std::int64_t dim_v);
+// Reads dtypes, dimensions and precision alone.
+AttentionSizes attention_sizes(const AttentionProblem& problem);
 
 }  // namespace regard::cpu

@@ -17,7 +17,7 @@ def attention_paged(query: typing.Any, key_pages: typing.Any, value_pages: typin
 def attention_scores(query: typing.Any, key: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, stage: int) -> typing.Any:
     ...
 
-def attention_sizes(dim_qk: int, dim_v: int) -> dict:
+def attention_sizes(query: typing.Any, key: typing.Any, value: typing.Any, precision: int) -> dict:
     ...
 
 def attention_varlen(query: typing.Any, key: typing.Any, value: typing.Any, cu_seqlens_q: typing.Any, cu_seqlens_kv: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, precision: int, return_lse: bool, return_weights: bool) -> typing.Any:

@@ -13,6 +13,7 @@ import regard
 from regard import _arrays, _backend
 from regard._ceilings import Ceilings
 from regard._costs import COSTS, Cost, size
+from regard._options import PRECISIONS
 
 #: Seconds a ceiling is measured for, three times.
 _CEILING_SECONDS = 0.03
@@ -73,7 +74,8 @@ class Explanation:
     memory : int
         Bytes taken beside inputs and outputs, by all threads together.
     ceilings : dict
-        Measured here: GFLOP/s of multiply-adds, 1e9 exponentials and GB/s, each of the threads in use.
+        Measured here: GFLOP/s of multiply-adds (those of matrix tiles shared out among the products that each
+        takes there), 1e9 exponentials and GB/s, each of the threads in use.
     times : dict
         Seconds that "multiply-adds", "exponentials", "bandwidth" and "call overhead" take at these ceilings.
     """
@@ -177,8 +179,13 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     ceilings = _ceilings()
     dtype = str(first.dtype).rpartition(".")[2]
     share = _share(main) * (0.5 if dtype == "float64" else 1.0)
+    tiles = dict(_backend.cpu.tile_sizes(_arrays.native(operation, first)))
+    if main is not None and main.source.endswith("attention_forward.cpp"):
+        tiles |= _attention_sizes(operation, arguments.arguments)
+    products = tiles.get("matrix_products", 0)
+    on_tiles = ceilings.gtiles() if products and main is not None and main.item == main.source else None
     rates = {
-        "GFLOP/s": ceilings.gflops * share,
+        "GFLOP/s": (on_tiles / products if on_tiles else ceilings.gflops) * share,
         "G exponentials/s": ceilings.gexp() * share,
         "GB/s": ceilings.gbytes(int(moved)),
     }
@@ -188,10 +195,6 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
         "bandwidth": moved / rates["GB/s"] / 1e9,
         "call overhead": _overhead(function, args, options),
     }
-    tiles = dict(_backend.cpu.tile_sizes(_arrays.native(operation, first)))
-    if main is not None and main.source.endswith("attention_forward.cpp"):
-        values = next(x for name, x in arguments.arguments.items() if name.startswith("value"))
-        tiles |= _backend.cpu.attention_sizes(first.shape[-1], values.shape[-1])
     return Explanation(
         operation=operation,
         call=call,
@@ -207,6 +210,14 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
         ceilings=rates,
         times=times,
     )
+
+
+def _attention_sizes(operation: str, arguments: dict[str, Any]) -> dict[str, int]:
+    """Those of dot-product attention, of these arguments."""
+    kinds = ("query", "key", "value")
+    arrays = [next(x for name, x in arguments.items() if name.startswith(kind)) for kind in kinds]
+    precision = PRECISIONS[arguments.get("precision", "highest")]
+    return dict(_backend.cpu.attention_sizes(*(_arrays.native(operation, x) for x in arrays), precision))
 
 
 def _rehearsed(
