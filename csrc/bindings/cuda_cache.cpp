@@ -16,17 +16,20 @@ RotaryAngles angles_of(DeviceCall& call, const py::object& cos, const py::object
 std::vector<std::int64_t> shape_of(const Array& x) { return {x.shape, x.shape + x.rank}; }
 
 py::object rotary_embedding(const py::object& x, const py::object& cos, const py::object& sin, const py::object& positions,
-                            bool interleaved, bool sequence_first, std::uintptr_t stream, const py::function& allocate) {
+                            const py::object& out, bool interleaved, bool sequence_first, std::uintptr_t stream,
+                            const py::function& allocate) {
   DeviceCall call(stream, allocate);
   RotaryProblem p;
   p.x = call.view(x, "x");
+  p.out = call.view(out, "out");
   p.angles = angles_of(call, cos, sin, positions, interleaved);
   if (call.refusal) return refused(call.refusal);
   const Array given = p.x;
   if (sequence_first) p.swap_sequence_and_heads();
   if (const Refusal r = p.check()) return refused(r);
-  p.out = call.output(py::none(), {}, shape_of(given), "");
-  if (sequence_first) p.out.swap_axes(1, 2);
+  const bool made = !p.out.present();
+  p.out = call.output(out, p.out, shape_of(given), "");
+  if (made && sequence_first) p.out.swap_axes(1, 2);
   call.move(p.angles.positions, p.angles.rows);
   cuda::rotary(p, call.queue);
   return call.outputs;
@@ -78,8 +81,8 @@ py::object cache_append(const py::object& key, const py::object& value, const py
 }  // namespace
 
 void bind_cuda_cache(py::module_& m) {
-  m.def("rotary_embedding", &rotary_embedding, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("interleaved"),
-        py::arg("sequence_first"), py::arg("stream"), py::arg("allocate"));
+  m.def("rotary_embedding", &rotary_embedding, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("out"),
+        py::arg("interleaved"), py::arg("sequence_first"), py::arg("stream"), py::arg("allocate"));
   m.def("merge_attention", &merge_attention);
   m.def("cache_append", &cache_append, py::arg("key"), py::arg("value"), py::arg("key_cache"), py::arg("value_cache"),
         py::arg("key_scales"), py::arg("value_scales"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("positions"),

@@ -35,7 +35,7 @@ def rotary_embedding(
     layout : "bhsd" or "bshd"
         The order of x's axes.
     out : array, like x, optional
-        Written and returned; may overlap any input. x itself is turned in place, without a copy.
+        Written and returned; may overlap any input. On the CPU x itself is turned in place, without a copy.
 
     Returns
     -------
@@ -50,7 +50,8 @@ def rotary_embedding(
     options = (bool(interleaved), _checks.choice("layout", layout, _checks.LAYOUTS))
     arrays = (x, cos, sin, positions)
     if out is not None:
-        arrays = (x, *_arrays.apart_from(out, arrays[1:])) if out is x else _arrays.apart_from(out, arrays)
+        in_place = out is x and not _arrays.on_gpu(x)  # there, one thread would read what another has turned
+        arrays = (x, *_arrays.apart_from(out, arrays[1:])) if in_place else _arrays.apart_from(out, arrays)
     result = _arrays.call("rotary_embedding", _backend.cpu.rotary_embedding, (*arrays, out), options)
     if type(result) is tuple:
         named = {"x": x, "cos": cos, "sin": sin, "positions": positions, "out": out}

@@ -41,6 +41,11 @@ def test_rotary(cupy, dim, pairs, interleaved, dtype):
     swapped = cupy.asarray(np.ascontiguousarray(x.swapaxes(1, 2)))
     other = regard.rotary_embedding(swapped, *device[1:], positions, interleaved, layout="bshd")
     assert_same_bits(np.ascontiguousarray(cupy.asnumpy(other).swapaxes(1, 2)), out)
+    for given, where, layout in ((device[0].copy(), None, "bhsd"), (swapped, swapped.copy(), "bshd")):
+        to = given if where is None else where  # x itself, and memory of its own
+        assert regard.rotary_embedding(given, *device[1:], positions, interleaved, layout, out=to) is to
+        turned = cupy.asnumpy(to)
+        assert_same_bits(turned if layout == "bhsd" else np.ascontiguousarray(turned.swapaxes(1, 2)), out)
     plain = regard.rotary_embedding(*device, interleaved=interleaved)
     assert_near(
         cupy.asnumpy(plain),
