@@ -27,6 +27,9 @@ template <class T> class Rows {
   // Keys a block. Longer ones spread a row's softmax over more keys; K of 128 dimensions still fits L1 while all rows
   // score it, and V while all rows add it.
   static constexpr int kBlock = 64;
+  // Up to so many rows each convert K and V of narrower types for themselves; more share a copy. A key of 128 bfloat16
+  // dimensions and its value, for 1, 2, 4 and 8 rows: 15, 26, 48 and 88 ns, and 40, 41, 56 and 87 by copies (Zen 4).
+  static constexpr std::int64_t kConvertingRows = 4;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
  public:
@@ -102,17 +105,17 @@ template <class T> class Rows {
  private:
   struct Buffers {
     Scratch scratch;
-    T* queries;          // [rows][dim_qk]
-    T* states;           // [rows][state_row]
-    T* keys;             // [kBlock][dim_qk], where they have to be copied
-    T* values;           // [kBlock][dim_v]
-    T* scores;           // [rows][kBlock]: scores, then weights
-    T* alpha;            // [rows]: what their output so far is worth
-    T* extra;            // [kBlock]
-    T* scales;           // [2][kBlock]: of keys, of values
-    const T** key_at;    // [kBlock]
-    const T** value_at;  // [kBlock]
-    double* plain_row;   // [dim_v]
+    T* queries;             // [rows][dim_qk]
+    T* states;              // [rows][state_row]
+    T* keys;                // [kBlock][dim_qk], where they have to be copied
+    T* values;              // [kBlock][dim_v]
+    T* scores;              // [rows][kBlock]: scores, then weights
+    T* alpha;               // [rows]: what their output so far is worth
+    T* extra;               // [kBlock]
+    T* scales;              // [2][kBlock]: of keys, of values
+    const char** key_at;    // [kBlock]
+    const char** value_at;  // [kBlock]
+    double* plain_row;      // [dim_v]
     std::int64_t rows;
   };
 
@@ -123,7 +126,7 @@ template <class T> class Rows {
     const auto keys = w.scratch.template reserve<T>(kBlock * dim_qk_);
     const auto values = w.scratch.template reserve<T>(kBlock * dim_v_);
     const auto scores = w.scratch.template reserve<T>(rows * kBlock + round_up(rows, kW) + 3 * kBlock);
-    const auto key_at = w.scratch.template reserve<const T*>(2 * kBlock);
+    const auto key_at = w.scratch.template reserve<const char*>(2 * kBlock);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
     w.scratch.acquire();
     w.queries = w.scratch.template at<T>(queries);
@@ -134,7 +137,7 @@ template <class T> class Rows {
     w.alpha = w.scores + rows * kBlock;
     w.extra = w.alpha + round_up(rows, kW);
     w.scales = w.extra + kBlock;
-    w.key_at = w.scratch.template at<const T*>(key_at);
+    w.key_at = w.scratch.template at<const char*>(key_at);
     w.value_at = w.key_at + kBlock;
     w.plain_row = w.scratch.template at<double>(plain_row);
   }
@@ -167,8 +170,8 @@ template <class T> class Rows {
 
   void run_block(Buffers& w, std::int64_t b, std::int64_t h0, const SequenceMask& sequence, std::int64_t j0, int keys) const {
     const std::int64_t group = h0 / tiles_.per_group;
-    place(p_.key, b, group, j0, keys, p_.dim_qk(), dim_qk_, w.keys, w.key_at);
-    place(p_.value, b, group, j0, keys, p_.dim_v(), dim_v_, w.values, w.value_at);
+    const DType key = place(p_.key, b, group, j0, keys, p_.dim_qk(), dim_qk_, w.rows, w.keys, w.key_at);
+    const DType value = place(p_.value, b, group, j0, keys, p_.dim_v(), dim_v_, w.rows, w.values, w.value_at);
     if (p_.key_scales.present()) {
       for (int k = 0; k < keys; ++k) {
         const Place at = p_.key_place(b, j0 + k);
@@ -181,7 +184,7 @@ template <class T> class Rows {
       if (first >= last) continue;
       const TileOf row{b, h0 + r / sequence.len_q, r % sequence.len_q, 1, 1, j0, keys};
       T* const scores = w.scores + r * kBlock;
-      score(w, w.queries + r * dim_qk_, scores, first, last);
+      with_stored(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, first, last); });
       edit(w, row, sequence, scores, first, last);
       w.alpha[r] = softmax(w.states + r * state_row_, scores, first, last);
       if (p_.dropout.present()) p_.dropout.apply(row.b, row.h, row.i0, j0 + first, last - first, scores + first);
@@ -190,7 +193,9 @@ template <class T> class Rows {
     }
     for (std::int64_t r = 0; r < w.rows; ++r) {
       const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
-      if (first < last) add_values(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last);
+      if (first >= last) continue;
+      with_stored(value,
+                  [&](auto s) { add_values<decltype(s)>(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last); });
     }
   }
 
@@ -204,28 +209,41 @@ template <class T> class Rows {
             static_cast<int>(std::clamp<std::int64_t>(seen.last - j0, 0, keys))};
   }
 
-  // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors.
-  void place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
-             T* copies, const T** at) const {
+  // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors. Answers their type there.
+  DType place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
+              std::int64_t rows, T* copies, const char** at) const {
     // Copying float32 rows to whole cache lines first, so that no load takes two, did not pay: 225 cycles a key against 157
     // for 4 rows of 128 dimensions, the same for 8 (Zen 4).
-    const bool direct = x.dtype == dtype_of<T>() && x.stride[3] == static_cast<std::int64_t>(sizeof(T)) && dim == padded;
+    const bool whole = x.stride[3] == size_of(x.dtype) && dim == padded;
+    const bool converted = std::is_same_v<T, float> && x.dtype != DType::float64 && rows <= kConvertingRows;
+    const bool direct = whole && (x.dtype == dtype_of<T>() || converted);
     for (int k = 0; k < keys; ++k) {
       const Place row = p_.key_place(b, j0 + k);
       const char* const from = x.at(row.outer, group, row.position);
       if (direct) {
-        at[k] = reinterpret_cast<const T*>(from);
+        at[k] = from;
       } else {
         T* const copy = copies + k * padded;
         read_any(x, from, x.stride[3], dim, copy);
         std::fill(copy + dim, copy + padded, T(0));
-        at[k] = copy;
+        at[k] = reinterpret_cast<const char*>(copy);
       }
     }
+    return direct ? x.dtype : dtype_of<T>();
+  }
+
+  // Calls f(S{}) with the type in which place() left rows.
+  template <class F> static void with_stored(DType type, F&& f) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (type == DType::int8) return f(Int8{});
+      if (type == DType::float8_e4m3fn) return f(Float8{});
+    }
+    with_storage<T>(type, f);
   }
 
   // scores[first..last) = q . K, each along lanes, then across them a vector's width of keys at a time.
-  void score(const Buffers& w, const T* query, T* scores, int first, int last) const {
+  template <class S> void score(const Buffers& w, const T* query, T* scores, int first, int last) const {
+    const auto key = [&](int k, std::int64_t d) { return load_as(reinterpret_cast<const S*>(w.key_at[k]) + d); };
     for (int k0 = first / kW * kW; k0 < last; k0 += kW) {
       V sums[kW];
 #pragma GCC unroll 16
@@ -235,11 +253,11 @@ template <class T> class Rows {
         for (std::int64_t d = 0; d < dim_qk_; d += kW) {
           const V q = load<V>(query + d);
 #pragma GCC unroll 16
-          for (int k = 0; k < kW; ++k) sums[k] = fma(q, load<V>(w.key_at[k0 + k] + d), sums[k]);
+          for (int k = 0; k < kW; ++k) sums[k] = fma(q, key(k0 + k, d), sums[k]);
         }
       } else {
         for (int k = std::max(first - k0, 0); k < end - k0; ++k)
-          for (std::int64_t d = 0; d < dim_qk_; d += kW) sums[k] = fma(load<V>(query + d), load<V>(w.key_at[k0 + k] + d), sums[k]);
+          for (std::int64_t d = 0; d < dim_qk_; d += kW) sums[k] = fma(load<V>(query + d), key(k0 + k, d), sums[k]);
       }
       const V s = combine_lanes<Add, kW / 2>(sums);
       store(scores + k0, p_.key_scales.present() ? s * load<V>(w.scales + k0) : s);
@@ -297,19 +315,20 @@ template <class T> class Rows {
   }
 
   // out = out * alpha + p V, a few vectors of columns at a time.
-  void add_values(const Buffers& w, const T* weights, T* out, T alpha, int first, int last) const {
+  template <class S> void add_values(const Buffers& w, const T* weights, T* out, T alpha, int first, int last) const {
     std::int64_t d = 0;
-    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<8>(w, weights, out, alpha, first, last, d);
-    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<4>(w, weights, out, alpha, first, last, d);
-    for (; d < dim_v_; d += kW) add_columns<1>(w, weights, out, alpha, first, last, d);
+    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<S, 8>(w, weights, out, alpha, first, last, d);
+    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<S, 4>(w, weights, out, alpha, first, last, d);
+    for (; d < dim_v_; d += kW) add_columns<S, 1>(w, weights, out, alpha, first, last, d);
   }
-  template <int N> void add_columns(const Buffers& w, const T* weights, T* out, T alpha, int first, int last, std::int64_t d) const {
+  template <class S, int N>
+  void add_columns(const Buffers& w, const T* weights, T* out, T alpha, int first, int last, std::int64_t d) const {
     V sums[N] = {};
     for (int k = first; k < last; ++k) {
       const V weight = broadcast<V>(weights[k]);
-      const T* const value = w.value_at[k] + d;
+      const S* const value = reinterpret_cast<const S*>(w.value_at[k]) + d;
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) sums[v] = fma(weight, load<V>(value + v * kW), sums[v]);
+      for (int v = 0; v < N; ++v) sums[v] = fma(weight, load_as(value + v * kW), sums[v]);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) store(out + d + v * kW, fma(load<V>(out + d + v * kW), broadcast<V>(alpha), sums[v]));
