@@ -171,6 +171,7 @@ template <class T, class Products> class Blocks {
   }
 
   void run_tile(Buffers& w, const SequenceMask& sequence, const IndexedTile& n) const {
+    tiles_.prefetch_edits(n.tile);
     products_.multiply_keys(w.products, w.tile, sequence, n.tile, n.index);
     tiles_.edit(w.tile, sequence, n.tile);
     V alpha[kVectors];
@@ -189,11 +190,13 @@ template <class T, class Products> class Blocks {
     const auto add_values = [&](int n, int piece) {
       products_.add_values(w.products, tiles[n].tile, output_of(w, tiles[n].index), alpha[n & 1], piece);
     };
+    if (count > 0) tiles_.prefetch_edits(tiles[0].tile);
     for (int piece = 0; count > 0 && piece < products_.key_pieces(tiles[0].tile); ++piece) multiply_keys(0, piece);
     for (int n = 0; n < count; ++n) {
       const TileOf& t = tiles[n].tile;
       w.tile.scores = w.scores[n & 1];
       tiles_.edit(w.tile, sequence, t);
+      if (n + 1 < count) tiles_.prefetch_edits(tiles[n + 1].tile);
       const int before = n > 0 ? products_.value_pieces() : 0;
       const int after = n + 1 < count ? products_.key_pieces(tiles[n + 1].tile) : 0;
       Pieces pieces(before + after, t.vectors * ((t.keys + kStep - 1) / kStep), [&](int piece) {

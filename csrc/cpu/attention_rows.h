@@ -184,7 +184,7 @@ template <class T> class Rows {
       if (first >= last) continue;
       const TileOf row{b, h0 + r / sequence.len_q, r % sequence.len_q, 1, 1, j0, keys};
       T* const scores = w.scores + r * kBlock;
-      with_stored(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, first, last); });
+      with_loaded<T>(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, first, last); });
       edit(w, row, sequence, scores, first, last);
       w.alpha[r] = softmax(w.states + r * state_row_, scores, first, last);
       if (p_.dropout.present()) p_.dropout.apply(row.b, row.h, row.i0, j0 + first, last - first, scores + first);
@@ -194,8 +194,8 @@ template <class T> class Rows {
     for (std::int64_t r = 0; r < w.rows; ++r) {
       const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
       if (first >= last) continue;
-      with_stored(value,
-                  [&](auto s) { add_values<decltype(s)>(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last); });
+      with_loaded<T>(
+          value, [&](auto s) { add_values<decltype(s)>(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last); });
     }
   }
 
@@ -215,8 +215,7 @@ template <class T> class Rows {
     // Copying float32 rows to whole cache lines first, so that no load takes two, did not pay: 225 cycles a key against 157
     // for 4 rows of 128 dimensions, the same for 8 (Zen 4).
     const bool whole = x.stride[3] == size_of(x.dtype) && dim == padded;
-    const bool converted = std::is_same_v<T, float> && x.dtype != DType::float64 && rows <= kConvertingRows;
-    const bool direct = whole && (x.dtype == dtype_of<T>() || converted);
+    const bool direct = whole && (x.dtype == dtype_of<T>() || (loads_as<T>(x.dtype) && rows <= kConvertingRows));
     for (int k = 0; k < keys; ++k) {
       const Place row = p_.key_place(b, j0 + k);
       const char* const from = x.at(row.outer, group, row.position);
@@ -230,15 +229,6 @@ template <class T> class Rows {
       }
     }
     return direct ? x.dtype : dtype_of<T>();
-  }
-
-  // Calls f(S{}) with the type in which place() left rows.
-  template <class F> static void with_stored(DType type, F&& f) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (type == DType::int8) return f(Int8{});
-      if (type == DType::float8_e4m3fn) return f(Float8{});
-    }
-    with_storage<T>(type, f);
   }
 
   // scores[first..last) = q . K, each along lanes, then across them a vector's width of keys at a time.

@@ -41,20 +41,33 @@ template <class T> struct ScoreFactors {
   }
 };
 
+// As with_storage(), for all that masks, biases and caches hold: also bool, read as int8, and numbers of one byte.
+template <class T, class F> inline void with_stored(DType t, F&& f) {
+  switch (t) {
+    case DType::boolean:
+    case DType::int8: return f(Int8{});
+    case DType::float8_e4m3fn: return f(Float8{});
+    default: return with_storage<T>(t, f);
+  }
+}
+
+// Whether load_as() makes vectors of compute values from that type, and f(S{}) for one of those.
+template <class T> constexpr bool loads_as(DType t) { return (t == DType::float64) == std::is_same_v<T, double>; }
+template <class T, class F> inline void with_loaded(DType t, F&& f) {
+  if constexpr (std::is_same_v<T, double>)
+    f(double{});
+  else
+    with_stored<T>(t, f);
+}
+
 // Reads a mask, bias or stored row as compute values; false becomes 0, true something else.
 template <class T> inline void read_any(const Array& x, const char* p, std::int64_t stride, std::int64_t n, T* out) {
-  switch (x.dtype) {
-    case DType::boolean:
-    case DType::int8: return read_row<Int8>(p, stride, n, out);
-    case DType::float8_e4m3fn: return read_row<Float8>(p, stride, n, out);
-    default: break;
-  }
-  // Storage wider or narrower than the compute type: a cache read by a query of another dtype.
-  if ((x.dtype == DType::float64) != std::is_same_v<T, double>) {
+  // Floats wider or narrower than the compute type: a cache read by a query of another dtype.
+  if (size_of(x.dtype) > 1 && !loads_as<T>(x.dtype)) {
     for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(element(x.dtype, p + i * stride));
     return;
   }
-  read_row(x.dtype, p, stride, n, out);
+  with_stored<T>(x.dtype, [&](auto s) { read_row<decltype(s)>(p, stride, n, out); });
 }
 
 // One tile of queries against one block of keys, of one head.
@@ -257,14 +270,7 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
       using S = decltype(storage);
       for (int q = 0; q < kW; ++q) square[q] = q < queries ? load_as(reinterpret_cast<const S*>(at + q * x.stride[2])) : V{};
     };
-    if (keys == kW && x.stride[3] == size_of(x.dtype)) {
-      if constexpr (std::is_same_v<T, float>) {
-        if (x.dtype == DType::boolean) return whole(Int8{});
-        if (x.dtype != DType::float64) return with_storage<T>(x.dtype, whole);
-      } else if (x.dtype == DType::float64) {
-        return whole(double{});
-      }
-    }
+    if (keys == kW && x.stride[3] == size_of(x.dtype) && loads_as<T>(x.dtype)) return with_loaded<T>(x.dtype, whole);
     for (int q = 0; q < kW; ++q) {
       if (q < queries) read_any(x, at + q * x.stride[2], x.stride[3], keys, w.staging);
       square[q] = q < queries ? load<V>(w.staging) : V{};

@@ -60,7 +60,6 @@ template <class T> class VectorProducts {
   }
 
   void multiply_keys(const Memory& m, const Buffers& w, const SequenceMask& sequence, const TileOf& t, std::int64_t index) const {
-    scores_.prefetch_edits(t);
     for_each_part(sequence, t, [&](const Part& part) {
       const KeyRange keys{part.keys.first / kRows * kRows, part.keys.last};
       scores_.multiply_keys(w, t, m.queries + index * p_.dim_qk() * kColumns, part.first_vector, part.vectors, keys);
