@@ -33,7 +33,7 @@ namespace {
 // A tile's part in the overlap of products and softmax: pieces of the products, given out between vectors of the softmax.
 template <class F> class Pieces {
  public:
-  Pieces(int count, int pauses, F run) : count_(count), pauses_(pauses), run_(run) {}
+  Pieces(std::int64_t count, std::int64_t pauses, F run) : count_(count), pauses_(pauses), run_(run) {}
   // As many pieces a pause as spread them evenly.
   void pause() {
     ++pause_;
@@ -44,11 +44,11 @@ template <class F> class Pieces {
   }
 
  private:
-  int count_;
-  int pauses_;
+  std::int64_t count_;
+  std::int64_t pauses_;
   F run_;
-  int next_ = 0;
-  int pause_ = 0;
+  std::int64_t next_ = 0;
+  std::int64_t pause_ = 0;
 };
 
 // Products is one of attention_vector.h and attention_matrix.h: which one depends on the problem's dtype and dimensions.
@@ -77,52 +77,89 @@ template <class T, class Products> class Blocks {
     take_buffers(w, i1 - i0);
     [[maybe_unused]] const typename Products::Unit unit;
     const SequenceMask sequence = p_.sequence(b);
-    const auto tile_at = [&](std::int64_t i, std::int64_t j0, int keys) {
+    const auto tile_at = [&](std::int64_t i) {
       const int queries = static_cast<int>(std::min<std::int64_t>(kColumns, i1 - i));
-      return TileOf{b, h, i, queries, (queries + kW - 1) / kW, j0, keys};
+      return TileOf{b, h, i, queries, (queries + kW - 1) / kW, 0, 0};
     };
-    for (std::int64_t i = i0; i < i1; i += kColumns) start_tile(w, tile_at(i, 0, 0), (i - i0) / kColumns);
+    for (std::int64_t i = i0; i < i1; i += kColumns) start_tile(w, tile_at(i), (i - i0) / kColumns);
 
+    KeyBlocks blocks_of_keys;
+    const auto run_blocks = [&] {
+      if (stop_requested()) return;
+      for (int n = 0; n < blocks_of_keys.count; ++n) {
+        const KeyBlock& block = blocks_of_keys.list[static_cast<std::size_t>(n)];
+        products_.read_block(w.products, w.tile, b, h, block.first, block.keys, n);
+      }
+      Walk walk{i0, i1, blocks_of_keys, sequence, tile_at};
+      if constexpr (Products::kOverlaps)
+        run_overlapped(w, sequence, walk);
+      else
+        for (Step step; walk.next(step);) run_tile(w, sequence, step);
+      blocks_of_keys.count = 0;
+    };
     p_.for_each_run(b, h, i0, sequence.seen_by_any(i0, i1), [&](KeyRange seen) {
       for (std::int64_t j0 = seen.first / kKeys * kKeys; j0 < seen.last; j0 += kKeys) {
-        if (stop_requested()) return;
         // Blocks begin at multiples of kKeys, which windows do not; a run of a block mask ends where it says.
         const std::int64_t first = p_.block_mask.present() ? std::max(j0, seen.first) : j0;
         const std::int64_t end = p_.block_mask.present() ? seen.last : sequence.len_kv;
-        const int keys = static_cast<int>(std::min<std::int64_t>(j0 + kKeys, end) - first);
-        products_.read_block(w.products, w.tile, b, h, first, keys);
-        std::array<IndexedTile, kMostTiles> seeing;
-        int count = 0;
-        for (std::int64_t i = i0; i < i1; i += kColumns) {
-          TileOf tile = tile_at(i, first, keys);
-          const KeyRange any = sequence.seen_by_any(i, i + tile.queries);
-          if (any.first >= first + keys || any.last <= first) continue;
-          // Only the keys that the tile sees, from a chain's start: what is left out would add exact zeros.
-          tile.row = static_cast<int>(std::max<std::int64_t>(any.first - first, 0)) / kChain * kChain;
-          tile.j0 = first + tile.row;
-          tile.keys = static_cast<int>(std::min<std::int64_t>(any.last - tile.j0, keys - tile.row));
-          seeing[static_cast<std::size_t>(count++)] = {tile, (i - i0) / kColumns};
-        }
-        if constexpr (Products::kOverlaps)
-          run_overlapped(w, sequence, seeing.data(), count);
-        else
-          for (int n = 0; n < count; ++n) run_tile(w, sequence, seeing[static_cast<std::size_t>(n)]);
+        blocks_of_keys.list[static_cast<std::size_t>(blocks_of_keys.count++)] = {
+            first, static_cast<int>(std::min<std::int64_t>(j0 + kKeys, end) - first)};
+        if (blocks_of_keys.count == products_.blocks_at_once()) run_blocks();
       }
     });
-    for (std::int64_t i = i0; i < i1; i += kColumns) finish_tile(w, tile_at(i, 0, 0), (i - i0) / kColumns);
+    run_blocks();
+    for (std::int64_t i = i0; i < i1; i += kColumns) finish_tile(w, tile_at(i), (i - i0) / kColumns);
   }
 
  private:
-  // Rows of the softmax between two pauses. Their weights are summed apart: rounding at the whole sum's size is then rare,
-  // where matrix tiles round so little that it would show (90 weights beside one of 1 were wrong by 13 epsilon).
-  static constexpr int kStep = Products::kOverlaps ? 16 : kKeys;
   static constexpr int kSlots = Products::kOverlaps ? 2 : 1;  // tiles in flight
-  static constexpr std::size_t kMostTiles = Products::kShare * queries_per_item(1) / kColumns + 1;
 
-  struct IndexedTile {
-    TileOf tile;
-    std::int64_t index;  // in the item
+  // Blocks of keys whose copies lie in the worker's memory at once.
+  struct KeyBlock {
+    std::int64_t first;
+    int keys;
   };
+  struct KeyBlocks {
+    std::array<KeyBlock, Products::kMostBlocks> list;
+    int count = 0;
+  };
+
+  // One tile of queries against one block of keys.
+  struct Step {
+    TileOf tile;
+    std::int64_t index;  // of the tile in the item
+    int block;
+  };
+
+  // All blocks that a tile sees, tile by tile.
+  template <class F> struct Walk {
+    std::int64_t i, i1;
+    const KeyBlocks& blocks;
+    const SequenceMask& sequence;
+    F& tile_at;
+    std::int64_t index = 0;
+    int block = 0;
+    KeyRange any{0, -1};
+
+    bool next(Step& step) {
+      for (; i < i1; i += kColumns, ++index, block = 0) {
+        const TileOf tile = tile_at(i);
+        if (block == 0) any = sequence.seen_by_any(i, i + tile.queries);
+        while (block < blocks.count) {
+          const auto [first, keys] = blocks.list[static_cast<std::size_t>(block++)];
+          if (any.first >= first + keys || any.last <= first) continue;
+          step = {tile, index, block - 1};
+          // Only the keys that the tile sees, from a chain's start: what is left out would add exact zeros.
+          step.tile.row = static_cast<int>(std::max<std::int64_t>(any.first - first, 0)) / kChain * kChain;
+          step.tile.j0 = first + step.tile.row;
+          step.tile.keys = static_cast<int>(std::min<std::int64_t>(any.last - step.tile.j0, keys - step.tile.row));
+          return true;
+        }
+      }
+      return false;
+    }
+  };
+  template <class F> Walk(std::int64_t, std::int64_t, const KeyBlocks&, const SequenceMask&, F&) -> Walk<F>;
 
   struct Buffers {
     Scratch scratch;
@@ -170,52 +207,60 @@ template <class T, class Products> class Blocks {
     std::fill_n(w.sum + index * kColumns, kColumns, start > -kInfinity ? T(1) : T(0));
   }
 
-  void run_tile(Buffers& w, const SequenceMask& sequence, const IndexedTile& n) const {
+  void run_tile(Buffers& w, const SequenceMask& sequence, const Step& n) const {
     tiles_.prefetch_edits(n.tile);
     products_.multiply_keys(w.products, w.tile, sequence, n.tile, n.index);
     tiles_.edit(w.tile, sequence, n.tile);
     V alpha[kVectors];
-    softmax(w, n, alpha, [] {});
+    softmax(w, n, alpha);
     if (p_.dropout.present()) tiles_.apply_dropout(w.tile, n.tile);
     products_.add_values(w.products, w.tile, sequence, n.tile, output_of(w, n.index), alpha);
   }
 
-  // The same for all tiles that see a block of keys. While one's softmax runs, the matrix unit has the last one's weights
-  // times V, and the next one's scores.
-  void run_overlapped(Buffers& w, const SequenceMask& sequence, const IndexedTile* tiles, int count) const {
-    V alpha[2][kVectors];
-    const auto multiply_keys = [&](int n, int piece) {
-      products_.multiply_keys(w.products, w.scores[n & 1], tiles[n].tile, tiles[n].index, piece);
+  // The same for all steps of a walk. While one's softmax runs, the matrix unit has the last one's weights times V, and the
+  // next one's scores.
+  template <class W> void run_overlapped(Buffers& w, const SequenceMask& sequence, W& walk) const {
+    Step last;
+    Step now;
+    Step next;
+    const auto multiply_keys = [&](const Step& n, int slot, std::int64_t piece) {
+      products_.multiply_keys(w.products, w.scores[slot], n.tile, n.index, n.block, piece);
     };
-    const auto add_values = [&](int n, int piece) {
-      products_.add_values(w.products, tiles[n].tile, output_of(w, tiles[n].index), alpha[n & 1], piece);
+    const auto add_values = [&](const Step& n, int slot, std::int64_t piece) {
+      products_.add_values(w.products, n.tile, n.block, output_of(w, n.index), slot, piece);
     };
-    if (count > 0) tiles_.prefetch_edits(tiles[0].tile);
-    for (int piece = 0; count > 0 && piece < products_.key_pieces(tiles[0].tile); ++piece) multiply_keys(0, piece);
-    for (int n = 0; n < count; ++n) {
-      const TileOf& t = tiles[n].tile;
-      w.tile.scores = w.scores[n & 1];
-      tiles_.edit(w.tile, sequence, t);
-      if (n + 1 < count) tiles_.prefetch_edits(tiles[n + 1].tile);
-      const int before = n > 0 ? products_.value_pieces() : 0;
-      const int after = n + 1 < count ? products_.key_pieces(tiles[n + 1].tile) : 0;
-      Pieces pieces(before + after, t.vectors * ((t.keys + kStep - 1) / kStep), [&](int piece) {
+    if (!walk.next(now)) return;
+    tiles_.prefetch_edits(now.tile);
+    for (std::int64_t piece = 0; piece < products_.key_steps(now.tile); ++piece) multiply_keys(now, 0, piece);
+    std::int64_t before = 0;
+    bool more = true;
+    for (int slot = 0; more; slot ^= 1) {
+      w.tile.scores = w.scores[slot];
+      tiles_.edit(w.tile, sequence, now.tile);
+      more = walk.next(next);
+      if (more) tiles_.prefetch_edits(next.tile);
+      const std::int64_t after = more ? products_.key_steps(next.tile) : 0;
+      Pieces pieces(before + after, products_.pauses(now.tile), [&](std::int64_t piece) {
         if (piece < before)
-          add_values(n - 1, piece);
+          add_values(last, slot ^ 1, piece);
         else
-          multiply_keys(n + 1, piece - before);
+          multiply_keys(next, slot ^ 1, piece - before);
       });
-      softmax(w, tiles[n], alpha[n & 1], [&] { pieces.pause(); });
+      V alpha[kVectors];
+      products_.weigh(w.products, w.tile, now.tile, w.max + now.index * kColumns, w.sum + now.index * kColumns, alpha, slot,
+                      [&] { pieces.pause(); });
       pieces.finish();
-      if (p_.dropout.present()) tiles_.apply_dropout(w.tile, t);
-      products_.take_weights(w.products, w.tile.scores, t);
+      products_.rescale(now.tile, output_of(w, now.index), alpha);
+      before = products_.value_steps(now.tile);
+      last = now;
+      now = next;
+      if (!more)
+        for (std::int64_t piece = 0; piece < before; ++piece) add_values(last, slot, piece);
     }
-    for (int piece = 0; count > 0 && piece < products_.value_pieces(); ++piece) add_values(count - 1, piece);
   }
 
   // One block of the online softmax, down the columns: scores become weights relative to the new max.
-  // pause() is called every kStep rows.
-  template <class F> void softmax(Buffers& w, const IndexedTile& n, V* alpha, F&& pause) const {
+  void softmax(Buffers& w, const Step& n, V* alpha) const {
     const TileOf& t = n.tile;
     for (int v = 0; v < t.vectors; ++v) {
       T* const column = w.tile.scores + v * kW;
@@ -238,15 +283,10 @@ template <class T, class Products> class Blocks {
       const V low = broadcast<V>(tiles_.factors.exp_low);
       const V base = m == -kInfinity ? V{} : m;
       V sum{};
-      for (r = 0; r < t.keys;) {
-        V part{};
-        for (const int end = std::min(r + kStep, t.keys); r < end; ++r) {
-          const V weight = exp2_scaled(load<V>(column + r * kColumns) - base, high, low);
-          part += weight;
-          store(column + r * kColumns, weight);
-        }
-        sum += part;
-        pause();
+      for (r = 0; r < t.keys; ++r) {
+        const V weight = exp2_scaled(load<V>(column + r * kColumns) - base, high, low);
+        sum += weight;
+        store(column + r * kColumns, weight);
       }
       alpha[v] = exp2_scaled(before - base, high, low);
       store(sum_at, fma(load<V>(sum_at), alpha[v], sum));

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/attention_scores.h"
 #include "cpu/parallel.h"
@@ -25,10 +26,14 @@ namespace regard::cpu {
 template <class Split> class MatrixProducts {
   using V = Vec<float>;
   static constexpr int kW = kWidth<float>;
+  // Rows of the softmax between two pauses. Their weights are summed apart: rounding at the whole sum's size is then rare,
+  // where matrix tiles round so little that it would show (90 weights beside one of 1 were wrong by 13 epsilon).
+  static constexpr int kStep = 16;
   static constexpr int kParts = Split::kScores.kParts;           // of Q and K
   static constexpr int kValueParts = Split::kValues.kParts;      // of P and V
   static constexpr std::int64_t kKeySteps = kKeys / kTileDepth;  // of the depth that runs over keys
-  static_assert(kKeys % kTileDepth == 0 && kTileDepth % kChain == 0 && kTileColumns % kW == 0);
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  static_assert(kKeys % kTileDepth == 0 && kTileDepth % kStep == 0 && kTileDepth % kChain == 0 && kTileColumns % kW == 0);
 
  public:
   // Queries of a tile: 2 x 2 tiles of sums use every loaded tile twice, and two tiles of queries in flight make the 64
@@ -39,34 +44,39 @@ template <class Split> class MatrixProducts {
   // Items of twice as many queries as on vector units, because packing K and V costs more: counted, some 4,000 instructions
   // for 96 keys of 64 dimensions in bfloat16 and 12,000 in float32, where the softmax of 192 queries has 24,000.
   static constexpr int kShare = 2;
+  // Blocks of keys are copied as many at once as fit a part of L2: then each tile of queries meets them one after another,
+  // and its own part of Q and of the output stay in L1.
+  static constexpr std::int64_t kBlockBytes = std::int64_t{768} << 10;
+  static constexpr int kMostBlocks = 64;
   using Scores = ScoreTiles<float, kColumns>;
   using Buffers = Scores::Buffers;
   using Unit = MatrixTiles;
 
   struct Memory {
-    std::size_t queries_at, keys_at, values_at, weights_at, sums_at, pairs_at;
+    std::size_t queries_at, keys_at, values_at, weights_at, pairs_at;
     float* queries;  // [tiles][2][kParts][steps] tiles of B
-    float* keys;     // [kKeys / 16][kParts][steps] tiles of A
-    float* values;   // [dim_v_padded / 16][kValueParts][kKeySteps] tiles of A: V^T
-    float* weights;  // [2][kValueParts][kKeySteps] tiles of B: P
-    float* sums;     // [32][kColumns]: products that are still to join the output
+    float* keys;     // [blocks][kKeys / 16][kParts][steps] tiles of A
+    float* values;   // [blocks][dim_v_padded / 16][kValueParts][kKeySteps] tiles of A: V^T
+    float* weights;  // [2] of [2][kValueParts][kKeySteps] tiles of B: P of the tiles in flight
     float* pairs;    // [kValueParts][16][value_row]: pairs of rows of V
   };
 
   MatrixProducts(const AttentionProblem& problem, const Scores& scores) : p_(problem), scores_(scores) {
-    steps_ = divide_up(p_.dim_qk(), kTileDepth);
+    steps_ = std::max<std::int64_t>(1, divide_up(p_.dim_qk(), kTileDepth));
     dim_v_padded_ = round_up(p_.dim_v(), kRows);
     value_row_ = row_length<float>(dim_v_padded_);
+    const std::int64_t bytes = 4 * (keys_of_block() + values_of_block());
+    blocks_ = std::clamp<std::int64_t>(std::min(kBlockBytes / bytes, divide_up(p_.len_kv(), kKeys)), 1, kMostBlocks);
   }
 
+  int blocks_at_once() const { return static_cast<int>(blocks_); }
   std::int64_t staging_row() const { return std::max(row_length<float>(steps_ * kTileDepth), value_row_); }
 
   void reserve(Scratch& scratch, std::int64_t tiles, Memory& m) const {
     m.queries_at = scratch.reserve<float>(tiles * 2 * kParts * steps_ * kTileFloats);
-    m.keys_at = scratch.reserve<float>(kKeys / kTileRows * kParts * steps_ * kTileFloats);
-    m.values_at = scratch.reserve<float>(dim_v_padded_ / kTileRows * kValuesTile);
-    m.weights_at = scratch.reserve<float>(2 * kValuesTile);
-    m.sums_at = scratch.reserve<float>(2 * kTileRows * kColumns);
+    m.keys_at = scratch.reserve<float>(blocks_ * keys_of_block());
+    m.values_at = scratch.reserve<float>(blocks_ * values_of_block());
+    m.weights_at = scratch.reserve<float>(2 * 2 * kValuesTile);
     m.pairs_at = scratch.reserve<float>(std::max(kValueParts * value_row_, kParts * steps_ * kTileColumns) * kTileRows);
   }
   void place(const Scratch& scratch, Memory& m, Buffers& w) const {
@@ -75,7 +85,6 @@ template <class Split> class MatrixProducts {
     m.keys = scratch.at<float>(m.keys_at);
     m.values = scratch.at<float>(m.values_at);
     m.weights = scratch.at<float>(m.weights_at);
-    m.sums = scratch.at<float>(m.sums_at);
     m.pairs = scratch.at<float>(m.pairs_at);
   }
 
@@ -98,12 +107,12 @@ template <class Split> class MatrixProducts {
   }
 
   // K and V of one block, padded with zeros to whole tiles.
-  void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys) const {
+  void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int block) const {
     const std::int64_t padded = steps_ * kTileDepth;
     float* const row = w.staging;
     const bool copied = kParts == 1 && p_.key.dtype == DType::bfloat16 && p_.key.stride[3] == 2 && p_.dim_qk() == padded;
     for (int r = 0; r < round_up(keys, kTileRows); ++r) {
-      float* const tiles = m.keys + r / kTileRows * kParts * steps_ * kTileFloats + r % kTileRows * kTileColumns;
+      float* const tiles = m.keys + block * keys_of_block() + r / kTileRows * kParts * steps_ * kTileFloats + r % kTileRows * kTileColumns;
       if (copied && r < keys) {
         copy_row(stored_row(p_.key, b, h, j0 + r), padded, tiles, kTileFloats);
         continue;
@@ -112,55 +121,73 @@ template <class Split> class MatrixProducts {
       std::fill(row + (r < keys ? p_.dim_qk() : 0), row + padded, 0.0f);
       split_row<kParts>(row, padded, tiles, kTileFloats, steps_ * kTileFloats);
     }
-    for (int first = 0; first < keys; first += kTileDepth) read_values(m, w, b, h, j0 + first, std::min(keys - first, kTileDepth), first);
+    for (int first = 0; first < keys; first += kTileDepth)
+      read_values(m, w, b, h, j0 + first, std::min(keys - first, kTileDepth), first, block);
   }
 
-  // Pieces that the two products come in: each a few hundred cycles of the matrix unit.
-  int key_pieces(const TileOf& t) const { return static_cast<int>(divide_up(t.keys, 2 * kTileRows)); }
-  int value_pieces() const { return static_cast<int>(divide_up(dim_v_padded_, 2 * kTileRows)); }
+  // The two products come in steps of tile_matrix.h, each of at most 4 products of tiles for each pair of parts.
+  std::int64_t key_steps(const TileOf& t) const { return divide_up(t.keys, 2 * kTileRows) * steps_; }
+  std::int64_t value_steps(const TileOf& t) const { return divide_up(dim_v_padded_, 2 * kTileRows) * divide_up(t.keys, kTileDepth); }
 
-  // Rows 32 * piece and on of S = K Q^T.
-  void multiply_keys(const Memory& m, float* scores, const TileOf& t, std::int64_t index, int piece) const {
+  static std::int64_t pauses(const TileOf& t) { return t.vectors * round_up(t.keys, kTileDepth) / kStep; }
+
+  // S = K Q^T.
+  void multiply_keys(const Memory& m, float* scores, const TileOf& t, std::int64_t index, int block, std::int64_t step) const {
     const std::int64_t tile = kParts * steps_ * kTileFloats;
-    const int r = piece * 2 * kTileRows;
-    const float* const keys = m.keys + (t.row + r) / kTileRows * tile;
-    multiply_block<Split::kScores>(t.keys - r, t.queries, keys, tile, steps_ * kTileFloats, queries_of(m, index, 0), tile,
-                                   steps_ * kTileFloats, steps_, scores + r * kColumns);
+    const std::int64_t r = step / steps_ * 2 * kTileRows;
+    multiply_step<Split::kScores>(
+        {m.keys + block * keys_of_block() + (t.row + r) / kTileRows * tile, tile, steps_ * kTileFloats, queries_of(m, index, 0), tile,
+         steps_ * kTileFloats, steps_, scores + r * kColumns, kColumns, t.keys - r > kTileRows, t.queries > kTileColumns, false},
+        step % steps_);
   }
 
-  // P of one tile, in pairs of keys. Rows up to a whole step are zeros.
-  void take_weights(const Memory& m, float* scores, const TileOf& t) const {
-    const int padded = static_cast<int>(round_up(t.keys, kTileDepth));
-    std::fill(scores + t.keys * kColumns, scores + padded * kColumns, 0.0f);
-    for (int r = 0; r < padded; r += 2)
-      for (int v = 0; v < t.vectors; ++v) {
-        const int column = v * kW;
-        Words words[kValueParts];
-        split_pairs(load<V>(scores + r * kColumns + column), load<V>(scores + (r + 1) * kColumns + column), words);
-        float* const to = m.weights + column / kTileColumns * kValuesTile + r / kTileDepth * kTileFloats +
-                          r % kTileDepth / 2 * kTileColumns + column % kTileColumns;
-        for (int p = 0; p < kValueParts; ++p) store(to + p * kKeySteps * kTileFloats, words[p]);
-      }
-  }
-
-  // Rows 32 * piece and on of out = out * alpha + V^T P, P as take_weights() left it.
-  void add_values(const Memory& m, const TileOf& t, float* out, const V* alpha, int piece) const {
-    const std::int64_t first = piece * 2 * kTileRows;
-    const int rows = static_cast<int>(std::min<std::int64_t>(dim_v_padded_ - first, 2 * kTileRows));
+  // out += V^T P, P as weigh() left it in `slot`.
+  void add_values(const Memory& m, const TileOf& t, int block, float* out, int slot, std::int64_t step) const {
+    const std::int64_t steps = divide_up(t.keys, kTileDepth);
+    const std::int64_t d = step / steps * 2 * kTileRows;
     constexpr std::int64_t part = kKeySteps * kTileFloats;
-    const float* const values = m.values + first / kTileRows * kValuesTile + t.row / kTileDepth * kTileFloats;
-    multiply_block<Split::kValues>(rows, t.queries, values, kValuesTile, part, m.weights, kValuesTile, part, divide_up(t.keys, kTileDepth),
-                                   m.sums);
-    for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < t.vectors; ++v) {
-        float* const at = out + (first + r) * kColumns + v * kW;
-        store(at, fma(load<V>(at), alpha[v], load<V>(m.sums + r * kColumns + v * kW)));
-      }
+    multiply_step<Split::kValues>({m.values + block * values_of_block() + d / kTileRows * kValuesTile + t.row / kTileDepth * kTileFloats,
+                                   kValuesTile, part, weights_of(m, slot), kValuesTile, part, steps, out + d * kColumns, kColumns,
+                                   dim_v_padded_ - d > kTileRows, t.queries > kTileColumns, true},
+                                  step % steps);
+  }
+
+  // One block of the online softmax: scores become P, in pairs of keys, packed into `slot`. pause() is called every kStep
+  // rows.
+  template <class F>
+  void weigh(const Memory& m, const Buffers& w, const TileOf& t, float* max_at, float* sum_at, V* alpha, int slot, F&& pause) const {
+    const int padded = static_cast<int>(round_up(t.keys, kTileDepth));
+    std::fill(w.scores + t.keys * kColumns, w.scores + padded * kColumns, -kInfinity);
+    if (p_.dropout.present()) {
+      for (int v = 0; v < t.vectors; ++v)
+        weigh_column(w, t, v, max_at, sum_at, alpha[v], pause, [&](int r, V even, V odd) {
+          store(w.scores + r * kColumns + v * kW, even);
+          store(w.scores + (r + 1) * kColumns + v * kW, odd);
+        });
+      scores_.apply_dropout(w, t);
+      for (int v = 0; v < t.vectors; ++v)
+        for (int r = 0; r < padded; r += 2)
+          take_weights(m, slot, v, r, load<V>(w.scores + r * kColumns + v * kW), load<V>(w.scores + (r + 1) * kColumns + v * kW));
+    } else {
+      for (int v = 0; v < t.vectors; ++v)
+        weigh_column(w, t, v, max_at, sum_at, alpha[v], pause, [&](int r, V even, V odd) { take_weights(m, slot, v, r, even, odd); });
+    }
+  }
+
+  // out *= alpha, where a maximum grew.
+  void rescale(const TileOf& t, float* out, const V* alpha) const {
+    for (int v = 0; v < t.vectors; ++v)
+      if (!all_equal(alpha[v], broadcast<V>(1)))
+        for (std::int64_t d = 0; d < dim_v_padded_; ++d)
+          store(out + d * kColumns + v * kW, load<V>(out + d * kColumns + v * kW) * alpha[v]);
   }
 
  private:
   // Floats of all parts of one tile of V^T's rows, or of P's columns.
   static constexpr std::int64_t kValuesTile = kValueParts * kKeySteps * kTileFloats;
+
+  std::int64_t keys_of_block() const { return kKeys / kTileRows * kParts * steps_ * kTileFloats; }
+  std::int64_t values_of_block() const { return dim_v_padded_ / kTileRows * kValuesTile; }
 
   const char* stored_row(const Array& x, std::int64_t b, std::int64_t h, std::int64_t j) const {
     const Place at = p_.key_place(b, j);
@@ -172,7 +199,8 @@ template <class Split> class MatrixProducts {
   }
 
   // Keys first .. first + keys of the block: one step of the depth of V^T P.
-  void read_values(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int first) const {
+  void read_values(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int first,
+                   int block) const {
     float* const even = w.staging;
     float* const odd = w.staging + w.staging_row;
     const bool copied = kValueParts == 1 && p_.value.dtype == DType::bfloat16 && p_.value.stride[3] == 2 && p_.dim_v() == dim_v_padded_;
@@ -198,32 +226,75 @@ template <class Split> class MatrixProducts {
     }
     for (std::int64_t d = 0; d < dim_v_padded_; d += kTileRows)
       for (int p = 0; p < kValueParts; ++p)
-        transpose_padded(m.pairs + p * kTileRows * value_row_ + d, value_row_, kTileRows, kTileRows,
-                         m.values + d / kTileRows * kValuesTile + (p * kKeySteps + first / kTileDepth) * kTileFloats, kTileColumns,
-                         kTileColumns);
+        transpose_padded(
+            m.pairs + p * kTileRows * value_row_ + d, value_row_, kTileRows, kTileRows,
+            m.values + block * values_of_block() + d / kTileRows * kValuesTile + (p * kKeySteps + first / kTileDepth) * kTileFloats,
+            kTileColumns, kTileColumns);
   }
 
-  // One or two tiles down and across, as many as `rows` and `columns` need.
-  template <const auto& Products>
-  static void multiply_block(int rows, int columns, const float* a, std::int64_t a_tile, std::int64_t a_part, const float* b,
-                             std::int64_t b_tile, std::int64_t b_part, std::int64_t steps, float* c) {
-    const bool two_rows = rows > kTileRows;
-    const bool two_columns = columns > kTileColumns;
-    if (two_rows && two_columns)
-      multiply_tiles<2, 2, Products>(a, a_tile, a_part, b, b_tile, b_part, steps, c, kColumns);
-    else if (two_rows)
-      multiply_tiles<2, 1, Products>(a, a_tile, a_part, b, b_tile, b_part, steps, c, kColumns);
-    else if (two_columns)
-      multiply_tiles<1, 2, Products>(a, a_tile, a_part, b, b_tile, b_part, steps, c, kColumns);
-    else
-      multiply_tiles<1, 1, Products>(a, a_tile, a_part, b, b_tile, b_part, steps, c, kColumns);
+  // take(r, weights of key r, of key r + 1)
+  template <class F, class Take>
+  void weigh_column(const Buffers& w, const TileOf& t, int v, float* max_at, float* sum_at, V& alpha, F&& pause, Take&& take) const {
+    const int padded = static_cast<int>(round_up(t.keys, kTileDepth));
+    const float* const column = w.scores + v * kW;
+    const V before = load<V>(max_at + v * kW);
+    V most[4] = {before, before, before, before};  // one chain would wait for itself
+    for (int r = 0; r < padded; r += 4)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) most[i] = max(load<V>(column + (r + i) * kColumns), most[i]);
+    const V m = max(max(most[0], most[1]), max(most[2], most[3]));
+    store(max_at + v * kW, m);
+    const Weights weights(scores_.factors, m == -kInfinity ? V{} : m);
+    alpha = weights.of(before);
+    V sum = load<V>(sum_at + v * kW) * alpha;
+    for (int r = 0; r < padded; r += kStep) {
+      V part{};
+#pragma GCC unroll 8
+      for (int i = 0; i < kStep; i += 2) {
+        const V even = weights.of(load<V>(column + (r + i) * kColumns));
+        const V odd = weights.of(load<V>(column + (r + i + 1) * kColumns));
+        part += even + odd;
+        take(r + i, even, odd);
+      }
+      sum += part;
+      pause();
+    }
+    store(sum_at + v * kW, sum);
   }
+
+  // Weights relative to a maximum. Subtracting before scaling costs an instruction over one fused step, and gives the
+  // largest weight as exactly 1 however large the scores.
+  struct Weights {
+    V high, low, base;
+    Weights(const ScoreFactors<float>& factors, V m) : high(broadcast<V>(factors.exp)), low(broadcast<V>(factors.exp_low)), base(m) {}
+    V of(V score) const {
+      if constexpr (Split::kDegree == 0)
+        return exp2_scaled(score - base, high, low);
+      else
+        return exp2_short<Split::kDegree>((score - base) * high);
+    }
+  };
+
+  void take_weights(const Memory& m, int slot, int v, int r, V even, V odd) const {
+    Words words[kValueParts];
+    if constexpr (kValueParts == 1)
+      words[0] = nearest_pairs(even, odd);
+    else
+      split_pairs(even, odd, words);
+    const int column = v * kW;
+    float* const to = weights_of(m, slot) + column / kTileColumns * kValuesTile + column % kTileColumns + r / 2 * kTileColumns;
+#pragma GCC unroll 3
+    for (int p = 0; p < kValueParts; ++p) store(to + p * kKeySteps * kTileFloats, words[p]);
+  }
+
+  static float* weights_of(const Memory& m, int slot) { return m.weights + slot * 2 * kValuesTile; }
 
   const AttentionProblem& p_;
   const Scores& scores_;
   std::int64_t steps_;  // of the depth that runs over dimensions
   std::int64_t dim_v_padded_;
   std::int64_t value_row_;
+  std::int64_t blocks_;
 };
 
 // Calls f(Split{}) with the split that serves the problem; answers whether there is one. float64 has none, nor have caches

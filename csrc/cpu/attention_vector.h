@@ -14,6 +14,7 @@ template <class T> class VectorProducts {
   static constexpr int kRows = Tile<T>::kRows;        // dim_v is padded to whole ones
   static constexpr int kShare = 1;                    // items are of so many times queries_per_item()
   static constexpr bool kOverlaps = false;            // both products run where the softmax runs
+  static constexpr int kMostBlocks = 1;               // of keys, copied at once
   using Scores = ScoreTiles<T, kColumns>;
   using Buffers = typename Scores::Buffers;
 
@@ -33,6 +34,7 @@ template <class T> class VectorProducts {
   }
 
   std::int64_t staging_row() const { return std::max(scores_.key_row, value_row_); }
+  static int blocks_at_once() { return 1; }
 
   void reserve(Scratch& scratch, std::int64_t tiles, Memory& m) const {
     m.queries_at = scratch.template reserve<T>(tiles * p_.dim_qk() * kColumns);
@@ -50,7 +52,7 @@ template <class T> class VectorProducts {
   }
 
   // K and V of one block as contiguous compute values, padded with zeros to whole register tiles.
-  void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys) const {
+  void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int) const {
     scores_.read_keys(w, b, h, j0, keys);
     for (int r = 0; r < keys; ++r) {
       T* const value = m.values + r * value_row_;

@@ -134,6 +134,12 @@ template <class V> inline V exp2_scaled(V x, V high, V low) {
   return exp2_split(t, n, fma(x, low, product_minus(x, high, n)));
 }
 
+// 2^t for t <= 0, shorter where an instruction set has a way: then by a polynomial of that degree.
+template <int Degree, class V> inline V exp2_short(V t) {
+  const V n = round_to_nearest(t);
+  return exp2_split(t, n, t - n);
+}
+
 // e^x for x <= 0, by exp2_scaled.
 template <class V> inline V exp_nonpositive(V x) {
   using T = LaneOf<V>;
@@ -215,6 +221,9 @@ inline void store_as(BFloat16* p, Vec<float> v) {
 inline Words bfloat16_pairs(Vec<float> even, Vec<float> odd) {
   return Words((round_to_bfloat16(even) >> 16) | (round_to_bfloat16(odd) & 0xffff0000u));
 }
+#endif
+#if !defined(__AVX512F__)
+inline Words nearest_pairs(Vec<float> even, Vec<float> odd) { return bfloat16_pairs(even, odd); }
 #endif
 
 inline Vec<float> load_as(const Int8* p) {

@@ -33,6 +33,7 @@ inline Words widen(const std::uint16_t* p) { return Words(_mm256_cvtepu16_epi32(
 inline Words add_products_of_shorts(Words a, Words b) { return Words(_mm256_madd_epi16(__m256i(a), __m256i(b))); }
 
 inline bool all_below(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) == 0xff; }
+inline bool all_equal(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) == 0xff; }
 
 inline __m256 round_to_nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline __m256d round_to_nearest(__m256d x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -11,13 +11,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/simd.h"
 #include "cpu/tile_amx.h"
 
 namespace regard::cpu {
 
-// Which part of the left operand meets which of the right one.
+// Which part of the left operand meets which of the right one, in the order in which neighbours share a part: a part that
+// stays is not loaded again. The order costs no accuracy: a product of tiles sums its 32 steps apart and adds them to the
+// sums in one rounding.
 struct PartProduct {
   int left;
   int right;
@@ -32,21 +36,25 @@ template <int Parts, int Count> struct PartProducts {
 struct SplitOne {
   static constexpr PartProducts<1, 1> kScores{{{0, 0}}};
   static constexpr PartProducts<1, 1> kValues{{{0, 0}}};
+  static constexpr int kDegree = 4;  // of the polynomial of weights, whose own rounding is 2e-3
 };
 // float16 exactly; weights of 16 bits against it.
 struct SplitHalf {
-  static constexpr PartProducts<2, 4> kScores{{{1, 1}, {0, 1}, {1, 0}, {0, 0}}};
-  static constexpr PartProducts<2, 3> kValues{{{0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<2, 4> kScores{{{1, 0}, {1, 1}, {0, 1}, {0, 0}}};
+  static constexpr PartProducts<2, 3> kValues{{{1, 0}, {0, 0}, {0, 1}}};
+  static constexpr int kDegree = 4;
 };
 // float32 at precision "high": 16 bits of each.
 struct SplitHigh {
-  static constexpr PartProducts<2, 3> kScores{{{0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<2, 3> kScores{{{1, 0}, {0, 0}, {0, 1}}};
   static constexpr PartProducts<2, 3> kValues = kScores;
+  static constexpr int kDegree = 4;
 };
 // float32: what is left out is 2^-27 of the largest product.
 struct SplitHighest {
-  static constexpr PartProducts<3, 6> kScores{{{0, 2}, {2, 0}, {1, 1}, {0, 1}, {1, 0}, {0, 0}}};
+  static constexpr PartProducts<3, 6> kScores{{{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}}};
   static constexpr PartProducts<3, 6> kValues = kScores;
+  static constexpr int kDegree = 0;  // exp2_scaled()
 };
 
 // words[p] = the p-th bfloat16 (the largest first) of each lane of even, in the lower half, and of odd, in the upper one.
@@ -87,46 +95,71 @@ inline void copy_row(const char* row, std::int64_t n, float* to, std::int64_t ti
               [&](std::int64_t d, Words(&words)[1]) { words[0] = stored_pairs(row + 2 * d, row + 2 * (d + kTileColumns)); });
 }
 
+// C (+)= A B for one block of C, one or two tiles down and across, in steps of the depth: the matrix unit is given a step at
+// a time, between pieces of other work. Tiles 0 to 3 hold C from the first step to the last.
+struct TileBlock {
+  const float* a;  // a tile of rows: all its parts, a_part floats apart, each its steps along the depth
+  std::int64_t a_tile, a_part;
+  const float* b;
+  std::int64_t b_tile, b_part;
+  std::int64_t steps;
+  float* c;
+  std::int64_t c_row;
+  bool two_rows, two_columns;
+  bool carries;  // adds to C as it is
+};
+
 namespace detail {
 
-// Tiles 0 to 3 hold the sums, 4 and 5 tiles of A, 6 and 7 of B: 4 loads of 8 cycles feed 4 products of 16.
-template <int Rows, int Columns>
-inline void multiply_part(const float* a, std::int64_t a_tile, const float* b, std::int64_t b_tile, std::int64_t steps) {
-  for (std::int64_t k = 0; k < steps; ++k) {
-    const float* const left = a + k * kTileFloats;
-    const float* const right = b + k * kTileFloats;
-    tile_load<4>(left, 64);
+// Tiles 4 and 5 are A's, 6 and 7 are B's: 4 loads of 8 cycles feed 4 products of 16.
+template <int Rows, int Columns, PartProduct Product, bool LoadLeft, bool LoadRight>
+inline void multiply_parts(const TileBlock& x, std::int64_t step) {
+  if constexpr (LoadRight) {
+    const float* const right = x.b + Product.right * x.b_part + step * kTileFloats;
     tile_load<6>(right, 64);
-    tile_dot<0, 4, 6>();
-    if constexpr (Columns == 2) {
-      tile_load<7>(right + b_tile, 64);
-      tile_dot<1, 4, 7>();
-    }
-    if constexpr (Rows == 2) {
-      tile_load<5>(left + a_tile, 64);
-      tile_dot<2, 5, 6>();
-      if constexpr (Columns == 2) tile_dot<3, 5, 7>();
-    }
+    if constexpr (Columns == 2) tile_load<7>(right + x.b_tile, 64);
   }
+  if constexpr (LoadLeft) {
+    const float* const left = x.a + Product.left * x.a_part + step * kTileFloats;
+    tile_load<4>(left, 64);
+    if constexpr (Rows == 2) tile_load<5>(left + x.a_tile, 64);
+  }
+  tile_dot<0, 4, 6>();
+  if constexpr (Columns == 2) tile_dot<1, 4, 7>();
+  if constexpr (Rows == 2) tile_dot<2, 5, 6>();
+  if constexpr (Rows == 2 && Columns == 2) tile_dot<3, 5, 7>();
+}
+
+template <int Rows, int Columns, class F> inline void for_each_sum(const TileBlock& x, F&& f) {
+  f(std::integral_constant<int, 0>{}, x.c);
+  if constexpr (Columns == 2) f(std::integral_constant<int, 1>{}, x.c + kTileColumns);
+  if constexpr (Rows == 2) f(std::integral_constant<int, 2>{}, x.c + kTileRows * x.c_row);
+  if constexpr (Rows == 2 && Columns == 2) f(std::integral_constant<int, 3>{}, x.c + kTileRows * x.c_row + kTileColumns);
+}
+
+template <int Rows, int Columns, const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step) {
+  if (step == 0)
+    for_each_sum<Rows, Columns>(x, [&](auto tile, const float* c) {
+      if (x.carries)
+        tile_load<tile()>(c, x.c_row * 4);
+      else
+        tile_zero<tile()>();
+    });
+  [&]<std::size_t... I>(std::index_sequence<I...>) {
+    (multiply_parts < Rows, Columns, Products.list[I], I == 0 || Products.list[I].left != Products.list[I == 0 ? 0 : I - 1].left,
+     I == 0 || Products.list[I].right != Products.list[I == 0 ? 0 : I - 1].right > (x, step), ...);
+  }(std::make_index_sequence<static_cast<std::size_t>(std::remove_reference_t<decltype(Products)>::kCount)>{});
+  if (step + 1 == x.steps) for_each_sum<Rows, Columns>(x, [&](auto tile, float* c) { tile_store<tile()>(c, x.c_row * 4); });
 }
 
 }  // namespace detail
 
-// C, of Rows x Columns tiles, c_row floats apart from row to row. Tiles of rows lie a_tile floats apart, parts a_part.
-template <int Rows, int Columns, const auto& Products>
-inline void multiply_tiles(const float* a, std::int64_t a_tile, std::int64_t a_part, const float* b, std::int64_t b_tile,
-                           std::int64_t b_part, std::int64_t steps, float* c, std::int64_t c_row) {
-  tile_zero<0>();
-  if constexpr (Columns == 2) tile_zero<1>();
-  if constexpr (Rows == 2) tile_zero<2>();
-  if constexpr (Rows == 2 && Columns == 2) tile_zero<3>();
-  for (const PartProduct product : Products.list)
-    detail::multiply_part<Rows, Columns>(a + product.left * a_part, a_tile, b + product.right * b_part, b_tile, steps);
-  const std::int64_t bytes = c_row * 4;
-  tile_store<0>(c, bytes);
-  if constexpr (Columns == 2) tile_store<1>(c + kTileColumns, bytes);
-  if constexpr (Rows == 2) tile_store<2>(c + kTileRows * c_row, bytes);
-  if constexpr (Rows == 2 && Columns == 2) tile_store<3>(c + kTileRows * c_row + kTileColumns, bytes);
+// One step of a block's depth, 0 first. Steps of one block follow one another, with no other block's between.
+template <const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step) {
+  if (x.two_rows && x.two_columns) return detail::multiply_step<2, 2, Products>(x, step);
+  if (x.two_rows) return detail::multiply_step<2, 1, Products>(x, step);
+  if (x.two_columns) return detail::multiply_step<1, 2, Products>(x, step);
+  detail::multiply_step<1, 1, Products>(x, step);
 }
 
 // C += A B for rows of bfloat16 pairs and one packed panel of them: three tiles across, its rows ldb words apart. Rows are
