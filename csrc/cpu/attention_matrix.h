@@ -29,6 +29,7 @@ template <class Split> class MatrixProducts {
   // Rows of the softmax between two pauses. Their weights are summed apart: rounding at the whole sum's size is then rare,
   // where matrix tiles round so little that it would show (90 weights beside one of 1 were wrong by 13 epsilon).
   static constexpr int kStep = 16;
+  static constexpr int kBetweenPauses = 4;
   static constexpr int kParts = Split::kScores.kParts;           // of Q and K
   static constexpr int kValueParts = Split::kValues.kParts;      // of P and V
   static constexpr std::int64_t kKeySteps = kKeys / kTileDepth;  // of the depth that runs over keys
@@ -126,30 +127,38 @@ template <class Split> class MatrixProducts {
   }
 
   // The two products come in steps of tile_matrix.h, each of at most 4 products of tiles for each pair of parts.
-  std::int64_t key_steps(const TileOf& t) const { return divide_up(t.keys, 2 * kTileRows) * steps_; }
-  std::int64_t value_steps(const TileOf& t) const { return divide_up(dim_v_padded_, 2 * kTileRows) * divide_up(t.keys, kTileDepth); }
+  std::int64_t key_steps(const TileOf& t) const { return divide_up(t.keys, 2 * kTileRows) * steps_ * Split::kScores.kCount; }
+  std::int64_t value_steps(const TileOf& t) const {
+    return divide_up(dim_v_padded_, 2 * kTileRows) * divide_up(t.keys, kTileDepth) * Split::kValues.kCount;
+  }
 
-  static std::int64_t pauses(const TileOf& t) { return t.vectors * round_up(t.keys, kTileDepth) / kStep; }
+  static std::int64_t pauses(const TileOf& t) { return t.vectors * round_up(t.keys, kTileDepth) / kBetweenPauses; }
 
   // S = K Q^T.
   void multiply_keys(const Memory& m, float* scores, const TileOf& t, std::int64_t index, int block, std::int64_t step) const {
     const std::int64_t tile = kParts * steps_ * kTileFloats;
+    constexpr int count = Split::kScores.kCount;
+    const int product = static_cast<int>(step % count);
+    step /= count;
     const std::int64_t r = step / steps_ * 2 * kTileRows;
     multiply_step<Split::kScores>(
         {m.keys + block * keys_of_block() + (t.row + r) / kTileRows * tile, tile, steps_ * kTileFloats, queries_of(m, index, 0), tile,
          steps_ * kTileFloats, steps_, scores + r * kColumns, kColumns, t.keys - r > kTileRows, t.queries > kTileColumns, false},
-        step % steps_);
+        step % steps_, product);
   }
 
   // out += V^T P, P as weigh() left it in `slot`.
   void add_values(const Memory& m, const TileOf& t, int block, float* out, int slot, std::int64_t step) const {
     const std::int64_t steps = divide_up(t.keys, kTileDepth);
+    constexpr int count = Split::kValues.kCount;
+    const int product = static_cast<int>(step % count);
+    step /= count;
     const std::int64_t d = step / steps * 2 * kTileRows;
     constexpr std::int64_t part = kKeySteps * kTileFloats;
     multiply_step<Split::kValues>({m.values + block * values_of_block() + d / kTileRows * kValuesTile + t.row / kTileDepth * kTileFloats,
                                    kValuesTile, part, weights_of(m, slot), kValuesTile, part, steps, out + d * kColumns, kColumns,
                                    dim_v_padded_ - d > kTileRows, t.queries > kTileColumns, true},
-                                  step % steps);
+                                  step % steps, product);
   }
 
   // One block of the online softmax: scores become P, in pairs of keys, packed into `slot`. pause() is called every kStep
@@ -249,15 +258,17 @@ template <class Split> class MatrixProducts {
     V sum = load<V>(sum_at + v * kW) * alpha;
     for (int r = 0; r < padded; r += kStep) {
       V part{};
+      for (int i = 0; i < kStep; i += kBetweenPauses) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kStep; i += 2) {
-        const V even = weights.of(load<V>(column + (r + i) * kColumns));
-        const V odd = weights.of(load<V>(column + (r + i + 1) * kColumns));
-        part += even + odd;
-        take(r + i, even, odd);
+        for (int k = i; k < i + kBetweenPauses; k += 2) {
+          const V even = weights.of(load<V>(column + (r + k) * kColumns));
+          const V odd = weights.of(load<V>(column + (r + k + 1) * kColumns));
+          part += even + odd;
+          take(r + k, even, odd);
+        }
+        pause();
       }
       sum += part;
-      pause();
     }
     store(sum_at + v * kW, sum);
   }
@@ -265,22 +276,14 @@ template <class Split> class MatrixProducts {
   // Weights relative to a maximum. Subtracting before scaling costs an instruction over one fused step, and gives the
   // largest weight as exactly 1 however large the scores.
   struct Weights {
-    V high, low, base;
-    Weights(const ScoreFactors<float>& factors, V m) : high(broadcast<V>(factors.exp)), low(broadcast<V>(factors.exp_low)), base(m) {}
-    V of(V score) const {
-      if constexpr (Split::kDegree == 0)
-        return exp2_scaled(score - base, high, low);
-      else
-        return exp2_short<Split::kDegree>((score - base) * high);
-    }
+    V factor, base;
+    Weights(const ScoreFactors<float>& factors, V m) : factor(broadcast<V>(factors.exp)), base(m) {}
+    V of(V score) const { return exp2_short<Split::kDegree>((score - base) * factor); }
   };
 
   void take_weights(const Memory& m, int slot, int v, int r, V even, V odd) const {
     Words words[kValueParts];
-    if constexpr (kValueParts == 1)
-      words[0] = nearest_pairs(even, odd);
-    else
-      split_pairs(even, odd, words);
+    split_weights(even, odd, words);
     const int column = v * kW;
     float* const to = weights_of(m, slot) + column / kTileColumns * kValuesTile + column % kTileColumns + r / 2 * kTileColumns;
 #pragma GCC unroll 3

@@ -222,9 +222,6 @@ inline Words bfloat16_pairs(Vec<float> even, Vec<float> odd) {
   return Words((round_to_bfloat16(even) >> 16) | (round_to_bfloat16(odd) & 0xffff0000u));
 }
 #endif
-#if !defined(__AVX512F__)
-inline Words nearest_pairs(Vec<float> even, Vec<float> odd) { return bfloat16_pairs(even, odd); }
-#endif
 
 inline Vec<float> load_as(const Int8* p) {
   return Vec<float>(__builtin_convertvector(widen(reinterpret_cast<const std::int8_t*>(p)), Floats));

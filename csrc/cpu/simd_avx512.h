@@ -89,31 +89,24 @@ inline __m512d round_to_nearest(__m512d x) { return _mm512_roundscale_pd(x, _MM_
 inline __m512 scale_by_power_of_two(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512d scale_by_power_of_two(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
 
-// 2^t within 8.6e-5 (degree 3) or 2.9e-6 (degree 4), exact where t is whole: minimax over the fraction; VSCALEF takes the
+// 2^t within 2.9e-6 (degree 4) or 1.4e-8 (degree 6), exact where t is whole: minimax over the fraction; VSCALEF takes the
 // whole part by itself. Results below the smallest normal number are not made 0: for what turns them into bfloat16.
 template <int Degree> inline __m512 exp2_short(__m512 t) {
-  static_assert(Degree == 3 || Degree == 4);
+  static_assert(Degree == 4 || Degree == 6);
   const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // t - floor(t)
   __m512 p;
-  if constexpr (Degree == 3) {
-    p = fma(_mm512_set1_ps(7.706724107265472e-2f), f, _mm512_set1_ps(2.2764497995376587e-1f));
-    p = fma(p, f, _mm512_set1_ps(6.951166391372681e-1f));
+  if constexpr (Degree == 4) {
+    p = fma(_mm512_set1_ps(1.34266876e-2f), f, _mm512_set1_ps(5.2242469e-2f));
+    p = fma(p, f, _mm512_set1_ps(2.41280213e-1f));
+    p = fma(p, f, _mm512_set1_ps(6.93044841e-1f));
   } else {
-    p = fma(_mm512_set1_ps(1.3425154611468315e-2f), f, _mm512_set1_ps(5.22453747689724e-2f));
-    p = fma(p, f, _mm512_set1_ps(2.4127855896949768e-1f));
-    p = fma(p, f, _mm512_set1_ps(6.930451393127441e-1f));
+    p = fma(_mm512_set1_ps(2.16129192e-4f), f, _mm512_set1_ps(1.24678458e-3f));
+    p = fma(p, f, _mm512_set1_ps(9.67545155e-3f));
+    p = fma(p, f, _mm512_set1_ps(5.54852821e-2f));
+    p = fma(p, f, _mm512_set1_ps(2.40229309e-1f));
+    p = fma(p, f, _mm512_set1_ps(6.93147063e-1f));
   }
   return _mm512_scalef_ps(fma(p, f, _mm512_set1_ps(1)), t);
-}
-
-// As bfloat16_pairs(), for positive numbers and with halves rounded up: NaN may become anything. In 4 instructions that
-// ports 0 and 5 share, where VCVTNE2PS2BF16 and the shuffle behind it keep port 5 for 4.
-inline Words nearest_pairs(__m512 even, __m512 odd) {
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i lower = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-  const __m512i upper = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-  constexpr int a_or_b_and_c = 0xf8;
-  return Words(_mm512_ternarylogic_epi32(lower, upper, _mm512_set1_epi32(static_cast<int>(0xffff0000u)), a_or_b_and_c));
 }
 
 inline __m512 load_as(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }

@@ -36,7 +36,7 @@ template <int Parts, int Count> struct PartProducts {
 struct SplitOne {
   static constexpr PartProducts<1, 1> kScores{{{0, 0}}};
   static constexpr PartProducts<1, 1> kValues{{{0, 0}}};
-  static constexpr int kDegree = 4;  // of the polynomial of weights, whose own rounding is 2e-3
+  static constexpr int kDegree = 4;  // of the polynomial of weights
 };
 // float16 exactly; weights of 16 bits against it.
 struct SplitHalf {
@@ -54,7 +54,7 @@ struct SplitHigh {
 struct SplitHighest {
   static constexpr PartProducts<3, 6> kScores{{{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}}};
   static constexpr PartProducts<3, 6> kValues = kScores;
-  static constexpr int kDegree = 0;  // exp2_scaled()
+  static constexpr int kDegree = 6;
 };
 
 // words[p] = the p-th bfloat16 (the largest first) of each lane of even, in the lower half, and of odd, in the upper one.
@@ -64,6 +64,26 @@ template <int Parts> inline void split_pairs(Vec<float> even, Vec<float> odd, Wo
     words[p] = bfloat16_pairs(even, odd);
     even -= lower_of_pairs(words[p]);
     odd -= upper_of_pairs(words[p]);
+  }
+}
+
+// The same of positive numbers, whose parts but the last are cut off, not rounded: 7 instructions a vector for three parts
+// where rounding takes 10, on ports that products leave free. What meets them is rounded, so that the products left out
+// have either sign. NaN may become anything.
+template <int Parts> inline void split_weights(Vec<float> even, Vec<float> odd, Words (&words)[Parts]) {
+  using V = Vec<float>;
+  constexpr std::uint32_t upper = 0xffff0000u;
+#pragma GCC unroll 3
+  for (int p = 0; p < Parts; ++p) {
+    auto e = UnsignedWords(even);
+    auto o = UnsignedWords(odd);
+    if (p + 1 == Parts) {
+      e += 0x8000u;
+      o += 0x8000u;
+    }
+    words[p] = Words(e >> 16 | (o & upper));
+    even -= V(e & upper);
+    odd -= V(o & upper);
   }
 }
 
@@ -137,8 +157,9 @@ template <int Rows, int Columns, class F> inline void for_each_sum(const TileBlo
   if constexpr (Rows == 2 && Columns == 2) f(std::integral_constant<int, 3>{}, x.c + kTileRows * x.c_row + kTileColumns);
 }
 
-template <int Rows, int Columns, const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step) {
-  if (step == 0)
+template <int Rows, int Columns, const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step, int product) {
+  constexpr int count = std::remove_reference_t<decltype(Products)>::kCount;
+  if (step == 0 && product == 0)
     for_each_sum<Rows, Columns>(x, [&](auto tile, const float* c) {
       if (x.carries)
         tile_load<tile()>(c, x.c_row * 4);
@@ -146,20 +167,24 @@ template <int Rows, int Columns, const auto& Products> inline void multiply_step
         tile_zero<tile()>();
     });
   [&]<std::size_t... I>(std::index_sequence<I...>) {
-    (multiply_parts < Rows, Columns, Products.list[I], I == 0 || Products.list[I].left != Products.list[I == 0 ? 0 : I - 1].left,
-     I == 0 || Products.list[I].right != Products.list[I == 0 ? 0 : I - 1].right > (x, step), ...);
-  }(std::make_index_sequence<static_cast<std::size_t>(std::remove_reference_t<decltype(Products)>::kCount)>{});
-  if (step + 1 == x.steps) for_each_sum<Rows, Columns>(x, [&](auto tile, float* c) { tile_store<tile()>(c, x.c_row * 4); });
+    (void)((product == static_cast<int>(I) &&
+            (multiply_parts < Rows, Columns, Products.list[I], I == 0 || Products.list[I].left != Products.list[I == 0 ? 0 : I - 1].left,
+             I == 0 || Products.list[I].right != Products.list[I == 0 ? 0 : I - 1].right > (x, step), true)) ||
+           ...);
+  }(std::make_index_sequence<static_cast<std::size_t>(count)>{});
+  if (step + 1 == x.steps && product + 1 == count)
+    for_each_sum<Rows, Columns>(x, [&](auto tile, float* c) { tile_store<tile()>(c, x.c_row * 4); });
 }
 
 }  // namespace detail
 
-// One step of a block's depth, 0 first. Steps of one block follow one another, with no other block's between.
-template <const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step) {
-  if (x.two_rows && x.two_columns) return detail::multiply_step<2, 2, Products>(x, step);
-  if (x.two_rows) return detail::multiply_step<2, 1, Products>(x, step);
-  if (x.two_columns) return detail::multiply_step<1, 2, Products>(x, step);
-  detail::multiply_step<1, 1, Products>(x, step);
+// One product of one step of a block's depth, from the first product of step 0 on. Those of one block follow one another,
+// with no other block's between.
+template <const auto& Products> inline void multiply_step(const TileBlock& x, std::int64_t step, int product) {
+  if (x.two_rows && x.two_columns) return detail::multiply_step<2, 2, Products>(x, step, product);
+  if (x.two_rows) return detail::multiply_step<2, 1, Products>(x, step, product);
+  if (x.two_columns) return detail::multiply_step<1, 2, Products>(x, step, product);
+  detail::multiply_step<1, 1, Products>(x, step, product);
 }
 
 // C += A B for rows of bfloat16 pairs and one packed panel of them: three tiles across, its rows ldb words apart. Rows are
