@@ -44,7 +44,7 @@ template <class Split> class MatrixProducts {
   static constexpr bool kOverlaps = true;
   // Items of twice as many queries as on vector units, because packing K and V costs more: counted, some 4,000 instructions
   // for 96 keys of 64 dimensions in bfloat16 and 12,000 in float32, where the softmax of 192 queries has 24,000.
-  static constexpr int kShare = 2;
+  static constexpr int kShare = 4;
   // Blocks of keys are copied as many at once as fit a part of L2: then each tile of queries meets them one after another,
   // and its own part of Q and of the output stay in L1.
   static constexpr std::int64_t kBlockBytes = std::int64_t{768} << 10;
@@ -112,10 +112,11 @@ template <class Split> class MatrixProducts {
     const std::int64_t padded = steps_ * kTileDepth;
     float* const row = w.staging;
     const bool copied = kParts == 1 && p_.key.dtype == DType::bfloat16 && p_.key.stride[3] == 2 && p_.dim_qk() == padded;
+    const char* const first_key = stored_row(p_.key, b, h, j0);
     for (int r = 0; r < round_up(keys, kTileRows); ++r) {
       float* const tiles = m.keys + block * keys_of_block() + r / kTileRows * kParts * steps_ * kTileFloats + r % kTileRows * kTileColumns;
       if (copied && r < keys) {
-        copy_row(stored_row(p_.key, b, h, j0 + r), padded, tiles, kTileFloats);
+        copy_row(row_of(p_.key, first_key, b, h, j0, r), padded, tiles, kTileFloats);
         continue;
       }
       if (r < keys) scores_.read_stored(p_.key, p_.key_scales, b, h, j0 + r, p_.dim_qk(), row);
@@ -203,6 +204,11 @@ template <class Split> class MatrixProducts {
     return x.at(at.outer, h / scores_.per_group, at.position);
   }
 
+  // Row j0 + r, where row j0 lies at `first`: only pages need be looked up one by one.
+  const char* row_of(const Array& x, const char* first, std::int64_t b, std::int64_t h, std::int64_t j0, int r) const {
+    return p_.storage == Storage::paged ? stored_row(x, b, h, j0 + r) : first + r * x.stride[2];
+  }
+
   float* queries_of(const Memory& m, std::int64_t index, int column) const {
     return m.queries + (index * 2 + column) * kParts * steps_ * kTileFloats;
   }
@@ -212,11 +218,12 @@ template <class Split> class MatrixProducts {
                    int block) const {
     float* const even = w.staging;
     float* const odd = w.staging + w.staging_row;
+    const char* const first_value = stored_row(p_.value, b, h, j0);
     const bool copied = kValueParts == 1 && p_.value.dtype == DType::bfloat16 && p_.value.stride[3] == 2 && p_.dim_v() == dim_v_padded_;
     for (int r = 0; r < kTileDepth; r += 2) {
       if (copied && r + 1 < keys) {
-        const char* const first_row = stored_row(p_.value, b, h, j0 + r);
-        const char* const second_row = stored_row(p_.value, b, h, j0 + r + 1);
+        const char* const first_row = row_of(p_.value, first_value, b, h, j0, r);
+        const char* const second_row = row_of(p_.value, first_value, b, h, j0, r + 1);
         for (std::int64_t d = 0; d < dim_v_padded_; d += kW)
           store(m.pairs + r / 2 * value_row_ + d, stored_pairs(first_row + 2 * d, second_row + 2 * d));
         continue;

@@ -216,8 +216,15 @@ inline void store_as(BFloat16* p, Vec<float> v) {
   store(p, __builtin_convertvector(round_to_bfloat16(v) >> 16, Narrow));
 }
 
-// Words of two bfloat16: even's in the lower half, odd's in the upper one.
+// Words of two bfloat16: first's numbers, then second's, in their order.
 #if !defined(__AVX512BF16__)
+inline Words bfloat16_in_order(Vec<float> first, Vec<float> second) {
+  BFloat16 all[2 * kWidth<float>];
+  store_as(all, first);
+  store_as(all + kWidth<float>, second);
+  return load<Words>(all);
+}
+// Words of two bfloat16: even's in the lower half, odd's in the upper one.
 inline Words bfloat16_pairs(Vec<float> even, Vec<float> odd) {
   return Words((round_to_bfloat16(even) >> 16) | (round_to_bfloat16(odd) & 0xffff0000u));
 }

@@ -63,10 +63,12 @@ inline __m512 native_dot_pairs(__m512 acc, Words a, Words b) {
 }
 
 #if defined(__AVX512BF16__)
-// Words of two bfloat16, rounded to nearest even (subnormals to 0): even's in the lower half, odd's in the upper one.
+// Words of two bfloat16, rounded to nearest even (subnormals to 0): first's numbers, then second's, in their order.
+inline Words bfloat16_in_order(__m512 first, __m512 second) { return Words(__m512i(_mm512_cvtne2ps_pbh(second, first))); }
+// even's in the lower half, odd's in the upper one.
 inline Words bfloat16_pairs(__m512 even, __m512 odd) {
   using Halves = std::uint16_t __attribute__((vector_size(64)));
-  const auto apart = Halves(_mm512_cvtne2ps_pbh(odd, even));  // 16 of even, then 16 of odd
+  const auto apart = Halves(bfloat16_in_order(even, odd));
   return Words(__builtin_shufflevector(apart, apart, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27,
                                        12, 28, 13, 29, 14, 30, 15, 31));
 }

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -92,27 +93,24 @@ inline Words stored_pairs(const char* even, const char* odd) {
   return widen(reinterpret_cast<const std::uint16_t*>(even)) | widen(reinterpret_cast<const std::uint16_t*>(odd)) << 16;
 }
 
-// A row of `n` numbers, a multiple of 32, as rows of tiles along the depth: `tile` floats apart, parts `part` floats. In a
-// tile's row, step d is paired with step d + 16, which saves a shuffle: the depth may run in any order that both operands
-// share. pairs(d, words) fills in the pairs of steps d and on.
-template <int Parts, class F> inline void pair_row(std::int64_t n, float* to, std::int64_t tile, std::int64_t part, F&& pairs) {
-  constexpr int w = kWidth<float>;
-  for (std::int64_t k = 0; k < n; k += kTileDepth)
-    for (int d = 0; d < kTileColumns; d += w) {
-      Words words[Parts];
-      pairs(k + d, words);
-#pragma GCC unroll 3
-      for (int p = 0; p < Parts; ++p) store(to + k / kTileDepth * tile + p * part + d, words[p]);
-    }
-}
+// A row of `n` numbers, a multiple of 32, as rows of tiles along the depth: `tile` floats apart, parts `part` floats.
 template <int Parts> inline void split_row(const float* row, std::int64_t n, float* to, std::int64_t tile, std::int64_t part) {
-  pair_row<Parts>(n, to, tile, part, [&](std::int64_t d, Words(&words)[Parts]) {
-    split_pairs(load<Vec<float>>(row + d), load<Vec<float>>(row + d + kTileColumns), words);
-  });
+  constexpr int w = kWidth<float>;
+  for (std::int64_t k = 0; k < n; k += 2 * w) {
+    Vec<float> first = load<Vec<float>>(row + k);
+    Vec<float> second = load<Vec<float>>(row + k + w);
+    float* const at = to + k / kTileDepth * tile + k % kTileDepth / 2;
+#pragma GCC unroll 3
+    for (int p = 0; p < Parts; ++p) {
+      const auto* const stored = reinterpret_cast<const BFloat16*>(at + p * part);
+      store(at + p * part, bfloat16_in_order(first, second));
+      first -= load_as(stored);
+      second -= load_as(stored + w);
+    }
+  }
 }
 inline void copy_row(const char* row, std::int64_t n, float* to, std::int64_t tile) {
-  pair_row<1>(n, to, tile, 0,
-              [&](std::int64_t d, Words(&words)[1]) { words[0] = stored_pairs(row + 2 * d, row + 2 * (d + kTileColumns)); });
+  for (std::int64_t k = 0; k < n; k += kTileDepth) std::memcpy(to + k / kTileDepth * tile, row + 2 * k, 2 * kTileDepth);
 }
 
 // C (+)= A B for one block of C, one or two tiles down and across, in steps of the depth: the matrix unit is given a step at
