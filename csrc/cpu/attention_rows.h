@@ -14,12 +14,29 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/attention_output.h"
 #include "cpu/attention_scores.h"
 #include "cpu/parallel.h"
+#include "cpu/tile_amx.h"
+#ifdef REGARD_MATRIX_TILES
+#include "cpu/attention_row_tiles.h"
+#endif
 
 namespace regard::cpu {
+
+// What multiplies rows of T where a matrix unit can; nothing does where there is none, or for double.
+struct NoRowTiles {
+  struct Memory {};
+  static bool serve(const AttentionProblem&) { return false; }
+  NoRowTiles(std::int64_t, std::int64_t) {}
+};
+#ifdef REGARD_MATRIX_TILES
+template <class T> using RowTilesFor = std::conditional_t<std::is_same_v<T, float>, RowTiles, NoRowTiles>;
+#else
+template <class T> using RowTilesFor = NoRowTiles;
+#endif
 
 template <class T> class Rows {
   using V = Vec<T>;
@@ -31,14 +48,18 @@ template <class T> class Rows {
   // dimensions and its value, for 1, 2, 4 and 8 rows: 15, 26, 48 and 88 ns, and 40, 41, 56 and 87 by copies (Zen 4).
   static constexpr std::int64_t kConvertingRows = 4;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  using Tiles = RowTilesFor<T>;
+  static constexpr bool kHasTiles = !std::is_same_v<Tiles, NoRowTiles>;
 
  public:
-  Rows(const AttentionProblem& problem, const AttentionOutput<T>& output) : p_(problem), tiles_(problem), output_(output) {
+  Rows(const AttentionProblem& problem, const AttentionOutput<T>& output)
+      : p_(problem), tiles_(problem), output_(output), products_(p_.dim_qk(), p_.dim_v()) {
     // A block mask that differs between heads gives them different keys: then each head goes alone.
     heads_together_ = p_.block_mask.present() && p_.block_mask.heads > 1 ? 1 : tiles_.per_group;
     dim_qk_ = round_up(p_.dim_qk(), kW);
     dim_v_ = round_up(p_.dim_v(), kW);
     state_row_ = dim_v_ + kW;  // a row's output, then its max and sum
+    on_tiles_ = Tiles::serve(p_);
   }
 
   bool takes(const SequenceMask& sequence) const {
@@ -65,14 +86,20 @@ template <class T> class Rows {
     take_buffers(w, heads_together_ * sequence.len_q);
     start_rows(w, b, h0, sequence.len_q, item % n == 0);
     const KeyRange split{std::max(seen.first, start), std::min(seen.last, start + kSplit)};
-    if (split.first < split.last)
+    const auto run_split = [&](auto&& block) {
+      if (split.first >= split.last) return;
       p_.for_each_run(b, h0, 0, split, [&](KeyRange keys) {
         for (std::int64_t j0 = keys.first / kBlock * kBlock; j0 < keys.last; j0 += kBlock) {
           if (stop_requested()) return;
           const std::int64_t first = std::max(j0, keys.first);
-          run_block(w, b, h0, sequence, first, static_cast<int>(std::min(j0 + kBlock, keys.last) - first));
+          block(first, static_cast<int>(std::min(j0 + kBlock, keys.last) - first));
         }
       });
+    };
+    if (on_tiles_)
+      run_on_tiles(w, b, h0, sequence, run_split);
+    else
+      run_split([&](std::int64_t first, int keys) { run_block(w, b, h0, sequence, first, keys); });
     for (std::int64_t r = 0; r < w.rows; ++r) {
       T* const state = w.states + r * state_row_;
       if (n == 1)
@@ -103,6 +130,11 @@ template <class T> class Rows {
   }
 
  private:
+  struct Part {
+    int first;
+    int last;
+  };
+
   struct Buffers {
     Scratch scratch;
     T* queries;             // [rows][dim_qk]
@@ -117,6 +149,7 @@ template <class T> class Rows {
     const char** value_at;  // [kBlock]
     double* plain_row;      // [dim_v]
     std::int64_t rows;
+    typename Tiles::Memory products;
   };
 
   void take_buffers(Buffers& w, std::int64_t rows) const {
@@ -128,7 +161,11 @@ template <class T> class Rows {
     const auto scores = w.scratch.template reserve<T>(rows * kBlock + round_up(rows, kW) + 3 * kBlock);
     const auto key_at = w.scratch.template reserve<const char*>(2 * kBlock);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
+    if constexpr (kHasTiles)
+      if (on_tiles_) products_.reserve(w.scratch, rows, w.products);
     w.scratch.acquire();
+    if constexpr (kHasTiles)
+      if (on_tiles_) products_.place(w.scratch, w.products);
     w.queries = w.scratch.template at<T>(queries);
     w.states = w.scratch.template at<T>(states);
     w.keys = w.scratch.template at<T>(keys);
@@ -180,16 +217,13 @@ template <class T> class Rows {
       }
     }
     for (std::int64_t r = 0; r < w.rows; ++r) {
-      const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
-      if (first >= last) continue;
-      const TileOf row{b, h0 + r / sequence.len_q, r % sequence.len_q, 1, 1, j0, keys};
+      const Part seen = seen_in_block(sequence, r % sequence.len_q, j0, keys);
+      if (seen.first >= seen.last) continue;
       T* const scores = w.scores + r * kBlock;
-      with_loaded<T>(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, first, last); });
-      edit(w, row, sequence, scores, first, last);
-      w.alpha[r] = softmax(w.states + r * state_row_, scores, first, last);
-      if (p_.dropout.present()) p_.dropout.apply(row.b, row.h, row.i0, j0 + first, last - first, scores + first);
+      with_loaded<T>(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, seen.first, seen.last); });
+      weigh(w, b, h0, sequence, r, j0, keys, seen);
       if (p_.value_scales.present())
-        for (int k = first; k < last; ++k) scores[k] *= w.scales[kBlock + k];
+        for (int k = seen.first; k < seen.last; ++k) scores[k] *= w.scales[kBlock + k];
     }
     for (std::int64_t r = 0; r < w.rows; ++r) {
       const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
@@ -199,10 +233,32 @@ template <class T> class Rows {
     }
   }
 
-  struct Part {
-    int first;
-    int last;
-  };
+  // The same with both products on the matrix unit, for all blocks of a split.
+  template <class F>
+  void run_on_tiles([[maybe_unused]] Buffers& w, [[maybe_unused]] std::int64_t b, [[maybe_unused]] std::int64_t h0,
+                    [[maybe_unused]] const SequenceMask& sequence, [[maybe_unused]] F&& run_split) const {
+    if constexpr (kHasTiles) {
+      static_assert(kBlock == Tiles::kBlock);
+      const typename Tiles::Unit unit;
+      products_.start(w.products, w.queries, w.rows);
+      run_split([&](std::int64_t j0, int keys) {
+        const std::int64_t group = h0 / tiles_.per_group;
+        for (int k = 0; k < keys; ++k) {
+          const Place at = p_.key_place(b, j0 + k);
+          w.key_at[k] = p_.key.at(at.outer, group, at.position);
+          w.value_at[k] = p_.value.at(at.outer, group, at.position);
+        }
+        const auto seen = [&](std::int64_t r) { return seen_in_block(sequence, r % sequence.len_q, j0, keys); };
+        products_.score(w.products, w.key_at, w.value_at, keys, w.scores, kBlock, w.rows);
+        products_.read_values(w.products, w.value_at, w.key_at, keys);
+        for (std::int64_t r = 0; r < w.rows; ++r)
+          if (seen(r).first < seen(r).last) weigh(w, b, h0, sequence, r, j0, keys, seen(r));
+        products_.add_values(w.products, w.scores, kBlock, w.rows, keys, w.alpha, seen);
+      });
+      for (std::int64_t r = 0; r < w.rows; ++r) products_.take_output(w.products, r, w.states + r * state_row_);
+    }
+  }
+
   static Part seen_in_block(const SequenceMask& sequence, std::int64_t i, std::int64_t j0, int keys) {
     const KeyRange seen = sequence.keys_of(i);
     return {static_cast<int>(std::clamp<std::int64_t>(seen.first - j0, 0, keys)),
@@ -252,6 +308,16 @@ template <class T> class Rows {
       const V s = combine_lanes<Add, kW / 2>(sums);
       store(scores + k0, p_.key_scales.present() ? s * load<V>(w.scales + k0) : s);
     }
+  }
+
+  // Scores of one row become weights.
+  void weigh(Buffers& w, std::int64_t b, std::int64_t h0, const SequenceMask& sequence, std::int64_t r, std::int64_t j0, int keys,
+             Part seen) const {
+    const TileOf row{b, h0 + r / sequence.len_q, r % sequence.len_q, 1, 1, j0, keys};
+    T* const scores = w.scores + r * kBlock;
+    edit(w, row, sequence, scores, seen.first, seen.last);
+    w.alpha[r] = softmax(w.states + r * state_row_, scores, seen.first, seen.last);
+    if (p_.dropout.present()) p_.dropout.apply(row.b, row.h, row.i0, j0 + seen.first, seen.last - seen.first, scores + seen.first);
   }
 
   // What ScoreTiles::edit() does, along one row of keys.
@@ -360,7 +426,9 @@ template <class T> class Rows {
   const AttentionProblem& p_;
   ScoreTiles<T> tiles_;
   const AttentionOutput<T>& output_;
+  Tiles products_;
   std::int64_t heads_together_;
+  bool on_tiles_;
   std::int64_t dim_qk_;  // padded to whole vectors
   std::int64_t dim_v_;
   std::int64_t state_row_;
