@@ -5,8 +5,7 @@
 //
 // How many parts, and which of their products count, is a Split: a row of the table below. Everything else is the same
 // for every dtype and precision. A float32 is a sum of three bfloat16 (8 + 8 + 8 bits), a float16 one of two; products
-// left out are below the error of the ones taken. Small products are summed first, over the whole depth, so that only
-// the last ones round at the size of the result.
+// left out are below the error of the ones taken.
 #pragma once
 
 #include <algorithm>
