@@ -17,6 +17,7 @@
 #ifdef REGARD_MATRIX_TILES
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/rows.h"
 #include "cpu/linear_panels.h"
@@ -166,6 +167,10 @@ class LinearTiles {
       const char* const from = r < rows ? x_.at(i0 + r) + b.start * x_.step() : nullptr;
       for (int k = 0; k < b.depth; k += kTileDepth, to += kLeftWords) {
         const int n = r < rows ? std::min(kTileDepth, b.depth - k) : 0;
+        if (n == kTileDepth && x_.step() == 2) {
+          std::memcpy(to, from + k * 2, kTileDepth * 2);
+          continue;
+        }
         if (n < kTileDepth) std::fill_n(to, kTileColumns, 0);
         if (n > 0) copy_halves(from + k * x_.step(), x_.step(), n, reinterpret_cast<char*>(to));
       }
@@ -234,24 +239,40 @@ class LinearTiles {
 
   // Up to so many rows of the rest.
   void finish(Buffers& w, int most) const {
-    for (; most > 0 && w.rest.next < w.rest.rows; --most, ++w.rest.next)
-      finish_row(w, w.rest.i0 + w.rest.next, w.rest.panel, w.rest.tiles[w.rest.next / kTileRows] + w.rest.next % kTileRows * kTileColumns);
+    const int next = w.rest.next;
+    if (next == w.rest.rows) return;
+    w.rest.next = std::min(next + most, w.rest.rows);
+    finish_rows(w, next, w.rest.next);
   }
 
-  [[gnu::noinline]] void finish_row(Buffers& w, std::int64_t i, std::int64_t panel, const float* tiles) const {
-    const std::int64_t n0 = panel * kColumns;
-    const int columns = columns_of(panel);
-    alignas(64) float y[kColumns];
+  [[gnu::noinline]] void finish_rows(Buffers& w, int next, int last) const {
+    constexpr int vectors = kColumns / kW;
+    const std::int64_t n0 = w.rest.panel * kColumns;
+    const int columns = columns_of(w.rest.panel);
+    const bool at_once = columns == kColumns && out_.step() == kOutBytes && !p_.residual.present();
     with_activation(p_.activation, [&](auto activation) {
+      for (int r = next; r < last; ++r) {
+        const float* const tiles = w.rest.tiles[r / kTileRows] + r % kTileRows * kTileColumns;
+        char* const to = out_.at(w.rest.i0 + r) + n0 * out_.step();
+        V y[vectors];
 #pragma GCC unroll 6
-      for (int j = 0; j < kColumns; j += kW)
-        store(y + j, activation(load<V>(tiles + j / kTileColumns * kTileFloats + j % kTileColumns) + load<V>(w.bias + j)));
+        for (int v = 0; v < vectors; ++v) {
+          const int j = v * kW;
+          y[v] = activation(load<V>(tiles + j / kTileColumns * kTileFloats + j % kTileColumns) + load<V>(w.bias + j));
+          if (at_once) store_as(reinterpret_cast<BFloat16*>(to) + j, y[v]);
+        }
+        if (!at_once) finish_apart(w.rest.i0 + r, n0, columns, y, to);
+      }
     });
-    if (p_.residual.present()) {
-      alignas(64) float residual[kColumns];
-      add_residual(p_.residual, residual_.at(i) + n0 * residual_.step(), residual_.step(), columns, residual, y);
-    }
-    write_row<BFloat16>(out_.at(i) + n0 * out_.step(), out_.step(), columns, y);
+  }
+
+  // The same for any residual, stride and number of columns.
+  [[gnu::noinline]] void finish_apart(std::int64_t i, std::int64_t n0, int columns, const V* sums, char* to) const {
+    alignas(64) float y[kColumns];
+    alignas(64) float residual[kColumns];
+    std::memcpy(y, sums, sizeof y);
+    if (p_.residual.present()) add_residual(p_.residual, residual_.at(i) + n0 * residual_.step(), residual_.step(), columns, residual, y);
+    write_row<BFloat16>(to, out_.step(), columns, y);
   }
 
   const LinearProblem& p_;
