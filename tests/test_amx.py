@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import regard
-from cases import CASES, STRIDES, TILES, build, case
+from cases import CASES, STRIDES, TILES, build, case, every_other, last_axis_slow, misaligned, reversed_view
 from helpers import as_float64, assert_case, assert_same_bits, normal, problem
 from regard import _backend, dense, reference
 
@@ -101,36 +101,100 @@ def test_dropout_keeps_what_the_reference_keeps(tiles):
     np.testing.assert_allclose(out, want, rtol=0, atol=4 * 2.0**-7)
 
 
+EDGES = (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97)
+# (rows, out_features, in_features): edges of tiles, of panels, of steps of the depth; several blocks of each.
 SHAPES = [
-    (1, 1, 1),
-    (1, 50, 40),
-    (15, 48, 32),
-    (16, 49, 33),
-    (17, 96, 64),
+    *((n, 50, 40) for n in EDGES),
+    *((18, n, 40) for n in EDGES),
+    *((18, 50, n) for n in EDGES),
     (65, 100, 600),
-    (300, 60, 31),
-    (40, 150, 257),
+    (257, 60, 31),
+    (300, 97, 2049),
+    (5, 1000, 2100),
+    (290, 800, 4100),
+    (0, 5, 6),
+    (5, 0, 6),
+    (5, 6, 0),
 ]
 
 
-@pytest.mark.parametrize(("rows", "features", "depth"), SHAPES)
-def test_linear_of_bfloat16_weights(tiles, rows, features, depth):
-    x, weight = normal(1, rows, depth, dtype="bfloat16"), normal(2, features, depth, dtype="bfloat16")
-    bias = normal(3, features, dtype="bfloat16")
+def layer(rows, features, depth):
+    return tuple(normal(i, *s, dtype="bfloat16") for i, s in enumerate([(rows, depth), (features, depth), (features,)]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_of_bfloat16(tiles, shape):
+    x, weight, bias = layer(*shape)
     packed = dense.pack_linear(weight, bias, "bfloat16")
     out = dense.linear(x, packed)
     want = reference.linear(*as_float64(x, weight, bias))
-    # Sums of `depth` products in float32, then one rounding.
+    # Sums of in_features products in float32, then one rounding.
     size = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T + 1
     assert (np.abs(out.astype(np.float64) - want) <= 2.0**-8 * np.abs(want) + 16 * 2.0**-24 * size).all()
+    assert_same_bits(dense.linear(x, weight, bias), out, "not packed")
 
 
-def test_rows_of_linear_are_alone(tiles):
-    x, weight = normal(1, 70, 90, dtype="bfloat16"), normal(2, 100, 90, dtype="bfloat16")
-    packed = dense.pack_linear(weight, held="bfloat16")
+@pytest.mark.parametrize("depth", [90, 4200])
+def test_rows_of_linear_are_alone(tiles, depth):
+    x, weight, bias = layer(300, 100, depth)
+    packed = dense.pack_linear(weight, bias, "bfloat16")
     want = dense.linear(x, packed)
-    for first, last in ((0, 1), (5, 21), (40, 70)):
+    for first, last in ((0, 1), (5, 21), (40, 73), (10, 290), (299, 300)):
         assert_same_bits(dense.linear(x[first:last], packed), want[first:last].copy())
+        assert_same_bits(dense.linear(x[first:last], weight, bias), want[first:last].copy())
+    for columns in (1, 48, 50):
+        assert_same_bits(dense.linear(x, weight[:columns], bias[:columns]), want[:, :columns].copy())
+    for threads in (1, 2, 3, 7):
+        regard.set_num_threads(threads)
+        assert_same_bits(dense.linear(x, packed), want, f"{threads} threads")
+        assert_same_bits(dense.linear(x, weight, bias), want, f"{threads} threads, not packed")
+
+
+@pytest.mark.parametrize("shape", [(37, 50, 70), (300, 97, 64), (33, 48, 2100)], ids=str)
+def test_strides_of_linear(tiles, shape):
+    x, weight, bias = layer(*shape)
+    want = dense.linear(x, weight, bias)
+    views = [reversed_view, every_other, last_axis_slow, misaligned, np.asfortranarray]
+    for view in views:
+        assert_same_bits(dense.linear(view(x), weight, bias), want, f"x, {view.__name__}")
+        assert_same_bits(dense.linear(x, view(weight), bias), want, f"weight, {view.__name__}")
+        packed = dense.pack_linear(view(weight), bias, "bfloat16")
+        assert_same_bits(dense.linear(x, packed), want, f"packed, {view.__name__}")
+    out = np.zeros((shape[0], 2, 2 * shape[1]), x.dtype)[:, 1, ::2]
+    dense.linear(x, weight, bias, out=out)
+    assert_same_bits(out.copy(), want, "out")
+    repeated = np.broadcast_to(x[:1], (40, shape[2]))
+    assert_same_bits(dense.linear(repeated, weight, bias), np.repeat(want[:1], 40, 0), "a stride of 0")
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("rows", [1, 33, 300])
+def test_what_follows_linear(tiles, rows, activation):
+    x, weight, bias = layer(rows, 70, 60)
+    residual = normal(3, rows, 70, dtype="bfloat16")
+    want = reference.linear(*as_float64(x, weight, bias), activation) + as_float64(residual)[0]
+    for given in (weight, dense.pack_linear(weight, bias, "bfloat16")):
+        b = bias if given is weight else None
+        out = residual.copy()  # written where it is read
+        dense.linear(x, given, b, activation, out=out, residual=out)
+        # As above; activations have slopes below 1.13.
+        assert (np.abs(as_float64(out)[0] - want) <= 2.0**-8 * np.abs(want) + 2e-4).all()
+
+
+def test_special_values_of_linear(tiles):
+    x, weight, bias = layer(40, 60, 70)
+    x[3, 4], x[5, 6], x[7, 69], x[9, 0] = np.nan, np.inf, -np.inf, 3e38
+    weight[7], weight[8, 0], weight[20, 3] = 0, 3e38, np.nan
+    for given, b in ((weight, bias), (dense.pack_linear(weight, bias, "bfloat16"), None)):
+        with np.errstate(all="ignore"):
+            out, want = as_float64(dense.linear(x, given, b))[0], as_float64(x)[0] @ as_float64(weight)[0].T
+        assert np.isnan(out[3]).all() and np.isnan(out[:, 20]).all()
+        assert np.isnan(out[5, 7]) and np.isnan(out[7, 7])
+        assert out[9, 8] == np.inf  # beyond float32
+        # Elsewhere as in float64, whose range row 9 and column 8 need.
+        keep = np.ix_(np.arange(40) != 9, np.arange(60) != 8)
+        np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(want[keep]))
+        np.testing.assert_array_equal(np.isinf(out[keep]), np.isinf(want[keep]))
 
 
 def test_precision_trades_digits_of_float32(tiles):

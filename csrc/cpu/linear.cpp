@@ -20,6 +20,7 @@
 #include "core/rows.h"
 #include "cpu/linear_few.h"
 #include "cpu/linear_panels.h"
+#include "cpu/linear_tiles.h"
 #include "cpu/linear_words.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
@@ -280,6 +281,9 @@ template <class T> void pack(const PackProblem& p) {
 
 void linear(const LinearProblem& problem) {
   if (is_for_words(problem)) return linear_words(problem);
+#ifdef REGARD_MATRIX_TILES
+  if (is_for_tiles(problem)) return linear_tiles(problem);
+#endif
   with_compute(problem.x.dtype, [&](auto t) {
     using T = decltype(t);
     if (FewRows<T, kLinearChain>::serves(problem)) return FewRows<T, kLinearChain>(problem).run();

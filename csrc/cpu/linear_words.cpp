@@ -20,12 +20,9 @@
 
 #include "core/rows.h"
 #include "cpu/linear_panels.h"
+#include "cpu/linear_tiles.h"
 #include "cpu/parallel.h"
-#include "cpu/tile_amx.h"
 #include "cpu/tile_words.h"
-#ifdef REGARD_MATRIX_TILES
-#include "cpu/tile_matrix.h"
-#endif
 
 namespace regard::cpu {
 namespace {
@@ -74,53 +71,14 @@ float quantise(const float* x, std::int64_t padded, std::uint8_t* to) {
   return range.largest / 127.0f;
 }
 
-// How a block of rows meets a panel, whose sums it adds to: on vector units, by one of the products of tile_words.h.
-template <class Op> struct OnVectors {
+// Rows of a block: as many as keep its words in half a megabyte of L2, whole tiles of them.
+constexpr std::int64_t kRows = Tile<float>::kRows;
+constexpr std::int64_t kMostRows = 64;
+constexpr std::int64_t kBlockBytes = 512 << 10;
+
+// Op is one of the products of tile_words.h.
+template <class Op> class LinearWords {
   static constexpr bool kBytes = std::is_base_of_v<Bytes, Op>;
-  static constexpr std::int64_t kRows = Tile<float>::kRows;
-  // Rows of a block: as many as keep its words in half a megabyte of L2, whole tiles of them.
-  static constexpr std::int64_t kMostRows = 64;
-  static constexpr std::int64_t kBlockBytes = 512 << 10;
-  static constexpr std::int64_t kWholeWords = 1;  // words of a row are padded to a multiple, with zeros
-  struct Unit {};
-
-  static void multiply(const std::int32_t* x, std::int64_t row, const std::int32_t* panel, std::int32_t* sums, int rows, std::int64_t words,
-                       std::int32_t*) {
-    multiply_words<Op>(x, row, panel, sums, kColumns, rows, words);
-  }
-};
-
-#ifdef REGARD_MATRIX_TILES
-// On the matrix unit, which serves any number of rows: one row wastes 15 of a tile's 16, and still reads its weights
-// faster than memory gives them.
-struct OnTiles {
-  static constexpr bool kBytes = false;
-  static constexpr std::int64_t kRows = kTileRows;
-  // 512 multiply-adds a cycle use up, at 64 rows, 16 bytes of weight: several times what L3 gives. At 256 rows, 4. So
-  // counted, not measured. Machines with tiles have 2 MiB of L2.
-  static constexpr std::int64_t kMostRows = 256;
-  static constexpr std::int64_t kBlockBytes = 1 << 20;
-  static constexpr std::int64_t kWholeWords = kTileDepth / 2;
-  using Unit = MatrixTiles;
-
-  static void multiply(const std::int32_t* x, std::int64_t row, const std::int32_t* panel, std::int32_t* sums, int rows, std::int64_t words,
-                       std::int32_t* last) {
-    static_assert(kColumns == 3 * kTileColumns);
-    const std::int64_t padded = round_up(rows, kRows);
-    const std::int64_t whole = words / kWholeWords;
-    multiply_panel(x, row, panel, kColumns, sums, kColumns, padded, whole);
-    const std::int64_t rest = words - whole * kWholeWords;
-    if (rest == 0) return;
-    // Behind a panel's last pairs lies its bias, and behind that perhaps nothing.
-    std::copy_n(panel + whole * kWholeWords * kColumns, rest * kColumns, last);
-    std::fill_n(last + rest * kColumns, (kWholeWords - rest) * kColumns, 0);
-    multiply_panel(x + whole * kWholeWords, row, last, kColumns, sums, kColumns, padded, 1);
-  }
-};
-#endif
-
-template <class On> class LinearWords {
-  static constexpr bool kBytes = On::kBytes;
 
  public:
   explicit LinearWords(const LinearProblem& problem)
@@ -128,14 +86,14 @@ template <class On> class LinearWords {
     panels_ = panel_count(p_.out_features(), DType::float32);
     words_ = held_rows(p_.in_features(), p_.held);
     // Converted in whole vectors of values: so many words.
-    row_ = row_length<std::int32_t>(round_up(round_up(p_.in_features(), kW) / (kBytes ? 4 : 2), On::kWholeWords));
+    row_ = row_length<std::int32_t>(round_up(p_.in_features(), kW) / (kBytes ? 4 : 2));
     if (x_.count() == 0 || panels_ == 0) return;
-    const std::int64_t fitting = On::kBlockBytes / (row_ * 4) / On::kRows * On::kRows;
-    const std::int64_t most = std::clamp<std::int64_t>(fitting, On::kRows, On::kMostRows);
+    const std::int64_t fitting = kBlockBytes / (row_ * 4) / kRows * kRows;
+    const std::int64_t most = std::clamp<std::int64_t>(fitting, kRows, kMostRows);
     const std::int64_t threads = get_num_threads();
     row_blocks_ = divide_up(x_.count(), most);
     if (row_blocks_ >= threads) row_blocks_ = round_up(row_blocks_, threads);
-    row_block_ = std::min(x_.count(), round_up(divide_up(x_.count(), row_blocks_), On::kRows));
+    row_block_ = std::min(x_.count(), round_up(divide_up(x_.count(), row_blocks_), kRows));
     row_blocks_ = divide_up(x_.count(), row_block_);
     const std::int64_t wanted = threads > 1 ? divide_up(kItemsPerThread * threads, row_blocks_) : 1;
     groups_ = std::max(divide_up(panels_, kPanelsPerGroup), std::min(wanted, panels_));
@@ -157,7 +115,6 @@ template <class On> class LinearWords {
     std::int32_t* sums;  // [row_block][kColumns]
     float* scale;        // [row_block]
     float* staging;      // [padded in_features]
-    std::int32_t* last;  // [kWholeWords][kColumns]
   };
 
   const std::int32_t* panel_row(std::int64_t panel, std::int64_t row) const {
@@ -170,22 +127,18 @@ template <class On> class LinearWords {
     const std::int64_t last = std::min((group + 1) * group_, panels_);
     if (rows <= 0) return;
     Buffers w;
-    const std::int64_t padded_rows = round_up(rows, On::kRows);
-    const std::int64_t padded_words = round_up(words_, On::kWholeWords);
+    const std::int64_t padded_rows = round_up(rows, kRows);
     const auto x = w.scratch.template reserve<std::int32_t>(padded_rows * row_);
     const auto sums = w.scratch.template reserve<std::int32_t>(padded_rows * kColumns);
     const auto scale = w.scratch.template reserve<float>(padded_rows);
     const auto staging = w.scratch.template reserve<float>(round_up(p_.in_features(), kW));
-    const auto ending = w.scratch.template reserve<std::int32_t>(On::kWholeWords * kColumns);
     w.scratch.acquire();
     w.x = w.scratch.template at<std::int32_t>(x);
     w.sums = w.scratch.template at<std::int32_t>(sums);
     w.scale = w.scratch.template at<float>(scale);
     w.staging = w.scratch.template at<float>(staging);
-    w.last = w.scratch.template at<std::int32_t>(ending);
     convert(w, i0, rows);
-    for (std::int64_t r = 0; r < padded_rows; ++r) std::fill(w.x + r * row_ + (r < rows ? words_ : 0), w.x + r * row_ + padded_words, 0);
-    [[maybe_unused]] const typename On::Unit unit;
+    for (std::int64_t r = rows; r < padded_rows; ++r) std::fill_n(w.x + r * row_, words_, 0);
     for (std::int64_t panel = group * group_; panel < last; ++panel) {
       if (stop_requested()) return;
       for (std::int64_t r = 0; r < padded_rows; ++r)
@@ -193,7 +146,7 @@ template <class On> class LinearWords {
           std::copy_n(panel_row(panel, words_ + 2), kColumns, w.sums + r * kColumns);
         else
           std::fill_n(w.sums + r * kColumns, kColumns, 0);
-      On::multiply(w.x, row_, panel_row(panel, 0), w.sums, rows, words_, w.last);
+      multiply_words<Op>(w.x, row_, panel_row(panel, 0), w.sums, kColumns, rows, words_);
       finish(w, i0, rows, panel);
     }
   }
@@ -212,14 +165,6 @@ template <class On> class LinearWords {
         copy_halves(x_.at(i0 + r), x_.step(), n, reinterpret_cast<char*>(to));
       }
     }
-  }
-
-  static void copy_halves(const char* from, std::int64_t step, std::int64_t n, char* to) {
-    if (step == 2) {
-      std::memcpy(to, from, static_cast<std::size_t>(2 * n));
-      return;
-    }
-    for (std::int64_t k = 0; k < n; ++k) std::memcpy(to + 2 * k, from + k * step, 2);
   }
 
   void finish(Buffers& w, std::int64_t i0, int rows, std::int64_t panel) const {
@@ -260,6 +205,9 @@ template <class On> class LinearWords {
   std::int64_t groups_ = 0;
 };
 
+// Depth of a block in which pairs are packed: their rows are staged in L1 where they must be.
+constexpr std::int64_t kPackedDepth = 256;
+
 // One column of a panel, from a row of the weight in floats, padded with zeros to whole words.
 void pack_pairs(const float* from, std::int64_t words, char* column) {
   for (std::int64_t k = 0; k < words; ++k) {
@@ -290,7 +238,7 @@ void pack_bytes(const float* from, std::int64_t padded, std::int64_t words, char
 bool is_for_words(const LinearProblem& problem) {
   if (!problem.packed) return false;
 #ifdef REGARD_MATRIX_TILES
-  const bool pairs = true;
+  const bool pairs = false;  // linear_tiles.cpp has them
 #else
   const bool pairs = native_pairs();
 #endif
@@ -298,13 +246,11 @@ bool is_for_words(const LinearProblem& problem) {
 }
 
 void linear_words(const LinearProblem& problem) {
-#ifdef REGARD_MATRIX_TILES
-  if (problem.held == Held::bfloat16) return LinearWords<OnTiles>(problem).run();
-#else
-  if (problem.held == Held::bfloat16) return LinearWords<OnVectors<NativePairs>>(problem).run();
+#ifndef REGARD_MATRIX_TILES
+  if (problem.held == Held::bfloat16) return LinearWords<NativePairs>(problem).run();
 #endif
-  if (native_bytes()) return LinearWords<OnVectors<NativeBytes>>(problem).run();
-  LinearWords<OnVectors<Bytes>>(problem).run();
+  if (native_bytes()) return LinearWords<NativeBytes>(problem).run();
+  LinearWords<Bytes>(problem).run();
 }
 
 void pack_words(const PackProblem& p) {
@@ -312,26 +258,33 @@ void pack_words(const PackProblem& p) {
   const std::int64_t in_features = p.weight.shape[1];
   const std::int64_t words = held_rows(in_features, p.held);
   const std::int64_t padded = round_up(in_features, std::max(kW, 4));
-  const double work = static_cast<double>(out_features) * static_cast<double>(in_features + 1) * 4;
+  const bool as_it_lies = p.held == Held::bfloat16 && p.weight.dtype == DType::bfloat16;
+  const double work = static_cast<double>(out_features) * static_cast<double>(in_features + 1) * (as_it_lies ? 1 : 4);
   parallel_for(p.packed.shape[0], work, Rehearse::scratch, [&](std::int64_t panel) {
     Scratch scratch;
-    const auto row = scratch.reserve<float>(padded);
+    const auto row = scratch.reserve<float>(as_it_lies ? kColumns * row_length<float>(kPackedDepth) : padded);
     const auto bytes = scratch.reserve<std::uint8_t>(padded);
     scratch.acquire();
     float* const from = scratch.at<float>(row);
-    std::fill(from + in_features, from + padded, 0.0f);
     const std::int64_t n0 = panel * kColumns;
-    const std::int64_t columns = std::min<std::int64_t>(kColumns, out_features - n0);
+    const int columns = static_cast<int>(std::min<std::int64_t>(kColumns, out_features - n0));
     char* const to = p.packed.data + panel * packed_rows(in_features, p.held) * kPanelBytes;
-    std::fill_n(to, packed_rows(in_features, p.held) * kPanelBytes, char{0});
-    for (std::int64_t j = 0; j < columns; ++j) {
-      read_row(p.weight.dtype, p.weight.at(n0 + j), p.weight.stride[1], in_features, from);
-      if (p.held == Held::bfloat16)
-        pack_pairs(from, words, to + 4 * j);
-      else
-        pack_bytes(from, padded, words, to + 4 * j, scratch.at<std::uint8_t>(bytes));
-    }
     const std::int64_t bias_row = p.held == Held::int8 ? words + 1 : words;
+    if (as_it_lies) {
+      for (std::int64_t k = 0; k < in_features; k += kPackedDepth)
+        pack_pairs_panel(p.weight, n0, columns, k, static_cast<int>(std::min(kPackedDepth, in_features - k)),
+                         reinterpret_cast<std::int32_t*>(to + k / 2 * kPanelBytes), from);
+    } else {
+      std::fill(from + in_features, from + padded, 0.0f);
+      std::fill_n(to, packed_rows(in_features, p.held) * kPanelBytes, char{0});
+      for (int j = 0; j < columns; ++j) {
+        read_row(p.weight.dtype, p.weight.at(n0 + j), p.weight.stride[1], in_features, from);
+        if (p.held == Held::bfloat16)
+          pack_pairs(from, words, to + 4 * j);
+        else
+          pack_bytes(from, padded, words, to + 4 * j, scratch.at<std::uint8_t>(bytes));
+      }
+    }
     read_bias(p.bias, n0, columns, reinterpret_cast<float*>(to + bias_row * kPanelBytes), kColumns);
   });
 }

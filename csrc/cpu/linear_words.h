@@ -6,7 +6,7 @@
 namespace regard::cpu {
 
 // Whether a packed problem belongs to linear_words(): weights of int8; or of bfloat16 where x is bfloat16 too and the
-// machine multiplies pairs of them.
+// machine multiplies pairs of them on vector units; on matrix tiles those belong to linear_tiles().
 bool is_for_words(const LinearProblem& problem);
 void linear_words(const LinearProblem& problem);
 

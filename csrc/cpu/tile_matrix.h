@@ -184,34 +184,62 @@ template <const auto& Products> inline void multiply_step(const TileBlock& x, st
   detail::multiply_step<1, 1, Products>(x, step, product);
 }
 
-// C += A B for rows of bfloat16 pairs and one packed panel of them: three tiles across, its rows ldb words apart. Rows are
-// whole tiles, `steps` tiles of the depth. Each tile of B from L1 meets all rows before the next chunk of the depth comes:
-// a chunk is 24 KiB of B. Four loads of 8 cycles feed three products of 16; carrying the sums costs three loads and stores
-// a chunk.
-inline void multiply_panel(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int64_t ldb, std::int32_t* c,
-                           std::int64_t ldc, std::int64_t rows, std::int64_t steps) {
-  constexpr std::int64_t chunk = 8;
-  constexpr std::int64_t words = kTileDepth / 2;
-  for (std::int64_t start = 0; start < steps; start += chunk)
-    for (std::int64_t r = 0; r < rows; r += kTileRows) {
-      std::int32_t* const sums = c + r * ldc;
-      tile_load<0>(sums, ldc * 4);
-      tile_load<1>(sums + kTileColumns, ldc * 4);
-      tile_load<2>(sums + 2 * kTileColumns, ldc * 4);
-      for (std::int64_t k = start; k < std::min(steps, start + chunk); ++k) {
-        const std::int32_t* const right = b + k * words * ldb;
-        tile_load<4>(a + r * lda + k * words, lda * 4);
-        tile_load<5>(right, ldb * 4);
-        tile_dot<0, 4, 5>();
-        tile_load<6>(right + kTileColumns, ldb * 4);
-        tile_dot<1, 4, 6>();
-        tile_load<7>(right + 2 * kTileColumns, ldb * 4);
-        tile_dot<2, 4, 7>();
-      }
-      tile_store<0>(sums, ldc * 4);
-      tile_store<1>(sums + kTileColumns, ldc * 4);
-      tile_store<2>(sums + 2 * kTileColumns, ldc * 4);
-    }
+// The sums of one packed panel, three tiles across, and Rows tiles of rows. Tiles 0 to 2 hold the upper row of tiles, 3 to
+// 5 the lower one; tile 6 holds A and 7 B, which is loaded twice: 7 loads of 8 cycles feed 6 products of 16.
+template <int Rows> inline void begin_panel(bool carry, const float* upper, const float* lower) {
+  if (!carry) {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    if constexpr (Rows == 1) return;
+    tile_zero<3>();
+    tile_zero<4>();
+    tile_zero<5>();
+    return;
+  }
+  tile_load<0>(upper, 64);
+  tile_load<1>(upper + kTileFloats, 64);
+  tile_load<2>(upper + 2 * kTileFloats, 64);
+  if constexpr (Rows == 1) return;
+  tile_load<3>(lower, 64);
+  tile_load<4>(lower + kTileFloats, 64);
+  tile_load<5>(lower + 2 * kTileFloats, 64);
+}
+
+// Sums += A B. A: tiles along the depth, the second row of them a_tile words further. B: rows of three tiles, as a packed
+// panel of pairs lies. between() is called once a step: a piece of vector work, done while products run.
+template <int Rows, class F>
+inline void add_panel(const std::int32_t* a, std::int64_t a_tile, const std::int32_t* b, std::int64_t steps, F&& between) {
+  constexpr std::int64_t row = 3 * kTileColumns;
+  for (std::int64_t k = 0; k < steps; ++k) {
+    const std::int32_t* const left = a + k * kTileFloats;
+    const std::int32_t* const right = b + k * kTileRows * row;
+    tile_load<6>(left, 64);
+    tile_load<7>(right, row * 4);
+    tile_dot<0, 6, 7>();
+    tile_load<7>(right + kTileColumns, row * 4);
+    tile_dot<1, 6, 7>();
+    tile_load<7>(right + 2 * kTileColumns, row * 4);
+    tile_dot<2, 6, 7>();
+    between();
+    if constexpr (Rows == 1) continue;
+    tile_load<6>(left + a_tile, 64);
+    tile_dot<5, 6, 7>();
+    tile_load<7>(right + kTileColumns, row * 4);
+    tile_dot<4, 6, 7>();
+    tile_load<7>(right, row * 4);
+    tile_dot<3, 6, 7>();
+  }
+}
+
+template <int Rows> inline void end_panel(float* upper, float* lower) {
+  tile_store<0>(upper, 64);
+  tile_store<1>(upper + kTileFloats, 64);
+  tile_store<2>(upper + 2 * kTileFloats, 64);
+  if constexpr (Rows == 1) return;
+  tile_store<3>(lower, 64);
+  tile_store<4>(lower + kTileFloats, 64);
+  tile_store<5>(lower + 2 * kTileFloats, 64);
 }
 
 }  // namespace regard::cpu

@@ -59,10 +59,11 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
         Of the weight's dtype.
     held : {"float32", "bfloat16", "int8"}
         "float32" (float64 for a float64 weight): as the kernels compute; the same bits come out as
-        without packing. "bfloat16": rounded to that dtype; products with bfloat16 inputs run in it
-        where the machine can. "int8": whole multiples of max |weight| / 127 of each output channel, in
-        products with inputs that are quantised likewise, by rows; up to 65536 in_features. Neither is
-        for float64.
+        without packing, except where bfloat16 runs on matrix tiles. "bfloat16": rounded to that dtype;
+        products with bfloat16 inputs run in it where the machine can, and on matrix tiles the same bits
+        come out as of a bfloat16 weight without packing. "int8": whole multiples of max |weight| / 127
+        of each output channel, in products with inputs that are quantised likewise, by rows; up to 65536
+        in_features. Neither is for float64.
 
     Returns
     -------
