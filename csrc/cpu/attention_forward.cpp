@@ -85,7 +85,6 @@ template <class T, class Products> class Blocks {
 
     KeyBlocks blocks_of_keys;
     const auto run_blocks = [&] {
-      if (stop_requested()) return;
       for (int n = 0; n < blocks_of_keys.count; ++n) {
         const KeyBlock& block = blocks_of_keys.list[static_cast<std::size_t>(n)];
         products_.read_block(w.products, w.tile, b, h, block.first, block.keys, n);
@@ -99,6 +98,7 @@ template <class T, class Products> class Blocks {
     };
     p_.for_each_run(b, h, i0, sequence.seen_by_any(i0, i1), [&](KeyRange seen) {
       for (std::int64_t j0 = seen.first / kKeys * kKeys; j0 < seen.last; j0 += kKeys) {
+        if (stop_requested()) return;
         // Blocks begin at multiples of kKeys, which windows do not; a run of a block mask ends where it says.
         const std::int64_t first = p_.block_mask.present() ? std::max(j0, seen.first) : j0;
         const std::int64_t end = p_.block_mask.present() ? seen.last : sequence.len_kv;
