@@ -62,6 +62,21 @@ template <class T> void test_exp2() {
   CHECK(std::isnan(one<T>(f, kNaN<T>)));
 }
 
+// 2.9e-6 is 24 to 49 ulp.
+void test_short_exp2() {
+  const auto four = [](Vec<float> t) { return exp2_short<4>(t); };
+  const auto six = [](Vec<float> t) { return exp2_short<6>(t); };
+  const auto reference = [](long double t) { return std::exp2(t); };
+  CHECK(within("short exp2, degree 4", 4, worst<float>(four, reference, -126, 0, kSamples), 50));
+  CHECK(within("short exp2, degree 6", 4, worst<float>(six, reference, -126, 0, kSamples), 1.5));
+  for (int n = 0; n >= -126; --n) {
+    CHECK(one<float>(four, static_cast<float>(n)) == std::ldexp(1.0f, n));
+    CHECK(one<float>(six, static_cast<float>(n)) == std::ldexp(1.0f, n));
+  }
+  for (const float t : {-150.0f, -1e30f, -kInf<float>}) CHECK(one<float>(four, t) == 0 && one<float>(six, t) == 0);
+  CHECK(std::isnan(one<float>(four, kNaN<float>)) && std::isnan(one<float>(six, kNaN<float>)));
+}
+
 template <class T> void test_exp() {
   const auto f = [](Vec<T> x) { return exp(x); };
   const auto reference = [](long double x) { return std::exp(x); };
@@ -133,6 +148,7 @@ template <class T> void test_transpose() {
 
 template <class T> void test_all() {
   test_exp2<T>();
+  if constexpr (sizeof(T) == 4) test_short_exp2();
   test_exp<T>();
   test_tanh<T>();
   test_rounding_and_scaling<T>();
