@@ -215,3 +215,11 @@ def test_float16_is_exact_down_to_its_subnormals(tiles):
     query = np.broadcast_to(query, (len(value), 1, 5, 32))
     out = regard.attention(query, np.zeros_like(value), value)
     np.testing.assert_array_equal(out.astype(np.float32), np.broadcast_to(value, out.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_explain_knows_what_linear_runs_on(tiles, packed):
+    x, weight = normal(1, 64, 96, dtype="bfloat16"), normal(2, 48, 96, dtype="bfloat16")
+    found = regard.explain("linear", x, dense.pack_linear(weight, held="bfloat16") if packed else weight)
+    assert found.kernel.endswith("linear_tiles.cpp")
+    assert found.tiles["matrix_products"] == 1

@@ -182,6 +182,8 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     tiles = dict(_backend.cpu.tile_sizes(_arrays.native(operation, first)))
     if main is not None and main.source.endswith("attention_forward.cpp"):
         tiles |= _attention_sizes(operation, arguments.arguments)
+    elif main is not None and main.source.endswith("linear_tiles.cpp"):
+        tiles["matrix_products"] = 1
     products = tiles.get("matrix_products", 0)
     on_tiles = ceilings.gtiles() if products and main is not None and main.item == main.source else None
     rates = {
