@@ -197,6 +197,20 @@ def test_special_values_of_linear(tiles):
         np.testing.assert_array_equal(np.isinf(out[keep]), np.isinf(want[keep]))
 
 
+@pytest.mark.parametrize(
+    ("rows", "features", "depth"), [*SHAPES, (16, 47, 63), (31, 48, 64), (33, 97, 65), (100, 5, 0)]
+)
+def test_linear_of_int8_weights_has_the_bits_of_vectors(tiles, rows, features, depth):
+    """Sums of bytes are exact, so 16 rows and more, on tiles, and single ones, on vectors, must agree."""
+    x, weight = normal(1, rows, depth), normal(2, features, depth)
+    packed = dense.pack_linear(weight, normal(3, features), "int8")
+    out = dense.linear(x, packed, activation="gelu")
+    alone = [dense.linear(x[i : i + 1], packed, activation="gelu") for i in range(rows)]
+    assert_same_bits(out, np.concatenate([out[:0], *alone]))
+    if rows >= 16:
+        assert_same_bits(dense.linear(x[:16], packed, activation="gelu"), out[:16].copy())
+
+
 def test_precision_trades_digits_of_float32(tiles):
     query, key, value = (normal(i, 1, 2, 300, 64) for i in range(3))
     want = reference.attention(*as_float64(query, key, value))

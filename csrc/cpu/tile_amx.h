@@ -1,13 +1,14 @@
-// The matrix unit: eight tiles of 16 rows of 64 bytes, multiplied as bfloat16 pairs with sums in float32. The only file
+// The matrix unit: eight tiles of 16 rows of 64 bytes, multiplied as bfloat16 pairs or as bytes. The only file
 // that knows its instructions. REGARD_MATRIX_TILES says that this build has them, or the model of tests/amx_model.
 //
 //   MatrixTiles scope;            configures the calling thread's tiles, and releases them at its end
 //   tile_zero<C>()
 //   tile_load<T>(from, stride)    16 rows of 64 bytes, `stride` bytes apart; tile_store<T>(to, stride) likewise
 //   tile_dot<C, A, B>()           C[m][n] += sum over k of A[m][2k] B[k][2n] + A[m][2k + 1] B[k][2n + 1]
+//   tile_dot_bytes<C, A, B>()     the same of four unsigned bytes of A and four signed ones of B, sums in 32 bits
 //
 // A has rows of 32 bfloat16 along the depth; B holds the depth down, in pairs: 16 dwords across, each of two steps.
-// Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2: LDTILECFG, TDPBF16PS. Inputs and sums
+// Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2: LDTILECFG, TDPBF16PS, TDPBUSD. Inputs and sums
 // below the smallest normal number count as zero.
 #pragma once
 
@@ -61,6 +62,10 @@ template <int T> inline void tile_load(const void* from, std::int64_t stride) {
 
 template <int T> inline void tile_store(void* to, std::int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
+}
+
+template <int C, int A, int B> inline void tile_dot_bytes() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 template <int C, int A, int B> inline void tile_dot() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }

@@ -242,4 +242,29 @@ template <int Rows> inline void end_panel(float* upper, float* lower) {
   tile_store<5>(lower + 2 * kTileFloats, 64);
 }
 
+// C += A B for rows of bytes, four to a word, and a packed panel of them, three tiles across. Rows are whole tiles, and a row
+// of A whole steps of 16 words; the words of B after the last whole step lie in `last`, zeros behind them. Sums are exact.
+inline void multiply_bytes(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int64_t ldb, std::int32_t* c,
+                           std::int64_t rows, std::int64_t words, const std::int32_t* last) {
+  for (std::int64_t r = 0; r < rows; r += kTileRows) {
+    std::int32_t* const sums = c + r * ldb;
+    tile_load<0>(sums, ldb * 4);
+    tile_load<1>(sums + kTileColumns, ldb * 4);
+    tile_load<2>(sums + 2 * kTileColumns, ldb * 4);
+    for (std::int64_t k = 0; k < words; k += kTileColumns) {
+      const std::int32_t* const right = k + kTileColumns <= words ? b + k * ldb : last;
+      tile_load<4>(a + r * lda + k, lda * 4);
+      tile_load<5>(right, ldb * 4);
+      tile_dot_bytes<0, 4, 5>();
+      tile_load<6>(right + kTileColumns, ldb * 4);
+      tile_dot_bytes<1, 4, 6>();
+      tile_load<7>(right + 2 * kTileColumns, ldb * 4);
+      tile_dot_bytes<2, 4, 7>();
+    }
+    tile_store<0>(sums, ldb * 4);
+    tile_store<1>(sums + kTileColumns, ldb * 4);
+    tile_store<2>(sums + 2 * kTileColumns, ldb * 4);
+  }
+}
+
 }  // namespace regard::cpu

@@ -17,6 +17,9 @@ namespace regard::cpu {
 // Four unsigned bytes times four signed ones, summed exactly: every instruction set has the same result.
 struct Bytes {
   using Sum = Words;
+  struct Unit {};                                   // what a worker holds while it computes
+  static constexpr int kRows = Tile<float>::kRows;  // C has room for whole ones
+  static constexpr int kStep = 1;                   // rows of A are whole steps of words
   static constexpr int kChain = 1 << 30;
   static Sum dot(Sum acc, Words a, Words b) { return dot_bytes(acc, a, b); }
 };
@@ -27,6 +30,9 @@ struct NativeBytes : Bytes {
 // Two bfloat16 times two, where the machine has the instruction (native_pairs()). Chains of 128 numbers, as in linear.cpp.
 struct NativePairs {
   using Sum = Vec<float>;
+  struct Unit {};
+  static constexpr int kRows = Tile<float>::kRows;
+  static constexpr int kStep = 1;
   static constexpr int kChain = 64;
   static Sum dot(Sum acc, Words a, Words b) { return native_dot_pairs(acc, a, b); }
 };

@@ -1,9 +1,9 @@
 // The matrix unit in plain C++, for machines without one: included by cpu/tile_amx.h where REGARD_AMX_MODEL is defined.
 //
-// As documented for palette 1 and TDPBF16PS: per element, even and odd products are summed apart, in fused steps rounded
-// to nearest, then the two sums are added, then the old value; every operand and every sum below the smallest normal
-// number is zero. Stricter than the hardware: use without a configuration, a second configuration, a tile that was neither
-// loaded nor zeroed since, and pointers that are not of whole dwords end the process with a message.
+// As documented for palette 1, TDPBUSD and TDPBF16PS; of the latter: per element, even and odd products are summed apart, in fused steps
+// rounded to nearest, then the two sums are added, then the old value; every operand and every sum below the smallest normal number is
+// zero. Stricter than the hardware: use without a configuration, a second configuration, a tile that was neither loaded nor zeroed since,
+// and pointers that are not of whole dwords end the process with a message.
 #pragma once
 
 #include <cmath>
@@ -87,6 +87,21 @@ inline void dot(int c, int a, int b) {
   }
 }
 
+inline void dot_bytes(int c, int a, int b) {
+  require(state.configured, "a product without a configuration");
+  require(state.filled[c] && state.filled[a] && state.filled[b], "a product of a tile that was never filled");
+  require(c != a && c != b && a != b, "a product whose tiles are not distinct");
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 16; ++n) {
+      std::uint32_t sum = 0;  // wraps, as the instruction's does
+      std::memcpy(&sum, state.tile[c][m] + 4 * n, 4);
+      for (int k = 0; k < 16; ++k)
+        for (int i = 0; i < 4; ++i)
+          sum += static_cast<std::uint32_t>(state.tile[a][m][4 * k + i] * static_cast<std::int8_t>(state.tile[b][k][4 * n + i]));
+      std::memcpy(state.tile[c][m] + 4 * n, &sum, 4);
+    }
+}
+
 }  // namespace amx_model
 
 class MatrixTiles {
@@ -119,5 +134,6 @@ template <int T> inline void tile_store(void* to, std::int64_t stride) {
 }
 
 template <int C, int A, int B> inline void tile_dot() { amx_model::dot(C, A, B); }
+template <int C, int A, int B> inline void tile_dot_bytes() { amx_model::dot_bytes(C, A, B); }
 
 }  // namespace regard::cpu
