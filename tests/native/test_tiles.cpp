@@ -151,9 +151,8 @@ void test_splits() {
       float tiles[3 * kTileColumns];
       split_row<3>(row, 32, tiles, 0, kTileColumns);
       std::memcpy(parts, tiles, sizeof parts);
-      for (int i = 0; i < 32; ++i) {  // step d is paired with step d + 16
-        const float x = row[i / 2 + i % 2 * 16];
-        CHECK(to_float(parts[0][i]) + (to_float(parts[1][i]) + to_float(parts[2][i])) == x);
+      for (int i = 0; i < 32; ++i) {
+        CHECK(to_float(parts[0][i]) + (to_float(parts[1][i]) + to_float(parts[2][i])) == row[i]);
         CHECK(halves == 0 || to_float(parts[2][i]) == 0);
       }
       BFloat16 stored[32];
@@ -162,6 +161,55 @@ void test_splits() {
       CHECK(std::memcmp(tiles, parts[0], sizeof parts[0]) == 0);
     }
   }
+}
+
+// Weights, which are positive, are three parts too, cut off and not rounded; alone, they are rounded.
+void test_weights() {
+  constexpr int w = kWidth<float>;
+  Random random(4);
+  for (int n = 0; n < 2000; ++n) {
+    float even[w];
+    float odd[w];
+    for (float& x : even) x = static_cast<float>(std::pow(10, random.uniform(-20, 0)));
+    for (float& x : odd) x = static_cast<float>(random.uniform(0, 1));
+    Words three[3];
+    Words one[1];
+    split_weights(load<Vec<float>>(even), load<Vec<float>>(odd), three);
+    split_weights(load<Vec<float>>(even), load<Vec<float>>(odd), one);
+    for (int i = 0; i < w; ++i) {
+      const auto sum = [&](auto half) { return half(three[0])[i] + (half(three[1])[i] + half(three[2])[i]); };
+      CHECK(sum(lower_of_pairs) == even[i] && sum(upper_of_pairs) == odd[i]);
+      CHECK(std::abs(lower_of_pairs(one[0])[i] - even[i]) <= 0x1p-8f * even[i]);
+      CHECK(std::abs(upper_of_pairs(one[0])[i] - odd[i]) <= 0x1p-8f * odd[i] + 0x1p-126f);
+    }
+  }
+}
+
+// Sums of unsigned and signed bytes.
+void test_bytes() {
+  Random random(5);
+  std::uint8_t a[16][64];
+  std::int8_t b[16][64];
+  std::int32_t c[16][16];
+  for (auto& row : a)
+    for (std::uint8_t& x : row) x = static_cast<std::uint8_t>(random.bits());
+  for (auto& row : b)
+    for (std::int8_t& x : row) x = static_cast<std::int8_t>(random.bits());
+  for (auto& row : c)
+    for (std::int32_t& x : row) x = static_cast<std::int32_t>(random.bits() % 1000);
+  std::int32_t want[16][16];
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 16; ++n) {
+      want[m][n] = c[m][n];
+      for (int k = 0; k < 64; ++k) want[m][n] += a[m][k] * b[k / 4][4 * n + k % 4];
+    }
+  const MatrixTiles unit;
+  tile_load<0>(c, 64);
+  tile_load<4>(a, 64);
+  tile_load<6>(b, 64);
+  tile_dot_bytes<0, 4, 6>();
+  tile_store<0>(c, 64);
+  CHECK(std::memcmp(c, want, sizeof c) == 0);
 }
 
 #ifdef REGARD_AMX_MODEL
@@ -228,6 +276,8 @@ void test_tiles() {
   test_flushing();
   test_strides();
   test_splits();
+  test_weights();
+  test_bytes();
 #ifdef REGARD_AMX_MODEL
   test_misuse();
 #endif
