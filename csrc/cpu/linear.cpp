@@ -14,8 +14,6 @@
 // change its bits.
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "core/rows.h"
 #include "cpu/linear_few.h"
@@ -255,10 +253,6 @@ template <class T> class Linear {
   std::int64_t depth_blocks_ = 0;
 };
 
-struct AlignedDelete {
-  void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-
 template <class T> void pack(const PackProblem& p) {
   const std::int64_t out_features = p.weight.shape[0];
   const std::int64_t in_features = p.weight.shape[1];
@@ -288,18 +282,8 @@ void linear(const LinearProblem& problem) {
     using T = decltype(t);
     if (FewRows<T, kLinearChain>::serves(problem)) return FewRows<T, kLinearChain>(problem).run();
     if (problem.packed || Rows(problem.x).count() <= kRowsPerBlock) return Linear<T>(problem).run();
-    // Packed for this call: 3 to 5 % faster than blocks of rows that pack for themselves.
-    PackProblem p{problem.weight, problem.bias, packed_array(problem.out_features(), problem.in_features(), dtype_of<T>())};
-    const std::unique_ptr<T[], AlignedDelete> memory(new (std::align_val_t{64}) T[static_cast<std::size_t>(p.packed.size())]);
-    p.packed.data = reinterpret_cast<char*>(memory.get());
-    note_memory(static_cast<std::size_t>(p.packed.size()) * sizeof(T));
-    pack<T>(p);
-    LinearProblem q = problem;
-    q.packed_out_features = problem.out_features();
-    q.packed = true;
-    q.weight = p.packed;
-    q.bias = Array{};
-    Linear<T>(q).run();
+    // 3 to 5 % faster than blocks of rows that pack for themselves.
+    with_packed<T>(problem, Held::compute, [](const LinearProblem& packed) { Linear<T>(packed).run(); });
   });
 }
 

@@ -8,6 +8,8 @@
 #include "core/linear_problem.h"
 #include "cpu/blocks.h"
 #include "cpu/math.h"
+#include "cpu/operations.h"
+#include "cpu/projection.h"
 #include "cpu/strided.h"
 
 namespace regard::cpu {
@@ -74,6 +76,22 @@ template <class F> void with_activation(LinearProblem::Activation a, F&& f) {
     case Activation::gelu: return f([](auto v) { return gelu(v); });
     case Activation::silu: return f([](auto v) { return silu(v); });
   }
+}
+
+// Calls f(problem) with the weight packed for this one call: blocks of rows need not each pack for themselves. T is what
+// panels are of.
+template <class T, class F> void with_packed(const LinearProblem& problem, Held held, F&& f) {
+  PackProblem p{problem.weight, problem.bias, packed_array(problem.out_features(), problem.in_features(), dtype_of<T>(), held), held};
+  const Shared<T> memory(p.packed.size());
+  p.packed.data = reinterpret_cast<char*>(memory.get());
+  pack_linear(p);
+  LinearProblem packed = problem;
+  packed.packed_out_features = problem.out_features();
+  packed.packed = true;
+  packed.held = held;
+  packed.weight = p.packed;
+  packed.bias = Array{};
+  f(packed);
 }
 
 }  // namespace regard::cpu

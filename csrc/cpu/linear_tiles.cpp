@@ -23,7 +23,6 @@
 #include "cpu/linear_panels.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
-#include "cpu/projection.h"
 #include "cpu/tile_matrix.h"
 
 namespace regard::cpu {
@@ -315,19 +314,7 @@ bool is_for_tiles(const LinearProblem& problem) {
 
 void linear_tiles(const LinearProblem& problem) {
   if (problem.packed || LinearTiles::packs_as_it_goes(problem)) return LinearTiles(problem).run();
-  // Packed for this call, so that blocks of rows need not each pack for themselves.
-  constexpr Held held = Held::bfloat16;
-  PackProblem p{problem.weight, problem.bias, packed_array(problem.out_features(), problem.in_features(), DType::float32, held), held};
-  const Shared<float> memory(p.packed.size());
-  p.packed.data = reinterpret_cast<char*>(memory.get());
-  pack_linear(p);
-  LinearProblem q = problem;
-  q.packed_out_features = problem.out_features();
-  q.packed = true;
-  q.held = held;
-  q.weight = p.packed;
-  q.bias = Array{};
-  LinearTiles(q).run();
+  with_packed<float>(problem, Held::bfloat16, [](const LinearProblem& packed) { LinearTiles(packed).run(); });
 }
 
 }  // namespace regard::cpu

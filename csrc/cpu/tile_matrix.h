@@ -184,6 +184,20 @@ template <const auto& Products> inline void multiply_step(const TileBlock& x, st
   detail::multiply_step<1, 1, Products>(x, step, product);
 }
 
+// Three tiles side by side, `apart` floats from one to the next, each of rows `row` floats apart.
+template <int First> inline void load_three(const void* from, std::int64_t apart, std::int64_t row) {
+  const auto* const at = static_cast<const float*>(from);
+  tile_load<First>(at, row * 4);
+  tile_load<First + 1>(at + apart, row * 4);
+  tile_load<First + 2>(at + 2 * apart, row * 4);
+}
+template <int First> inline void store_three(void* to, std::int64_t apart, std::int64_t row) {
+  auto* const at = static_cast<float*>(to);
+  tile_store<First>(at, row * 4);
+  tile_store<First + 1>(at + apart, row * 4);
+  tile_store<First + 2>(at + 2 * apart, row * 4);
+}
+
 // The sums of one packed panel, three tiles across, and Rows tiles of rows. Tiles 0 to 2 hold the upper row of tiles, 3 to
 // 5 the lower one; tile 6 holds A and 7 B, which is loaded twice: 7 loads of 8 cycles feed 6 products of 16.
 template <int Rows> inline void begin_panel(bool carry, const float* upper, const float* lower) {
@@ -197,13 +211,8 @@ template <int Rows> inline void begin_panel(bool carry, const float* upper, cons
     tile_zero<5>();
     return;
   }
-  tile_load<0>(upper, 64);
-  tile_load<1>(upper + kTileFloats, 64);
-  tile_load<2>(upper + 2 * kTileFloats, 64);
-  if constexpr (Rows == 1) return;
-  tile_load<3>(lower, 64);
-  tile_load<4>(lower + kTileFloats, 64);
-  tile_load<5>(lower + 2 * kTileFloats, 64);
+  load_three<0>(upper, kTileFloats, kTileColumns);
+  if constexpr (Rows == 2) load_three<3>(lower, kTileFloats, kTileColumns);
 }
 
 // Sums += A B. A: tiles along the depth, the second row of them a_tile words further. B: rows of three tiles, as a packed
@@ -233,13 +242,8 @@ inline void add_panel(const std::int32_t* a, std::int64_t a_tile, const std::int
 }
 
 template <int Rows> inline void end_panel(float* upper, float* lower) {
-  tile_store<0>(upper, 64);
-  tile_store<1>(upper + kTileFloats, 64);
-  tile_store<2>(upper + 2 * kTileFloats, 64);
-  if constexpr (Rows == 1) return;
-  tile_store<3>(lower, 64);
-  tile_store<4>(lower + kTileFloats, 64);
-  tile_store<5>(lower + 2 * kTileFloats, 64);
+  store_three<0>(upper, kTileFloats, kTileColumns);
+  if constexpr (Rows == 2) store_three<3>(lower, kTileFloats, kTileColumns);
 }
 
 // C += A B for rows of bytes, four to a word, and a packed panel of them, three tiles across. Rows are whole tiles, and a row
@@ -248,9 +252,7 @@ inline void multiply_bytes(const std::int32_t* a, std::int64_t lda, const std::i
                            std::int64_t rows, std::int64_t words, const std::int32_t* last) {
   for (std::int64_t r = 0; r < rows; r += kTileRows) {
     std::int32_t* const sums = c + r * ldb;
-    tile_load<0>(sums, ldb * 4);
-    tile_load<1>(sums + kTileColumns, ldb * 4);
-    tile_load<2>(sums + 2 * kTileColumns, ldb * 4);
+    load_three<0>(sums, kTileColumns, ldb);
     for (std::int64_t k = 0; k < words; k += kTileColumns) {
       const std::int32_t* const right = k + kTileColumns <= words ? b + k * ldb : last;
       tile_load<4>(a + r * lda + k, lda * 4);
@@ -261,9 +263,7 @@ inline void multiply_bytes(const std::int32_t* a, std::int64_t lda, const std::i
       tile_load<7>(right + 2 * kTileColumns, ldb * 4);
       tile_dot_bytes<2, 4, 7>();
     }
-    tile_store<0>(sums, ldb * 4);
-    tile_store<1>(sums + kTileColumns, ldb * 4);
-    tile_store<2>(sums + 2 * kTileColumns, ldb * 4);
+    store_three<0>(sums, kTileColumns, ldb);
   }
 }
 
