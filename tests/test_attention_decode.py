@@ -48,6 +48,17 @@ def test_dtypes(backend: str, dtype: str, len_kv: int) -> None:
     check(*arrays(1, len_kv, 8, 2, 128, 128, dtype), dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 6, 7, 9])
+def test_heads_that_share_keys(backend: str, group: int, dtype: str) -> None:
+    """Groups of every remainder are right, and a head has the bits that it has alone."""
+    query, key, value = arrays(3, 81, group, 1, 40, 56, dtype)
+    check(query, key, value, dtype, causal=True, **LOWER)
+    together = regard.attention(query, key, value)
+    for head in range(group):
+        assert_same_bits(together[:, head : head + 1], regard.attention(query[:, head : head + 1], key, value))
+
+
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
 RNG = np.random.default_rng(9)
 OPTIONS: dict[str, dict[str, Any]] = {

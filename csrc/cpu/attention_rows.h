@@ -4,8 +4,9 @@
 //   for each item: a split of the keys of one key head            (parallel)
 //     for each block of keys
 //       K, V as compute values                                    (where they lie, if they are floats in rows)
-//       for each query row of the heads that share them
-//         s = K q, lanes along dim;  p = exp2(s - max);  out = out * alpha + p V
+//       s = K q, lanes along dim, for up to 4 rows of the heads that share them at once; ask memory for V
+//       p = exp2(s - max)
+//       out = out * alpha + p V, for as many rows at once; ask memory for the next block's K
 //   merge the splits of each row in order                         (where there is more than one)
 //
 // Splitting is Dao et al., "Flash-Decoding for long-context inference" (2023).
@@ -44,9 +45,13 @@ template <class T> class Rows {
   // Keys a block. Longer ones spread a row's softmax over more keys; K of 128 dimensions still fits L1 while all rows
   // score it, and V while all rows add it.
   static constexpr int kBlock = 64;
-  // Up to so many rows each convert K and V of narrower types for themselves; more share a copy. A key of 128 bfloat16
-  // dimensions and its value, for 1, 2, 4 and 8 rows: 15, 26, 48 and 88 ns, and 40, 41, 56 and 87 by copies (Zen 4).
+  // Up to so many rows, one group, read K and V of narrower types where they lie; more share a copy. A key of 128 float16
+  // dimensions and its value take 66 to 73 ns for 4 rows; by copies 117 to 180 for 8, 360 to 390 for 32 (Zen 3).
   static constexpr std::int64_t kConvertingRows = 4;
+  // Sums in registers, over the rows of a group and over keys or columns: 2 FMA ports x 4 cycles of latency want 8 in
+  // flight. A vector of K or V is loaded and widened once for all rows of the group: a key of 128 float32 dimensions and its
+  // value, in L2, take 62 to 78 ns for 4 rows, and 98 to 110 row by row (Zen 3).
+  static constexpr int kSums = kVectorRegisters == 32 ? 16 : 8;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
   using Tiles = RowTilesFor<T>;
   static constexpr bool kHasTiles = !std::is_same_v<Tiles, NoRowTiles>;
@@ -216,21 +221,56 @@ template <class T> class Rows {
         w.scales[kBlock + k] = read<float>(p_.value_scales.at(at.outer, group, at.position));
       }
     }
-    for (std::int64_t r = 0; r < w.rows; ++r) {
-      const Part seen = seen_in_block(sequence, r % sequence.len_q, j0, keys);
+    const Ahead values{w.value_at, 0, p_.dim_v() * size_of(value)};
+    const Ahead next_keys{w.key_at, further_keys(w, keys), p_.dim_qk() * size_of(key)};
+    for (std::int64_t i = 0; i < sequence.len_q; ++i) {
+      const Part seen = seen_in_block(sequence, i, j0, keys);
       if (seen.first >= seen.last) continue;
-      T* const scores = w.scores + r * kBlock;
-      with_loaded<T>(key, [&](auto s) { score<decltype(s)>(w, w.queries + r * dim_qk_, scores, seen.first, seen.last); });
-      weigh(w, b, h0, sequence, r, j0, keys, seen);
-      if (p_.value_scales.present())
-        for (int k = seen.first; k < seen.last; ++k) scores[k] *= w.scales[kBlock + k];
+      for_groups(w.rows / sequence.len_q, [&](auto n, std::int64_t h) {
+        const Ahead ahead = h == 0 && i == 0 ? values : Ahead{};
+        with_loaded<T>(key, [&](auto s) { score<decltype(s), n>(w, i + h * sequence.len_q, sequence.len_q, seen, ahead); });
+      });
+      for (std::int64_t r = i; r < w.rows; r += sequence.len_q) {
+        weigh(w, b, h0, sequence, r, j0, keys, seen);
+        if (p_.value_scales.present())
+          for (int k = seen.first; k < seen.last; ++k) w.scores[r * kBlock + k] *= w.scales[kBlock + k];
+      }
     }
-    for (std::int64_t r = 0; r < w.rows; ++r) {
-      const auto [first, last] = seen_in_block(sequence, r % sequence.len_q, j0, keys);
-      if (first >= last) continue;
-      with_loaded<T>(
-          value, [&](auto s) { add_values<decltype(s)>(w, w.scores + r * kBlock, w.states + r * state_row_, w.alpha[r], first, last); });
+    for (std::int64_t i = 0; i < sequence.len_q; ++i) {
+      const Part seen = seen_in_block(sequence, i, j0, keys);
+      if (seen.first >= seen.last) continue;
+      for_groups(w.rows / sequence.len_q, [&](auto n, std::int64_t h) {
+        const Ahead ahead = h == 0 && i == 0 ? next_keys : Ahead{};
+        with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, i + h * sequence.len_q, sequence.len_q, seen, ahead); });
+      });
     }
+  }
+
+  // Rows to ask memory for while others are worked on: the order in which products read them is none that processors
+  // foresee. With one thread of a Zen 3, 1x32/8x8192x128 takes 5.5 ms in float16 and 4.2 with an int8 cache, and 9.5 and 7.1
+  // without; 4x32/32x1024x128 12.0 and 6.5, and 14.4 and 10.9.
+  struct Ahead {
+    const char* const* at = nullptr;
+    std::intptr_t further = 0;  // from there
+    std::int64_t bytes = 0;     // a row
+    void ask(int k, std::int64_t first, std::int64_t last) const {
+      for (std::int64_t i = first; i < std::min(last, bytes); i += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(at[k]) + further + i), 0, 2);
+    }
+  };
+
+  // From the keys of a block to those of the next one, if they lie evenly.
+  static std::intptr_t further_keys(const Buffers& w, int keys) {
+    const auto place_of = [&](int k) { return reinterpret_cast<std::intptr_t>(w.key_at[k]); };
+    return keys < kBlock ? 0 : kBlock * (place_of(1) - place_of(0));
+  }
+
+  // f(N, first of them) for groups of N = 4, then 2, then 1 of the heads.
+  template <class F> static void for_groups(std::int64_t heads, F&& f) {
+    std::int64_t h = 0;
+    for (; h + 4 <= heads; h += 4) f(std::integral_constant<int, 4>{}, h);
+    for (; h + 2 <= heads; h += 2) f(std::integral_constant<int, 2>{}, h);
+    if (h < heads) f(std::integral_constant<int, 1>{}, h);
   }
 
   // The same with both products on the matrix unit, for all blocks of a split.
@@ -287,26 +327,41 @@ template <class T> class Rows {
     return direct ? x.dtype : dtype_of<T>();
   }
 
-  // scores[first..last) = q . K, each along lanes, then across them a vector's width of keys at a time.
-  template <class S> void score(const Buffers& w, const T* query, T* scores, int first, int last) const {
-    const auto key = [&](int k, std::int64_t d) { return load_as(reinterpret_cast<const S*>(w.key_at[k]) + d); };
-    for (int k0 = first / kW * kW; k0 < last; k0 += kW) {
-      V sums[kW];
+  // scores[first..last) = q . K for N rows, `apart` rows from one to the next: each along lanes, then across them a vector's
+  // width of keys at a time. Scores beyond the range are of no key that counts.
+  template <class S, int N> void score(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead) const {
+    constexpr int at_once = std::min(kW, kSums / N);
+    const T* const queries = w.queries + row * dim_qk_;
+    for (int k0 = seen.first / kW * kW; k0 < seen.last; k0 += kW) {
+      V sums[N][kW];
+      for (int k1 = 0; k1 < kW; k1 += at_once) {
+        const S* keys[at_once];
+        V acc[N][at_once] = {};
 #pragma GCC unroll 16
-      for (int k = 0; k < kW; ++k) sums[k] = V{};
-      const int end = std::min(k0 + kW, last);
-      if (end - k0 == kW && k0 >= first) {
+        for (int k = 0; k < at_once; ++k)
+          keys[k] = reinterpret_cast<const S*>(w.key_at[std::clamp(k0 + k1 + k, seen.first, seen.last - 1)]);
+        if (ahead.bytes > 0)
+          for (int k = 0; k < at_once; ++k) ahead.ask(std::clamp(k0 + k1 + k, seen.first, seen.last - 1), 0, ahead.bytes);
         for (std::int64_t d = 0; d < dim_qk_; d += kW) {
-          const V q = load<V>(query + d);
+          V q[N];
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) q[n] = load<V>(queries + n * apart * dim_qk_ + d);
 #pragma GCC unroll 16
-          for (int k = 0; k < kW; ++k) sums[k] = fma(q, key(k0 + k, d), sums[k]);
+          for (int k = 0; k < at_once; ++k) {
+            const V key = load_as(keys[k] + d);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) acc[n][k] = fma(q[n], key, acc[n][k]);
+          }
         }
-      } else {
-        for (int k = std::max(first - k0, 0); k < end - k0; ++k)
-          for (std::int64_t d = 0; d < dim_qk_; d += kW) sums[k] = fma(load<V>(query + d), key(k0 + k, d), sums[k]);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n)
+#pragma GCC unroll 16
+          for (int k = 0; k < at_once; ++k) sums[n][k1 + k] = acc[n][k];
       }
-      const V s = combine_lanes<Add, kW / 2>(sums);
-      store(scores + k0, p_.key_scales.present() ? s * load<V>(w.scales + k0) : s);
+      for (int n = 0; n < N; ++n) {
+        const V s = combine_lanes<Add, kW / 2>(sums[n]);
+        store(w.scores + (row + n * apart) * kBlock + k0, p_.key_scales.present() ? s * load<V>(w.scales + k0) : s);
+      }
     }
   }
 
@@ -370,24 +425,39 @@ template <class T> class Rows {
     return alpha;
   }
 
-  // out = out * alpha + p V, a few vectors of columns at a time.
-  template <class S> void add_values(const Buffers& w, const T* weights, T* out, T alpha, int first, int last) const {
+  // out = out * alpha + p V for N rows, a few vectors of columns at a time.
+  template <class S, int N> void add_values(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead) const {
+    constexpr int at_once = std::min(8, kSums / N);
     std::int64_t d = 0;
-    for (; d + 8 * kW <= dim_v_; d += 8 * kW) add_columns<S, 8>(w, weights, out, alpha, first, last, d);
-    for (; d + 4 * kW <= dim_v_; d += 4 * kW) add_columns<S, 4>(w, weights, out, alpha, first, last, d);
-    for (; d < dim_v_; d += kW) add_columns<S, 1>(w, weights, out, alpha, first, last, d);
+    for (; d + at_once * kW <= dim_v_; d += at_once * kW) add_columns<S, N, at_once>(w, row, apart, seen, ahead, d);
+    for (; d + at_once / 2 * kW <= dim_v_; d += at_once / 2 * kW) add_columns<S, N, at_once / 2>(w, row, apart, seen, ahead, d);
+    for (; d < dim_v_; d += kW) add_columns<S, N, 1>(w, row, apart, seen, ahead, d);
   }
-  template <class S, int N>
-  void add_columns(const Buffers& w, const T* weights, T* out, T alpha, int first, int last, std::int64_t d) const {
-    V sums[N] = {};
-    for (int k = first; k < last; ++k) {
-      const V weight = broadcast<V>(weights[k]);
+  template <class S, int N, int Columns>
+  void add_columns(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead, std::int64_t d) const {
+    const T* const weights = w.scores + row * kBlock;
+    constexpr std::int64_t size = sizeof(S);
+    V sums[N][Columns] = {};
+    for (int k = seen.first; k < seen.last; ++k) {
       const S* const value = reinterpret_cast<const S*>(w.value_at[k]) + d;
+      if (ahead.bytes > 0) ahead.ask(k, d * size, (d + Columns * kW) * size);
+      V columns[Columns];
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) sums[v] = fma(weight, load_as(value + v * kW), sums[v]);
+      for (int v = 0; v < Columns; ++v) columns[v] = load_as(value + v * kW);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        const V weight = broadcast<V>(weights[n * apart * kBlock + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < Columns; ++v) sums[n][v] = fma(weight, columns[v], sums[n][v]);
+      }
     }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      T* const out = w.states + (row + n * apart) * state_row_ + d;
+      const V alpha = broadcast<V>(w.alpha[row + n * apart]);
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) store(out + d + v * kW, fma(load<V>(out + d + v * kW), broadcast<V>(alpha), sums[v]));
+      for (int v = 0; v < Columns; ++v) store(out + v * kW, fma(load<V>(out + v * kW), alpha, sums[n][v]));
+    }
   }
 
   // The splits of one row, in order, into the first.
