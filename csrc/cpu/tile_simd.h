@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/simd.h"
 
@@ -71,9 +72,16 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
 template <class T, int Vectors, Left Order, int Chain>
 [[gnu::noinline]] void multiply_rows(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows,
                                      int depth, const Vec<T>* scale) {
-  for (int r = 0; r < rows; r += Tile<T>::kRows)
-    multiply_tile<T, Tile<T>::kRows, Vectors, Order, Chain>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc,
-                                                            ldc, depth, scale);
+  const auto tile = [&](auto height, int r) {
+    multiply_tile<T, height, Vectors, Order, Chain>(a + (Order == Left::depth_contiguous ? r * lda : r), lda, b, ldb, c + r * ldc, ldc,
+                                                    depth, scale);
+  };
+  // One vector of kRows = 4 rows has 4 sums in flight, half of what the units could take: then two tiles go at once.
+  constexpr int kRows = Tile<T>::kRows;
+  int r = 0;
+  if constexpr (Vectors * kRows < 8)
+    for (; r + 2 * kRows <= rows; r += 2 * kRows) tile(std::integral_constant<int, 2 * kRows>{}, r);
+  for (; r < rows; r += kRows) tile(std::integral_constant<int, kRows>{}, r);
 }
 
 }  // namespace detail
