@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,15 @@ def same_kind(like: Any) -> Callable[[np.ndarray], Any]:
     return convert
 
 
+def name_of_dtype(dtype: Any) -> str:
+    """The name of a dtype of NumPy, ml_dtypes or another framework, of a scalar type, or the name itself."""
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, type):
+        return dtype.__name__
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
 # ---- GPUs ------------------------------------------------------------------------------------------------------------
 
 
@@ -78,14 +88,19 @@ def on_gpu(x: Any) -> bool:
 def _seen(x: Any) -> Any:
     """`x` as the CUDA binding reads it: device arrays without a copy and without waiting, others as they are.
 
-    CuPy's own attributes know bfloat16, its capsules do not. A stream of -1 asks a framework not to synchronise:
-    kernels run on the stream that it works on.
+    CuPy's own attributes know bfloat16, its capsules do not; nor do PyTorch's always know float8. A stream of -1 asks
+    a framework not to synchronise: kernels run on the stream that it works on.
     """
     if x is None or not on_gpu(x):
         return x
-    if _framework(x).__name__ == "cupy":
+    name = _framework(x).__name__
+    if name == "cupy":
         return (x.device.id, x.data.ptr, x.shape, x.strides, x.dtype.name)
-    return (x.detach() if hasattr(x, "detach") else x).__dlpack__(stream=-1)
+    if name == "torch":
+        item = x.element_size()
+        strides = tuple(item * stride for stride in x.stride())
+        return (x.device.index, x.data_ptr(), tuple(x.shape), strides, name_of_dtype(x.dtype))
+    return x.__dlpack__(stream=-1)
 
 
 class _Gpu:
@@ -147,28 +162,70 @@ def product_on_gpu(x: Any, weight: Any) -> tuple[Any, Any]:
     return made, _seen(made)
 
 
-class CupyMemory:
-    """Memory beside a CuPy array, for what keeps arrays of its own: caches."""
+class Beside:
+    """What the framework of `like` (NumPy, CuPy or PyTorch) makes where `like` is. dtypes are its own, or names."""
 
     def __init__(self, operation: str, like: Any) -> None:
-        self._cupy = _framework(like)
-        if self._cupy.__name__ != "cupy":
+        self._framework = np if isinstance(like, np.ndarray) else _framework(like)
+        name = self._framework.__name__
+        if name not in ("numpy", "cupy", "torch"):
             raise NotImplementedError(
-                f"{operation}: not available for {self._cupy.__name__} arrays on a GPU, only CuPy's"
+                f"{operation}: not available for {name} arrays on a GPU, only CuPy's and PyTorch's"
             )
-        self._device = like.device.id
+        self._torch, self._gpu = name == "torch", on_gpu(like)
+        self._device = int(like.__dlpack_device__()[1])
+
+    def holds(self, x: Any) -> bool:
+        """Whether `x` is this framework's, in the same place."""
+        if not self._gpu:
+            return isinstance(x, np.ndarray)
+        return on_gpu(x) and _framework(x) is self._framework and int(x.__dlpack_device__()[1]) == self._device
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it CuPy works on this device; PyTorch works where its tensors are."""
+        if self._torch or not self._gpu:
+            return contextlib.nullcontext()
+        return self._framework.cuda.Device(self._device)
+
+    def _made(self, function: str, *arguments: Any, **dtype: Any) -> Any:
+        make = getattr(self._framework, function)
+        if self._torch:
+            return make(*arguments, **dtype, device=f"cuda:{self._device}")
+        with self.current():
+            return make(*arguments, **dtype)
+
+    def _dtype(self, dtype: Any) -> Any:
+        if not isinstance(dtype, str):
+            return dtype
+        return getattr(self._framework, dtype) if self._torch else numpy_dtype(dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._made("empty", shape, dtype=self._dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        with self._cupy.cuda.Device(self._device):
-            return self._cupy.zeros(shape, dtype)
+        return self._made("zeros", shape, dtype=self._dtype(dtype))
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Any:
+        return self._made("full", shape, value, dtype=self._dtype(dtype))
 
     def array(self, x: np.ndarray) -> Any:
-        with self._cupy.cuda.Device(self._device):
-            return self._cupy.asarray(x)
+        """A host's array, brought here."""
+        return self._made("as_tensor" if self._torch else "asarray", x)
+
+    def converted(self, x: Any, dtype: Any) -> Any:
+        """`x` in another dtype; itself where it has it."""
+        dtype = self._dtype(dtype)
+        return x.detach().to(dtype) if self._torch else x.astype(dtype, copy=False)
+
+    def joined(self, arrays: tuple[Any, ...], axis: int) -> Any:
+        """Arrays behind each other along an axis."""
+        if self._torch:
+            return self._framework.cat(arrays, axis)
+        return self._made("concatenate", arrays, axis)
 
 
 def as_float8(x: Any) -> tuple[Any, ...]:
-    """CuPy's bytes as the CUDA binding reads float8, which CuPy does not have."""
+    """A GPU's bytes as the CUDA binding reads float8, which not every framework has."""
     return (*_seen(x)[:4], "float8_e4m3fn")
 
 

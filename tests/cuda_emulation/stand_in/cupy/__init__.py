@@ -29,6 +29,7 @@ class ndarray:
     strides = property(lambda self: self._host.strides)
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
+    nbytes = property(lambda self: self._host.nbytes)
     data = property(lambda self: _Pointer(self._host.__array_interface__["data"][0]))
     device = property(lambda self: cuda.Device(0))
 
@@ -47,8 +48,11 @@ class ndarray:
     def swapaxes(self, a: int, b: int) -> ndarray:
         return ndarray(self._host.swapaxes(a, b))
 
-    def astype(self, dtype: Any) -> ndarray:
-        return asarray(self._host.astype(dtype))
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        return self if not copy and self.dtype == dtype else asarray(self._host.astype(dtype))
+
+    def __and__(self, other: ndarray) -> ndarray:
+        return asarray(self._host & other._host)
 
     def __matmul__(self, other: ndarray) -> ndarray:
         wide = np.promote_types(self.dtype, np.float32)  # as cuBLAS sums 16-bit products
@@ -75,6 +79,16 @@ def zeros(shape: Any, dtype: Any = float) -> ndarray:
     made = empty(shape, dtype)
     made._host.view(np.uint8)[...] = 0
     return made
+
+
+def full(shape: Any, value: Any, dtype: Any) -> ndarray:
+    made = empty(shape, dtype)
+    made._host[...] = value
+    return made
+
+
+def concatenate(arrays: Any, axis: int = 0) -> ndarray:
+    return asarray(np.concatenate([x._host for x in arrays], axis))
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
