@@ -50,7 +50,9 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   p.sum = queue.scratch(partials * kItem);
   if (a.weights.data != nullptr) p.shares = queue.scratch(std::max<std::int64_t>(1, heads * p.rows * len_kv) * kItem);
   p.out = queue.scratch(std::max<std::int64_t>(1, partials * a.dim_v) * kItem);
-  const auto bytes = static_cast<int>(bytes_of<T, kAdditive>(a.dim_qk, a.dim_v, keys_per_split<C>(len_kv)));
+  const int keys = keys_per_split<C>(len_kv);
+  const auto bytes = static_cast<int>(bytes_of<T, kAdditive>(a.dim_qk, a.dim_v, keys));
+  chosen({"split keys", kDecodeRows, keys, false});
   launch(attention_decode<T, kAdditive>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
   launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
 }

@@ -43,8 +43,10 @@ def emulator(_stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_backend, "cuda", lambda operation: module)
     module.set_device(90, 232448)
     module.set_order(False, 0)
+    module.set_clocks(0, 0)
     yield module
     module.set_order(False, 0)
+    module.set_clocks(0, 0)
 
 
 @pytest.fixture
