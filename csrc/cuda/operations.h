@@ -27,6 +27,9 @@ struct Queue {
 // The problem's arrays, index arrays included, are the device's.
 void attention_forward(const AttentionProblem& problem, const Queue& queue);
 
+// The problem's weights become its scores after a stage before the last.
+void attention_scores(const AttentionProblem& problem, Stage stage, const Queue& queue);
+
 void additive_attention(const AdditiveProblem& problem, const Queue& queue);
 void multiplicative_attention(const MultiplicativeProblem& problem, const Queue& queue);
 
