@@ -117,7 +117,7 @@ class Store:
                 raise TypeError(f"like: expected an array, got {_checks.describe(like)}")
             if not _arrays.on_gpu(like):
                 _arrays.native("KVCache", like)  # names the device that has no kernel
-        self._memory = _arrays.CupyMemory("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
+        self._memory = _arrays.cupy_memory("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
         self.dtype = dtype_name(dtype if dtype is not None else like.dtype if like is not None else "float32")
         if self.dtype not in DTYPES:
             given = dtype if dtype is not None else like
