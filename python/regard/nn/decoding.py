@@ -32,8 +32,8 @@ class CachedDecoder:
         True = this position of the memory is padding, as in TransformerDecoder.forward.
     embed : callable
         (tokens int64 (rows, len), positions int64 (rows, len)) -> (rows, len, d_model), whose dtype
-        is computed in. Tokens and positions are NumPy's. Where rows have unequal lengths, what stands behind a row's end is not used, and
-        its positions go up to max_len - 1.
+        is computed in; tokens and positions are NumPy's. Where rows have unequal lengths, what stands
+        behind a row's end is not used, and its positions go up to max_len - 1.
     project : callable
         (rows, d_model), behind the stack's norm -> logits (rows, vocabulary).
     max_len : int

@@ -344,7 +344,8 @@ class TransformerEncoder(Module):
         """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
         causal = _says_causal(mask) if is_causal is None else is_causal
         check_floats("src", src)
-        masks = (_arrays.beside(src, mask), src_key_padding_mask, causal)
+        mask = mask if causal else _arrays.beside(src, mask)  # once for all layers
+        masks = (mask, src_key_padding_mask, causal)
         return _through(self, src, TransformerEncoderLayer, lambda layer, x, **out: layer.forward(x, *masks, **out))
 
 
@@ -377,7 +378,8 @@ class TransformerDecoder(Module):
         """tgt, memory -> tgt's shape: see TransformerDecoderLayer. tgt_is_causal=None looks at the mask."""
         causal = _says_causal(tgt_mask) if tgt_is_causal is None else tgt_is_causal
         check_floats("tgt", tgt)
-        tgt_mask, memory_mask = (_arrays.beside(tgt, mask) for mask in (tgt_mask, memory_mask))  # once for all layers
+        tgt_mask = tgt_mask if causal else _arrays.beside(tgt, tgt_mask)  # once for all layers
+        memory_mask = memory_mask if memory_is_causal else _arrays.beside(tgt, memory_mask)
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_is_causal)
         return _through(
             self, tgt, TransformerDecoderLayer, lambda layer, x, **out: layer.forward(x, memory, *masks, **out)
