@@ -55,6 +55,24 @@ from test_emulated_caches import (  # noqa: E402, F401
     test_positions_on_the_device_are_held_to_their_range,
     test_rotary,
 )
+from test_emulated_nn import (  # noqa: E402, F401
+    test_additive_modules,
+    test_attention_modules,
+    test_attention_modules_options,
+    test_channel_modules,
+    test_embeddings,
+    test_errors_of_packed_weights,
+    test_feed_forward_modules,
+    test_generation,
+    test_linear_modules,
+    test_masks_of_modules,
+    test_norm_modules,
+    test_packed_weights,
+    test_position_modules,
+    test_recomputing,
+    test_transformers,
+    test_vision_transformers,
+)
 from test_emulated_sequences import (  # noqa: E402, F401
     test_a_page_table_on_the_device_is_held_to_its_range,
     test_block_masks,
@@ -146,6 +164,23 @@ def test_torch_tensors() -> None:
         want = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True)
         near = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
         assert (out.double() - want).abs().max().item() < near
+
+
+def test_modules_with_torch_tensors() -> None:
+    torch = pytest.importorskip("torch", reason="compares PyTorch's modules")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval().cuda()
+    ours = regard.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    ours.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 30, 64, device="cuda")
+    with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        want, got = layer(x), ours(x)
+        assert got.device == x.device and (got - want).abs().max().item() < 1e-4
+        half = ours(x.bfloat16())
+        assert half.dtype == torch.bfloat16 and (half.float() - want).abs().max().item() < 0.2
+        torch.cuda.current_stream().synchronize()
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])

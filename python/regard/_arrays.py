@@ -285,8 +285,8 @@ def namespace(x: Any) -> Any:
 
 
 def device_of(x: Any) -> int | None:
-    """The GPU on which an array of NumPy or CuPy is; None is the CPU."""
-    return None if isinstance(x, np.ndarray) else int(x.device.id)
+    """The GPU on which an array is; None is the CPU."""
+    return int(x.__dlpack_device__()[1]) if on_gpu(x) else None
 
 
 def beside(like: Any, x: Any) -> Any:

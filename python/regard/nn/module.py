@@ -214,7 +214,7 @@ class Module:
             module, parameter = named[name]
             parameter.value = value
             module._packed = {}
-        self.pack(like=next(filter(_arrays.on_gpu, values.values()), None))
+        self.pack()
         return IncompatibleKeys(missing, unexpected)
 
     # ---- Weights in the kernels' order ----
@@ -276,8 +276,12 @@ class Module:
     def pack(self, dtype: Any = None, like: Any = None) -> None:
         """Rearrange all weights for the kernels now, for inputs of `dtype` (default: the module's own).
 
-        Where `like` is an array on a GPU, for inputs beside it.
+        Those inputs will be where the array `like` is; by default on the CPU, or on the GPU from whose memory weights
+        were loaded.
         """
+        if like is None:
+            loaded = (parameter.value for _, parameter in self._named().values())
+            like = next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
         memory = _arrays.memory_of(type(self).__name__, like)
         for _, module in self.named_modules():
             module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
