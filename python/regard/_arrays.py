@@ -158,10 +158,12 @@ def dtype_name(x: Any) -> str:
 
 def converted(x: Any, dtype: str) -> Any:
     """A GPU's array in the dtype of that name; itself where it has it."""
+    if dtype_name(x) == dtype:
+        return x
     if _framework(x).__name__ == "torch":
         return x.to(getattr(_framework(x), dtype))
     with x.device:
-        return x.astype(numpy_dtype(dtype), copy=False)
+        return x.astype(numpy_dtype(dtype))
 
 
 # ---- Memory of one framework in one place: caches and modules keep arrays there -------------------------------------

@@ -437,6 +437,8 @@ def test_errors(cupy):
         nn.Linear(16, 4).to(weights="bfloat16")(x.astype(np.float64))
     with pytest.raises(NotImplementedError, match="GRU: not available on CUDA yet"):
         nn.GRU(16, 4)(x)
+    with pytest.raises(NotImplementedError, match="GRU: not available on CUDA yet"):
+        nn.RNNSearch(9, 9, 4, 4)(cupy.asarray(np.array([[1, 2]])), cupy.asarray(np.array([[1]])))
     with pytest.raises(TypeError, match="embed: expected it to give arrays on the device of memory"):
         language_model(cupy, False)[0](normal(0, 1, 5, 16), None, cupy.asarray).step(np.array([[1]]))
 

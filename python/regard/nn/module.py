@@ -111,7 +111,7 @@ class Module:
     A module without loaded weights has initial ones, distributed as PyTorch's are.
     """
 
-    #: Where 16-bit inputs take the weights as packed for float32, one for all three: on "cpu", which computes in it.
+    #: Where 16-bit inputs take the weights as packed for float32: "cpu", because it computes in float32; or "gpu" too.
     _float32_serves_16_bit: tuple[str, ...] = ()
 
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
