@@ -11,6 +11,7 @@
 #include "core/linear_problem.h"
 #include "core/merge_problem.h"
 #include "core/norm_problem.h"
+#include "core/recurrent_problem.h"
 #include "core/rotary_problem.h"
 #include "cuda/runtime.h"
 
@@ -43,5 +44,8 @@ void weigh_map(const ChannelProblem& problem, const Queue& queue);
 void finish_linear(const LinearProblem& problem, const Array& product, const Queue& queue);
 
 void norm(const NormProblem& problem, const Queue& queue);
+
+// One direction, weights as they are.
+void recurrent(const RecurrentProblem& problem, const Queue& queue);
 
 }  // namespace regard::cuda
