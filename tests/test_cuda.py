@@ -45,6 +45,9 @@ from test_emulated_additive import (  # noqa: E402, F401
     test_additive,
     test_additive_without_projections_and_with_nothing_seen,
     test_linear,
+    test_location_sensitive,
+    test_location_sensitive_with_fewer_arguments,
+    test_more_queries_than_are_located_at_a_time,
     test_multiplicative,
 )
 from test_emulated_caches import (  # noqa: E402, F401
@@ -54,6 +57,15 @@ from test_emulated_caches import (  # noqa: E402, F401
     test_merge,
     test_positions_on_the_device_are_held_to_their_range,
     test_rotary,
+)
+from test_emulated_recurrent import (  # noqa: E402, F401
+    test_a_state_longer_than_shared_memory_holds_at_a_time,
+    test_empty_sizes,
+    test_every_edge,
+    test_lengths_and_directions,
+    test_more_steps_than_a_chunk,
+    test_saturated_gates_and_non_finite_inputs,
+    test_strides_change_no_bit,
 )
 from test_emulated_sequences import (  # noqa: E402, F401
     test_a_page_table_on_the_device_is_held_to_its_range,

@@ -49,7 +49,7 @@ template <class T> void launch_step(Cell cell, const RecurrentArguments& a, Stre
   const std::int64_t units = (a.hidden + kRecurrentUnits - 1) / kRecurrentUnits;
   const std::int64_t blocks = (a.batch + kRecurrentRows - 1) / kRecurrentRows * units;
   const int bytes = kRecurrentRows * recurrent_pitch<T>(a.hidden) * static_cast<int>(sizeof(Compute<T>));
-  launch(cell == Cell::gru ? recurrent_step<T, Cell::gru> : recurrent_step<T, Cell::lstm>, blocks, kRecurrentThreads, bytes, stream, a);
+  launch(cell == Cell::lstm ? recurrent_step<T, true> : recurrent_step<T, false>, blocks, kRecurrentThreads, bytes, stream, a);
 }
 
 }  // namespace

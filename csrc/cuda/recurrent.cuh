@@ -59,10 +59,11 @@ template <class C> REGARD_DEVICE C sum_to_lanes(C (&x)[kWarp]) {
   return x[0];
 }
 
-template <class T, Cell kCell> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_step(const REGARD_GRID_CONSTANT RecurrentArguments a) {
+template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_step(const REGARD_GRID_CONSTANT RecurrentArguments a) {
   using C = Compute<T>;
-  constexpr int kGates = static_cast<int>(gates_of(kCell));
+  constexpr int kGates = static_cast<int>(gates_of(kLstm ? Cell::lstm : Cell::gru));
   constexpr int kGrain = Vector<T>::kLength;
+  constexpr int kPart = Vector<C>::kLength;  // whole vectors from shared memory: lanes a grain apart meet in no bank
   const int blocks = (a.hidden + kRecurrentUnits - 1) / kRecurrentUnits;  // of units
   const int row0 = block_index() / blocks * kRecurrentRows;
   const int lane = thread_index() % kWarp;
@@ -77,11 +78,9 @@ template <class T, Cell kCell> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
   const int depth = any_lane(running) ? a.hidden : 0;  // the same in all warps: they have the same rows
   for (int k0 = 0; k0 < depth; k0 += pitch) {
     block_barrier();
-    for (int n = thread_index(); n < kRecurrentRows * pitch; n += kRecurrentThreads) {
-      const int row = row0 + n / pitch;
-      const int k = k0 + n % pitch;
-      h[n] = row < a.batch && k < a.hidden ? before[static_cast<std::int64_t>(row) * a.hidden + k] : C(0);
-    }
+    for (int r = 0; r < kRecurrentRows; ++r)
+      for (int k = thread_index(); k < pitch; k += kRecurrentThreads)
+        h[r * pitch + k] = row0 + r < a.batch && k0 + k < a.hidden ? before[static_cast<std::int64_t>(row0 + r) * a.hidden + k0 + k] : C(0);
     block_barrier();
     if (unit >= a.hidden) continue;
     for (int k = lane * kGrain; k < pitch && k0 + k < a.hidden; k += kWarp * kGrain) {
@@ -92,10 +91,12 @@ template <class T, Cell kCell> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
 #pragma unroll
       for (int r = 0; r < kRecurrentRows; ++r)
 #pragma unroll
-        for (int e = 0; e < kGrain; ++e) {
-          const C x = h[r * pitch + k + e];
+        for (int part = 0; part < kGrain; part += kPart) {
+          const auto x = *reinterpret_cast<const Vector<C>*>(h + r * pitch + k + part);
 #pragma unroll
-          for (int g = 0; g < kGates; ++g) sums[g * kRecurrentRows + r] += w[g][e] * x;
+          for (int e = 0; e < kPart; ++e)
+#pragma unroll
+            for (int g = 0; g < kGates; ++g) sums[g * kRecurrentRows + r] += w[g][part + e] * x.x[e];
         }
     }
   }
@@ -114,7 +115,7 @@ template <class T, Cell kCell> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
   if (running) {
     const C* const input =
         static_cast<const C*>(a.inputs) + (static_cast<std::int64_t>(b) * a.inputs_len + a.time - a.inputs_time) * kGates * a.hidden + unit;
-    if constexpr (kCell == Cell::gru) {
+    if constexpr (!kLstm) {
       const C r = sigmoid_of(input[0] + s[0]);
       const C z = sigmoid_of(input[a.hidden] + s[1]);
       const C n = tanh_of(input[2 * static_cast<std::int64_t>(a.hidden)] + r * s[2]);

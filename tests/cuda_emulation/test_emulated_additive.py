@@ -72,8 +72,8 @@ def test_additive_without_projections_and_with_nothing_seen(cupy):
         regard.additive_attention(*map(cupy.asarray, (query[..., :5], key, value)), v=cupy.asarray(v))
 
 
-# (batch, len_q, len_kv, dim_q, dim_k, dim, dim_v, channels, filters, width): a decoder's step, and more; one split of the
-# keys and several, windows of even width and wider than the keys; no key.
+# (batch, len_q, len_kv, dim_q, dim_k, dim, dim_v, channels, filters, width): a decoder's step, and more; one split of
+# the keys and several, windows of even width and wider than the keys; no key.
 LOCATED = [
     (2, 1, 40, 12, 20, 16, 24, 2, 5, 7),
     (1, 3, 150, 7, 9, 33, 20, 1, 17, 4),
@@ -115,9 +115,7 @@ def test_location_sensitive(cupy, shape, dtype):
     for x, w in zip(moved, got, strict=True):
         assert_same_bits(cupy.asnumpy(x), w)
     step = [x[:, :1] if n in (0, 3) else x for n, x in enumerate(arrays)]
-    alone = regard.location_sensitive_attention(
-        *map(cupy.asarray, step), **on(cupy, weights | {"mask": mask[:, :1]})
-    )
+    alone = regard.location_sensitive_attention(*map(cupy.asarray, step), **on(cupy, weights | {"mask": mask[:, :1]}))
     for x, w in zip(alone, got, strict=True):
         assert_same_bits(cupy.asnumpy(x), w[:, :1].copy())
 
@@ -125,7 +123,9 @@ def test_location_sensitive(cupy, shape, dtype):
 def test_location_sensitive_with_fewer_arguments(cupy):
     """Keys that were projected beforehand, one channel, previous weights that all queries share."""
     (query, key, value, _), weights = located((2, 3, 70, 16, 16, 16, 9, 1, 4, 5), "float16")
-    given = {k: weights[k] for k in ("v", "w_location", "location_kernel")} | {"location_kernel": weights["location_kernel"][:, 0]}
+    given = {k: weights[k] for k in ("v", "w_location", "location_kernel")} | {
+        "location_kernel": weights["location_kernel"][:, 0]
+    }
     previous = np.abs(normal(5, 2, 70, dtype="float16"))
     for repeated in (previous, np.repeat(previous[:, None], 3, 1)):
         want = reference.location_sensitive_attention(query, key, value, repeated, **given)

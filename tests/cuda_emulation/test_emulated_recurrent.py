@@ -13,7 +13,16 @@ from layers import GATES, layer, near, states
 from regard import reference
 
 # (batch, steps, features, hidden): around the sequences and units of a block, grains of 16 bytes and 32 of them.
-SIZES = [(1, 2, 5, 1), (2, 3, 1, 3), (7, 2, 3, 4), (8, 2, 20, 5), (9, 2, 6, 8), (17, 2, 6, 9), (3, 2, 65, 33), (2, 2, 4, 130)]
+SIZES = [
+    (1, 2, 5, 1),
+    (2, 3, 1, 3),
+    (7, 2, 3, 4),
+    (8, 2, 20, 5),
+    (9, 2, 6, 8),
+    (17, 2, 6, 9),
+    (3, 2, 65, 33),
+    (2, 2, 4, 130),
+]
 
 
 def on(cupy: Any, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +56,10 @@ def test_a_state_longer_than_shared_memory_holds_at_a_time(cupy):
     check(cupy, "gru", x, layer("gru", 3, 515, "float64"), "float64")
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize(("cell", "reverse"), [("gru", False), ("lstm", True)])
 def test_more_steps_than_a_chunk(cupy, cell, reverse):
-    x = normal(0, 40, 110, 2)  # 4400 input products, held 4080 at a time
-    lengths = np.random.default_rng(0).integers(0, 111, 40)
+    x = normal(0, 80, 53, 2)  # 4240 input products, held 4080 at a time
+    lengths = np.random.default_rng(0).integers(0, 54, 80)
     check(cupy, cell, x, layer(cell, 2, 2, "float32"), "float32", lengths=lengths, reverse=reverse)
 
 
@@ -98,7 +106,9 @@ def test_empty_sizes(cupy, cell):
         check(cupy, cell, np.zeros((batch, steps, 5), np.float32), weights, "float32", **initial)
         check(cupy, cell, np.zeros((batch, steps, 5), np.float32), weights, "float32", lengths=np.zeros(batch, int))
     check(cupy, cell, np.zeros((2, 3, 0), np.float32), layer(cell, 0, 6, "float32"), "float32")
-    out, *last = getattr(regard, cell)(cupy.asarray(np.zeros((2, 3, 5), np.float32)), **on(cupy, layer(cell, 5, 0, "float32")))
+    out, *last = getattr(regard, cell)(
+        cupy.asarray(np.zeros((2, 3, 5), np.float32)), **on(cupy, layer(cell, 5, 0, "float32"))
+    )
     assert out.shape == (2, 3, 0) and all(s.shape == (2, 0) for s in last)
 
 
@@ -136,7 +146,7 @@ def test_errors_name_the_argument(cupy):
         regard.gru(x, **{**device, "b_input": cupy.asarray(normal(0, 20))})
     with pytest.raises(ValueError, match=r"h0: .*batch = 2, hidden = 7.*\(3, 7\)"):
         regard.gru(x, **device, h0=cupy.asarray(normal(0, 3, 7)))
-    with pytest.raises(ValueError, match="lengths: .*from 0 to len = 3, got 4 at index 1"):
+    with pytest.raises(ValueError, match=r"lengths: .*from 0 to len = 3, got 4 at index 1"):
         regard.gru(x, **device, lengths=np.array([3, 4]))
 
 
