@@ -45,7 +45,7 @@ void finish_linear(const LinearProblem& problem, const Array& product, const Que
 
 void norm(const NormProblem& problem, const Queue& queue);
 
-// One direction, weights as they are.
+// Of weights that are not packed.
 void recurrent(const RecurrentProblem& problem, const Queue& queue);
 
 }  // namespace regard::cuda

@@ -1,9 +1,9 @@
-// Gated recurrent units and long short-term memory: one layer, in one direction, over all steps of a batch.
+// Gated recurrent units and long short-term memory: one layer over all steps of a batch.
 //
 //   states = h0, c0 in the compute type
 //   for each chunk of steps, so that memory does not grow with their number
 //     input products of its steps, all at once                      (project_rows, in the compute type: no rounding between)
-//     for each step: states of all sequences                        (recurrent_step, one launch)
+//     for each step: states of all sequences, in both directions    (recurrent_step, one launch)
 //   h_n, c_n = states, rounded
 //
 // A step needs the one before, so its launch is the barrier. Each reads W_hidden, gates * hidden^2 elements, once for every
@@ -30,26 +30,30 @@ namespace {
 
 constexpr std::int64_t kInputRows = 4096;  // input products held at a time, of a sequence and step: 64 tiles down
 
-// (1, batch, hidden), or (batch, 1, 1, hidden), as (batch, hidden).
-View matrix_of(Array x) {
-  if (!x.present()) return {};
-  if (x.rank == 3) x.move_axis(0, 2);
-  if (x.rank == 4) x.move_axis(3, 1);
-  return view_of(x);
-}
-
 void launch_copy(const Array& from, const Array& to, const RecurrentProblem& p, Stream stream) {
-  const StateArguments a{matrix_of(from), matrix_of(to), from.dtype, to.dtype, static_cast<int>(p.batch()), static_cast<int>(p.hidden())};
+  const StateArguments a{
+      view_of(from), view_of(to), from.dtype, to.dtype, p.directions, static_cast<int>(p.batch()), static_cast<int>(p.hidden())};
+  const std::int64_t elements = p.directions * p.batch() * p.hidden();
   with_compute(p.x.dtype, [&](auto t) {
-    launch(copy_states<decltype(t)>, (p.batch() * p.hidden() + kStateThreads - 1) / kStateThreads, kStateThreads, 0, stream, a);
+    launch(copy_states<decltype(t)>, (elements + kStateThreads - 1) / kStateThreads, kStateThreads, 0, stream, a);
   });
 }
 
-template <class T> void launch_step(Cell cell, const RecurrentArguments& a, Stream stream) {
-  const std::int64_t units = (a.hidden + kRecurrentUnits - 1) / kRecurrentUnits;
-  const std::int64_t blocks = (a.batch + kRecurrentRows - 1) / kRecurrentRows * units;
+template <class T> void launch_step(const RecurrentProblem& p, const RecurrentArguments& a, Stream stream) {
+  const std::int64_t units = (p.hidden() + kRecurrentUnits - 1) / kRecurrentUnits;
+  const std::int64_t blocks = p.directions * ((p.batch() + kRecurrentRows - 1) / kRecurrentRows) * units;
   const int bytes = kRecurrentRows * recurrent_pitch<T>(a.hidden) * static_cast<int>(sizeof(Compute<T>));
-  launch(cell == Cell::lstm ? recurrent_step<T, true> : recurrent_step<T, false>, blocks, kRecurrentThreads, bytes, stream, a);
+  launch(p.cell == Cell::lstm ? recurrent_step<T, true> : recurrent_step<T, false>, blocks, kRecurrentThreads, bytes, stream, a);
+}
+
+// The input products of `steps` steps, from `first` on in time's order.
+void project_steps(const RecurrentProblem& p, int direction, std::int64_t first, std::int64_t steps, Array inputs, const Queue& queue) {
+  Array x = p.x;
+  if (x.data != nullptr) x.data += first * x.stride[1];
+  x.shape[1] = steps;
+  Array products = compute_rows(p.batch(), steps, p.gates() * p.hidden(), p.x.dtype);
+  products.data = inputs.data;
+  project(x, p.weights[direction].w_input, p.weights[direction].b_input, products, queue);
 }
 
 }  // namespace
@@ -59,8 +63,8 @@ void recurrent(const RecurrentProblem& p, const Queue& queue) {
   const std::int64_t rows = p.gates() * p.hidden();
   require_room({p.batch(), p.len(), p.in_features(), rows});
   const OnDevice here(queue.device);
-  const RecurrentProblem::Weights& w = p.weights[0];
-  const Array like = compute_rows(p.batch(), 1, p.hidden(), p.x.dtype);
+  Array like = compute_rows(p.directions, p.batch(), p.hidden(), p.x.dtype);
+  like.move_axis(1, 3);  // (directions, batch, hidden)
   Array before = take_memory(like, queue);
   Array after = take_memory(like, queue);
   const Array cells = p.cell == Cell::lstm ? take_memory(like, queue) : Array{};
@@ -68,35 +72,34 @@ void recurrent(const RecurrentProblem& p, const Queue& queue) {
   if (cells.present()) launch_copy(p.c0, cells, p, queue.stream);
 
   const std::int64_t most = std::min(p.len(), std::max<std::int64_t>(1, kInputRows / p.batch()));
-  const Array inputs = take_memory(compute_rows(p.batch(), most, rows, p.x.dtype), queue);
-
   RecurrentArguments a{};
-  a.w_hidden = view_of(w.w_hidden);
-  a.b_hidden = view_of(w.b_hidden);
+  Array inputs[2];
+  for (int d = 0; d < p.directions; ++d) {
+    inputs[d] = take_memory(compute_rows(p.batch(), most, rows, p.x.dtype), queue);
+    a.direction[d].w_hidden = view_of(p.weights[d].w_hidden);
+    a.direction[d].b_hidden = view_of(p.weights[d].b_hidden);
+    a.direction[d].inputs = inputs[d].data;
+    a.direction[d].vectors = in_vectors(p.weights[d].w_hidden);
+  }
   a.out = view_of(p.out);
   a.lengths = indices_of(p.lengths);
-  a.inputs = inputs.data;
   a.cells = cells.data;
   a.batch = static_cast<int>(p.batch());
   a.len = static_cast<int>(p.len());
   a.hidden = static_cast<int>(p.hidden());
-  a.vectors = in_vectors(w.w_hidden);
   for (std::int64_t s0 = 0; s0 < p.len(); s0 += most) {
     const std::int64_t steps = std::min(most, p.len() - s0);
-    const std::int64_t first = p.reverse ? p.len() - s0 - steps : s0;
-    Array x = p.x;
-    if (x.data != nullptr) x.data += first * x.stride[1];
-    x.shape[1] = steps;
-    Array products = compute_rows(p.batch(), steps, rows, p.x.dtype);
-    products.data = inputs.data;
-    project(x, w.w_input, w.b_input, products, queue);
-    a.inputs_time = static_cast<int>(first);
     a.inputs_len = static_cast<int>(steps);
-    for (std::int64_t s = 0; s < steps; ++s) {
-      a.time = static_cast<int>(p.reverse ? first + steps - 1 - s : first + s);
+    for (int d = 0; d < p.directions; ++d) {
+      const std::int64_t first = p.backwards(d) ? p.len() - s0 - steps : s0;
+      project_steps(p, d, first, steps, inputs[d], queue);
+      a.direction[d].inputs_time = static_cast<int>(first);
+    }
+    for (std::int64_t s = s0; s < s0 + steps; ++s) {
+      for (int d = 0; d < p.directions; ++d) a.direction[d].time = static_cast<int>(p.backwards(d) ? p.len() - 1 - s : s);
       a.before = before.data;
       a.after = after.data;
-      with_type(p.x.dtype, [&](auto t) { launch_step<decltype(t)>(p.cell, a, queue.stream); });
+      with_type(p.x.dtype, [&](auto t) { launch_step<decltype(t)>(p, a, queue.stream); });
       std::swap(before, after);
     }
   }

@@ -19,22 +19,26 @@ constexpr int kRecurrentRows = 8;                           // sequences of a bl
 // Elements of a state in shared memory at a time: 32 KiB for all rows.
 template <class C> constexpr int kRecurrentDepth = 4096 / static_cast<int>(sizeof(C));
 
-struct RecurrentArguments {
+struct RecurrentDirection {
   View w_hidden;       // [gates hidden, hidden]
   View b_hidden;       // [gates hidden], or absent
-  View out;            // [batch, len, hidden]
-  Indices lengths;     // [batch], or absent
   const void* inputs;  // [batch, inputs_len, gates hidden]: the input products, in the compute type
-  const void* before;  // [batch, hidden], in the compute type, like after and cells
+  int time;            // of this step
+  int inputs_time;     // of the first of the input products
+  bool vectors;        // rows of w_hidden lie in aligned chunks of 16 bytes
+};
+
+struct RecurrentArguments {
+  RecurrentDirection direction[2];
+  View out;            // [batch, len, directions hidden]
+  Indices lengths;     // [batch], or absent
+  const void* before;  // [directions, batch, hidden], in the compute type, like after and cells
   void* after;         // not `before`: other blocks still read that
   void* cells;         // lstm only
   int batch;
   int len;
   int hidden;
-  int time;         // of this step
-  int inputs_time;  // of the first of the input products
-  int inputs_len;   // how many steps they are
-  bool vectors;     // rows of w_hidden lie in aligned chunks of 16 bytes
+  int inputs_len;
 };
 
 // Elements of a state's row in shared memory: whole grains, zeros beyond its end.
@@ -65,12 +69,16 @@ template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
   constexpr int kGrain = Vector<T>::kLength;
   constexpr int kPart = Vector<C>::kLength;  // whole vectors from shared memory: lanes a grain apart meet in no bank
   const int blocks = (a.hidden + kRecurrentUnits - 1) / kRecurrentUnits;  // of units
-  const int row0 = block_index() / blocks * kRecurrentRows;
+  const int tiles = (a.batch + kRecurrentRows - 1) / kRecurrentRows;
+  const int direction = block_index() / blocks / tiles;
+  const RecurrentDirection& own = a.direction[direction];
+  const int row0 = block_index() / blocks % tiles * kRecurrentRows;
   const int lane = thread_index() % kWarp;
   const int unit = block_index() % blocks * kRecurrentUnits + thread_index() / kWarp;
   const int b = row0 + lane % kRecurrentRows;
-  const bool running = b < a.batch && a.time < length_of(a.lengths, b, a.len);
-  const C* const before = static_cast<const C*>(a.before);
+  const bool running = b < a.batch && own.time < length_of(a.lengths, b, a.len);
+  const std::int64_t first = static_cast<std::int64_t>(direction) * a.batch * a.hidden;
+  const C* const before = static_cast<const C*>(a.before) + first;
   C* const h = reinterpret_cast<C*>(dynamic_shared());  // [kRecurrentRows][pitch]
   const int pitch = recurrent_pitch<T>(a.hidden);
 
@@ -87,7 +95,7 @@ template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
       C w[kGates][kGrain];
 #pragma unroll
       for (int g = 0; g < kGates; ++g)
-        load_grain<T>(w[g], a.w_hidden.at(g * a.hidden + unit), a.w_hidden.stride[1], k0 + k, a.hidden, a.vectors);
+        load_grain<T>(w[g], own.w_hidden.at(g * a.hidden + unit), own.w_hidden.stride[1], k0 + k, a.hidden, own.vectors);
 #pragma unroll
       for (int r = 0; r < kRecurrentRows; ++r)
 #pragma unroll
@@ -106,15 +114,15 @@ template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
 #pragma unroll
   for (int g = 0; g < kGates; ++g) {
     s[g] = shuffle(mine, g * kRecurrentRows + lane % kRecurrentRows);
-    if (a.b_hidden.data != nullptr) s[g] += value_at<T>(a.b_hidden.at(g * a.hidden + unit));
+    if (own.b_hidden.data != nullptr) s[g] += value_at<T>(own.b_hidden.at(g * a.hidden + unit));
   }
   if (lane >= kRecurrentRows || b >= a.batch) return;
 
   const std::int64_t at = static_cast<std::int64_t>(b) * a.hidden + unit;
   C made = before[at];
   if (running) {
-    const C* const input =
-        static_cast<const C*>(a.inputs) + (static_cast<std::int64_t>(b) * a.inputs_len + a.time - a.inputs_time) * kGates * a.hidden + unit;
+    const C* const input = static_cast<const C*>(own.inputs) +
+                           (static_cast<std::int64_t>(b) * a.inputs_len + own.time - own.inputs_time) * kGates * a.hidden + unit;
     if constexpr (!kLstm) {
       const C r = sigmoid_of(input[0] + s[0]);
       const C z = sigmoid_of(input[a.hidden] + s[1]);
@@ -122,32 +130,34 @@ template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_ste
       made = n + z * (made - n);
     } else {
       const auto sum = [&](int g) { return input[g * static_cast<std::int64_t>(a.hidden)] + s[g]; };
-      C& cell = static_cast<C*>(a.cells)[at];
+      C& cell = static_cast<C*>(a.cells)[first + at];
       cell = sigmoid_of(sum(1)) * cell + sigmoid_of(sum(0)) * tanh_of(sum(2));
       made = sigmoid_of(sum(3)) * tanh_of(cell);
     }
   }
-  static_cast<C*>(a.after)[at] = made;
-  write<T>(a.out.at(b, a.time, unit), running ? made : C(0));
+  static_cast<C*>(a.after)[first + at] = made;
+  write<T>(a.out.at(b, own.time, direction * a.hidden + unit), running ? made : C(0));
 }
 
 constexpr int kStateThreads = 256;
 
 struct StateArguments {
-  View from;  // [batch, hidden]; absent: zeros
+  View from;  // [directions, batch, hidden]; absent: zeros
   View to;
   DType from_type;
   DType to_type;
+  int directions;
   int batch;
   int hidden;
 };
 
 template <class C> REGARD_KERNEL(kStateThreads, 1) copy_states(const REGARD_GRID_CONSTANT StateArguments a) {
   const std::int64_t n = static_cast<std::int64_t>(block_index()) * kStateThreads + thread_index();
-  const std::int64_t b = n / a.hidden;
-  const std::int64_t u = n % a.hidden;
-  if (b >= a.batch) return;
-  store_as(a.to.at(b, u), a.to_type, a.from.data != nullptr ? load_as<C>(a.from.at(b, u), a.from_type) : C(0));
+  const std::int64_t row = n / a.hidden;
+  const std::int64_t d = row / a.batch;
+  if (d >= a.directions) return;
+  const C x = a.from.data != nullptr ? load_as<C>(a.from.at(d, row % a.batch, n % a.hidden), a.from_type) : C(0);
+  store_as(a.to.at(d, row % a.batch, n % a.hidden), a.to_type, x);
 }
 
 }  // namespace regard::cuda

@@ -11,6 +11,7 @@ from cases import DTYPES, every_other, reversed_view
 from helpers import as_float64, assert_near, assert_same_bits, normal
 from layers import GATES, layer, near, states
 from regard import reference
+from regard.recurrent import PackedDirection, run_packed
 
 # (batch, steps, features, hidden): around the sequences and units of a block, grains of 16 bytes and 32 of them.
 SIZES = [
@@ -125,6 +126,34 @@ def test_saturated_gates_and_non_finite_inputs(cupy, cell):
     for a, w in zip(got, want, strict=True):
         assert_same_bits(a[[0, 2, 4]], w[[0, 2, 4]])
     assert np.isnan(got[0][1, 2:]).all() and np.isfinite(got[0][1, :2]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("cell", GATES)
+def test_two_directions_are_two_layers(cupy, cell, time_major, dtype):
+    """What modules run: the bits of one direction each, side by side."""
+    x, lengths = normal(0, 9, 4, 6, dtype=dtype), np.array([4, 1, 0, 3, 4, 2, 4, 1, 3])
+    both = [on(cupy, layer(cell, 6, 7, dtype)), on(cupy, layer(cell, 6, 7, dtype, bias=False))]
+    both[1]["w_hidden"] = cupy.asarray(normal(8, GATES[cell] * 7, 7, dtype=dtype))
+    names = ("w_input", "w_hidden", "b_input", "b_hidden")
+    lstm = cell == "lstm"
+    packed = tuple(PackedDirection(lstm, *(weights.get(n) for n in names)) for weights in both)
+    given = cupy.asarray(x.swapaxes(0, 1) if time_major else x)
+    h0, c0 = (cupy.asarray(normal(i, 2, 9, 7, dtype=dtype)) for i in (5, 6))
+    found = run_packed(packed, given, h0, c0 if lstm else None, lengths, lstm=lstm, time_major=time_major)
+    out, *last = map(cupy.asnumpy, found)
+    out = out.swapaxes(0, 1) if time_major else out
+    for d, weights in enumerate(both):
+        initial = {"h0": h0[d], "c0": c0[d]} if lstm else {"h0": h0[d]}
+        alone = getattr(regard, cell)(cupy.asarray(x), **weights, **initial, lengths=lengths, reverse=d == 1)
+        assert_same_bits(out[:, :, d * 7 : d * 7 + 7].copy(), cupy.asnumpy(alone[0]))
+        for s, a in zip(last, alone[1:], strict=True):
+            assert_same_bits(s[d].copy(), cupy.asnumpy(a))
+    single = run_packed(packed[:1], given, None, None, None, lstm=lstm, time_major=time_major)[0]
+    assert single.shape == (*given.shape[:2], 7)
+    with pytest.raises(ValueError, match="h0: expected shape"):
+        run_packed(packed, given, h0[:1], None, None, lstm=lstm, time_major=time_major)
 
 
 def test_memory_is_of_the_current_stream(cupy):

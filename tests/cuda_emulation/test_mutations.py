@@ -94,7 +94,7 @@ MUTATIONS = [
              "    block_barrier();\n    for (int r = 0;", "    for (int r = 0;"),
     Mutation("no barrier after the states", RECURRENT,
              "    block_barrier();\n    if (unit >= a.hidden) continue;", "    if (unit >= a.hidden) continue;"),
-    Mutation("a step behind a sequence's end", RECURRENT, "a.time < length_of", "a.time <= length_of"),
+    Mutation("a step behind a sequence's end", RECURRENT, "own.time < length_of", "own.time <= length_of"),
     Mutation("a unit too many", RECURRENT, "if (unit >= a.hidden) return;", "if (unit > a.hidden) return;",
              sanitizer=True),
     Mutation("sums given to other lanes", RECURRENT, "upper ? x[n] : x[n + half]", "upper ? x[n + half] : x[n]"),

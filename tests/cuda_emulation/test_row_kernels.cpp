@@ -33,28 +33,29 @@ template <bool kLstm> void test_step(int batch, int hidden) {
   for (Buffer<float>* x : {&w, &bias, &inputs, &before, &cells}) fill(*x, random);
   for (int b = 0; b < batch; ++b) lengths[b] = 1 + b % 2;
   RecurrentArguments a{};
-  a.w_hidden = matrix_view(w.data(), hidden);
-  a.b_hidden = {reinterpret_cast<char*>(bias.data()), {4, 0, 0, 0}};
+  RecurrentDirection& own = a.direction[0];
+  own.w_hidden = matrix_view(w.data(), hidden);
+  own.b_hidden = {reinterpret_cast<char*>(bias.data()), {4, 0, 0, 0}};
   a.out = rows_view(out.data(), hidden, kSteps);
   a.lengths = {{reinterpret_cast<char*>(lengths.data()), {4, 0, 0, 0}}, false};
-  a.inputs = inputs.data();
+  own.inputs = inputs.data();
   a.before = before.data();
   a.after = after.data();
   a.cells = cells.data();
   a.batch = batch;
   a.len = a.inputs_len = kSteps;
   a.hidden = hidden;
-  a.vectors = hidden % 4 == 0;
+  own.vectors = hidden % 4 == 0;
   const std::int64_t units = (hidden + kRecurrentUnits - 1) / kRecurrentUnits;
   const std::int64_t blocks = (batch + kRecurrentRows - 1) / kRecurrentRows * units;
-  for (a.time = 0; a.time < 2; ++a.time) {
+  for (own.time = 0; own.time < 2; ++own.time) {
     std::vector<double> want(static_cast<std::size_t>(states)), want_cells(want);
     for (int b = 0; b < batch; ++b)
       for (int u = 0; u < hidden; ++u) {
         double x[kGates], s[kGates];
         for (int g = 0; g < kGates; ++g) {
           const std::int64_t row = g * hidden + u;
-          x[g] = static_cast<double>(inputs[(static_cast<std::int64_t>(b) * kSteps + a.time) * kGates * hidden + row]);
+          x[g] = static_cast<double>(inputs[(static_cast<std::int64_t>(b) * kSteps + own.time) * kGates * hidden + row]);
           s[g] = static_cast<double>(bias[row]);
           for (int k = 0; k < hidden; ++k)
             s[g] += static_cast<double>(w[row * hidden + k]) * static_cast<double>(before[static_cast<std::int64_t>(b) * hidden + k]);
@@ -62,7 +63,7 @@ template <bool kLstm> void test_step(int batch, int hidden) {
         const auto at = static_cast<std::size_t>(static_cast<std::int64_t>(b) * hidden + u);
         const auto old = static_cast<double>(before.data()[at]);
         want_cells[at] = static_cast<double>(cells.data()[at]);
-        if (a.time >= lengths[b]) {
+        if (own.time >= lengths[b]) {
           want[at] = old;
         } else if constexpr (!kLstm) {
           const double n = std::tanh(x[2] + sigmoid(x[0] + s[0]) * s[2]);
@@ -77,10 +78,10 @@ template <bool kLstm> void test_step(int batch, int hidden) {
     bool ok = true;
     for (std::int64_t n = 0; n < states; ++n) {
       const auto at = static_cast<std::size_t>(n);
-      const double made = a.time < lengths[n / hidden] ? want[at] : 0;
+      const double made = own.time < lengths[n / hidden] ? want[at] : 0;
       ok = ok && std::abs(static_cast<double>(after[n]) - want[at]) < 1e-4;
       ok = ok && (!kLstm || std::abs(static_cast<double>(cells[n]) - want_cells[at]) < 1e-4);
-      ok = ok && std::abs(static_cast<double>(out[(n / hidden * kSteps + a.time) * hidden + n % hidden]) - made) < 1e-4;
+      ok = ok && std::abs(static_cast<double>(out[(n / hidden * kSteps + own.time) * hidden + n % hidden]) - made) < 1e-4;
     }
     CHECK(ok);
     std::memcpy(before.data(), after.data(), before.bytes);
