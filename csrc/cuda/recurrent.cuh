@@ -48,18 +48,25 @@ template <class T> constexpr int recurrent_pitch(int hidden) {
   return hidden < most ? (hidden + kGrain - 1) / kGrain * kGrain : most;
 }
 
-// A lane's values n, summed over the warp, for the lane n.
-template <class C> REGARD_DEVICE C sum_to_lanes(C (&x)[kWarp]) {
+// Half of 2 kHalf values stay with this lane, their sums with a partner's; the other half is the partner's. The number of
+// values is the compiler's to know: they are in registers then.
+template <int kHalf, class C> REGARD_DEVICE void halve(C (&x)[kWarp]) {
+  const bool upper = (thread_index() & kHalf) != 0;
 #pragma unroll
-  for (int half = kWarp / 2; half > 0; half /= 2) {
-    const bool upper = (thread_index() & half) != 0;
-#pragma unroll
-    for (int n = 0; n < half; ++n) {
-      const C kept = upper ? x[n + half] : x[n];
-      const C given = upper ? x[n] : x[n + half];
-      x[n] = kept + shuffle_xor(given, half);
-    }
+  for (int n = 0; n < kHalf; ++n) {
+    const C kept = upper ? x[n + kHalf] : x[n];
+    const C given = upper ? x[n] : x[n + kHalf];
+    x[n] = kept + shuffle_xor(given, kHalf);
   }
+}
+
+// The lanes' values n, summed over the warp, for lane n: 31 exchanges for 32 sums.
+template <class C> REGARD_DEVICE C sum_to_lanes(C (&x)[kWarp]) {
+  halve<16>(x);
+  halve<8>(x);
+  halve<4>(x);
+  halve<2>(x);
+  halve<1>(x);
   return x[0];
 }
 

@@ -97,7 +97,7 @@ MUTATIONS = [
     Mutation("a step behind a sequence's end", RECURRENT, "own.time < length_of", "own.time <= length_of"),
     Mutation("a unit too many", RECURRENT, "if (unit >= a.hidden) return;", "if (unit > a.hidden) return;",
              sanitizer=True),
-    Mutation("sums given to other lanes", RECURRENT, "upper ? x[n] : x[n + half]", "upper ? x[n + half] : x[n]"),
+    Mutation("sums given to other lanes", RECURRENT, "upper ? x[n] : x[n + kHalf]", "upper ? x[n + kHalf] : x[n]"),
     Mutation("no barrier before rows overwrite rows", PROJECT,
              "    block_barrier();\n    for (int n = thread_index(); n < kProjectTile",
              "    for (int n = thread_index(); n < kProjectTile"),
