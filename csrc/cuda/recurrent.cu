@@ -6,11 +6,11 @@
 //     for each step: states of all sequences, in both directions    (recurrent_step, one launch)
 //   h_n, c_n = states, rounded
 //
-// A step needs the one before, so its launch is the barrier. Each reads W_hidden, gates * hidden^2 elements, once for every
-// 8 sequences, from the L2 cache where that holds it, for 2 * gates * hidden^2 flops a sequence: 2 flops a float32 byte at 8
-// sequences or more, where a GPU has some 10 a byte of its L2. So it is bound by the launches, some microseconds each,
-// while weights are small, then by the L2 cache, never by arithmetic. The input products, 2 * gates * hidden * in_features
-// flops a sequence and step on tiles of 64 x 64, are bound by arithmetic.
+// A step needs the one before, so its launch is the barrier. It is 2 * gates * hidden^2 flops a sequence, for which it reads
+// W_hidden, gates * hidden^2 elements, once for every 8 sequences: 4 flops a byte of float32, 8 of 16-bit types, where a
+// GPU's units do some 10 for each byte that its L2 cache gives. So while weights are small a step takes what a launch
+// takes, some microseconds, and then what reading them takes, not arithmetic. The input products are 2 * gates * hidden *
+// in_features flops a sequence and step on tiles of 64 x 64, 16 a byte: arithmetic, without the matrix units.
 //
 // Sequences from their length on leave their states as they are. Which step is whose end is not known on the host where
 // lengths lie on the device, so all steps are launched.
@@ -47,7 +47,8 @@ template <class T> void launch_step(const RecurrentProblem& p, const RecurrentAr
 }
 
 // The input products of `steps` steps, from `first` on in time's order.
-void project_steps(const RecurrentProblem& p, int direction, std::int64_t first, std::int64_t steps, Array inputs, const Queue& queue) {
+void project_steps(const RecurrentProblem& p, int direction, std::int64_t first, std::int64_t steps, const Array& inputs,
+                   const Queue& queue) {
   Array x = p.x;
   if (x.data != nullptr) x.data += first * x.stride[1];
   x.shape[1] = steps;

@@ -55,6 +55,10 @@ def test_additive(cupy, shape, dtype):
         *(cupy.asarray(every_other(x)) for x in arrays), **given, key_lengths=cupy.asarray(lengths)
     )
     assert_same_bits(cupy.asnumpy(moved), out)
+    # A query alone, a decoder's step, has the bits that it has among others.
+    given["mask"] = given["mask"][:, :1]
+    one = map(cupy.asarray, (arrays[0][:, :1], *arrays[1:]))
+    assert_same_bits(cupy.asnumpy(regard.additive_attention(*one, **given, key_lengths=lengths)), out[:, :1].copy())
 
 
 def test_additive_without_projections_and_with_nothing_seen(cupy):
