@@ -11,6 +11,7 @@
 #include "core/linear_problem.h"
 #include "core/merge_problem.h"
 #include "core/norm_problem.h"
+#include "core/recurrent_problem.h"
 #include "core/rotary_problem.h"
 #include "cuda/runtime.h"
 
@@ -46,5 +47,8 @@ void weigh_map(const ChannelProblem& problem, const Queue& queue);
 void finish_linear(const LinearProblem& problem, const Array& product, const Queue& queue);
 
 void norm(const NormProblem& problem, const Queue& queue);
+
+// Of weights that are not packed.
+void recurrent(const RecurrentProblem& problem, const Queue& queue);
 
 }  // namespace regard::cuda

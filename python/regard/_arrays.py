@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -155,8 +157,9 @@ def call_on_gpu(
 def product_on_gpu(x: Any, weight: Any) -> tuple[Any, Any]:
     """x weight^T as x's framework computes it, and as the binding sees it."""
     if _framework(x).__name__ == "cupy":
-        with x.device:
-            made = x @ weight.swapaxes(0, 1)
+        with x.device:  # as one matrix: more axes would be products of a batch
+            made = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ weight.swapaxes(0, 1)
+            made = made.reshape(*x.shape[:-1], weight.shape[0])
     else:
         made = x @ weight.swapaxes(0, 1)
     return made, _seen(made)
@@ -222,6 +225,165 @@ class Beside:
         if self._torch:
             return self._framework.cat(arrays, axis)
         return self._made("concatenate", arrays, axis)
+
+
+def dtype_name(x: Any) -> str:
+    """The name of an array's dtype."""
+    return name_of_dtype(x.dtype)
+
+
+def converted(x: Any, dtype: str) -> Any:
+    """A GPU's array in the dtype of that name; itself where it has it."""
+    if dtype_name(x) == dtype:
+        return x
+    if _framework(x).__name__ == "torch":
+        return x.to(getattr(_framework(x), dtype))
+    with x.device:
+        return x.astype(numpy_dtype(dtype))
+
+
+# ---- Memory of one framework in one place: caches and modules keep arrays there -------------------------------------
+
+
+class HostMemory:
+    """NumPy's memory, as modules use it."""
+
+    kind = "cpu"
+    device: int | None = None
+
+    def put(self, operation: str, x: Any, dtype: Any) -> np.ndarray:
+        """`x`, an array of any framework, as a contiguous one of `dtype` here; a view where that needs no copy."""
+        return np.ascontiguousarray(on_host(operation, x), dtype)
+
+    def wait(self) -> None:
+        """What was put here is here."""
+
+
+HOST = HostMemory()
+
+
+class CupyMemory:
+    """CuPy's memory on one GPU."""
+
+    kind = "gpu"
+
+    def __init__(self, cupy: Any, device: int) -> None:
+        self._cupy = cupy
+        self.device: int | None = device
+
+    def __deepcopy__(self, memo: Any) -> CupyMemory:
+        return self
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        with self._cupy.cuda.Device(self.device):
+            return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        with self._cupy.cuda.Device(self.device):
+            return self._cupy.zeros(shape, dtype)
+
+    def array(self, x: np.ndarray) -> Any:
+        with self._cupy.cuda.Device(self.device):
+            return self._cupy.asarray(x)
+
+    def put(self, operation: str, x: Any, dtype: Any) -> Any:
+        """As HostMemory.put, in the order of the current stream."""
+        with self._cupy.cuda.Device(self.device):
+            if not on_gpu(x):
+                return self._cupy.asarray(np.ascontiguousarray(numpy_view(operation, x), dtype))
+            x = _as_cupy(self._cupy, x)
+            return self._cupy.ascontiguousarray(x if x.device.id == self.device else x.copy(), dtype)
+
+    def wait(self) -> None:
+        """Wait until what was put here is here, so that calls on any stream may read it."""
+        with self._cupy.cuda.Device(self.device):
+            self._cupy.cuda.get_current_stream().synchronize()
+
+
+def cupy_memory(operation: str, like: Any) -> CupyMemory:
+    """Memory beside a CuPy array; no other framework's array on a GPU will do."""
+    framework = _framework(like)
+    if framework.__name__ != "cupy":
+        raise NotImplementedError(f"{operation}: not available for {framework.__name__} arrays on a GPU, only CuPy's")
+    return CupyMemory(framework, like.device.id)
+
+
+def memory_of(operation: str, like: Any) -> HostMemory | CupyMemory:
+    """Where a module's weights must be for calls with arrays like this one."""
+    if like is None or not on_gpu(like):
+        return HOST
+    return CupyMemory(_cupy_for(operation, like), int(like.__dlpack_device__()[1]))
+
+
+def _cupy_for(operation: str, like: Any) -> Any:
+    """CuPy, which modules compute with on a GPU."""
+    framework = _framework(like)
+    if framework.__name__ == "cupy":
+        return framework
+    if framework.__name__ != "torch":
+        raise NotImplementedError(
+            f"{operation}: not available for {framework.__name__} arrays on a GPU; for CuPy's and PyTorch's it is"
+        )
+    try:
+        return importlib.import_module("cupy")
+    except ImportError:
+        raise NotImplementedError(
+            f"{operation}: PyTorch's tensors on a GPU need the cupy package, which cannot be imported here"
+        ) from None
+
+
+def _as_cupy(cupy: Any, x: Any) -> Any:
+    """An array on a GPU as CuPy's, without a copy, in the order of the current stream; bfloat16 goes as its bits."""
+    if _framework(x) is cupy:
+        return x
+    x = x.detach()
+    if str(x.dtype) == "torch.bfloat16":
+        return cupy.from_dlpack(x.view(_framework(x).int16)).view(numpy_dtype("bfloat16"))
+    return cupy.from_dlpack(x)
+
+
+def _as_torch(torch: Any, x: Any) -> Any:
+    """A CuPy array as PyTorch's, the same way back."""
+    if x.dtype.name == "bfloat16":
+        return torch.from_dlpack(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(x)
+
+
+# ---- What modules ask of NumPy and CuPy alike ------------------------------------------------------------------------
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is what a module's forward computes with: an array of NumPy or CuPy."""
+    return isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy"
+
+
+def namespace(x: Any) -> Any:
+    """The functions of x's framework under NumPy's names: NumPy's, or CuPy's."""
+    return np if isinstance(x, np.ndarray) else _framework(x)
+
+
+def device_of(x: Any) -> int | None:
+    """The GPU on which an array is; None is the CPU."""
+    return int(x.__dlpack_device__()[1]) if on_gpu(x) else None
+
+
+def beside(like: Any, x: Any) -> Any:
+    """A NumPy array `x` where `like` is; anything else as it is."""
+    if isinstance(like, np.ndarray) or not isinstance(x, np.ndarray):
+        return x
+    return cupy_memory("beside", like).array(x)
+
+
+def current_device(operation: str, x: Any) -> contextlib.AbstractContextManager[Any]:
+    """A block in which new arrays of CuPy are made where `x`, an array of NumPy or CuPy, is."""
+    if isinstance(x, np.ndarray) or not on_gpu(x):
+        return _NOWHERE
+    cupy_memory(operation, x)  # refuses other frameworks
+    device: contextlib.AbstractContextManager[Any] = x.device
+    return device
+
+
+_NOWHERE = contextlib.nullcontext()
 
 
 def as_float8(x: Any) -> tuple[Any, ...]:
@@ -322,6 +484,18 @@ def numpy_view(operation: str, x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
+def on_host(operation: str, x: Any) -> np.ndarray:
+    """As numpy_view; what lies on a GPU is copied, when the device has computed it."""
+    if not on_gpu(x):
+        return numpy_view(operation, x)
+    framework = _framework(x)
+    if framework.__name__ == "cupy":
+        return np.asarray(framework.asnumpy(x))
+    if framework.__name__ == "torch":
+        return numpy_view(operation, x.detach().cpu())
+    raise NotImplementedError(f"{operation}: no way to read {framework.__name__} arrays on a GPU")
+
+
 def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
     convert = same_kind(like)
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
@@ -335,26 +509,58 @@ def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[A
     else:
         return function(*args, **kwargs)
     like = next(x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__"))
+    result = _mapped(function, args, kwargs, lambda x: numpy_view(operation, x))
+    return result if isinstance(like, np.ndarray) else _converted(result, np.ndarray, _framework_of(like))
 
-    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
+def through_modules(
+    operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """As through_numpy, but with all arrays as CuPy's where the first one is on a GPU; NumPy's stay as they are."""
+    for x in itertools.chain(args, kwargs.values()):
+        if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
+            break
+    else:
+        return function(*args, **kwargs)
+    given = [x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__")]
+    like = given[0]
+    if not on_gpu(like):
+        if any(map(on_gpu, given)):
+            raise TypeError(f"{operation}: expected all arrays on the CPU, where the first one is, got one on a GPU")
+        return through_numpy(operation, function, args, kwargs)
+    cupy, device = _cupy_for(operation, like), int(like.__dlpack_device__()[1])
 
     def view(x: Any) -> Any:
+        return _as_cupy(cupy, x) if on_gpu(x) else numpy_view(operation, x)
+
+    with cupy.cuda.Device(device):
+        torch = _framework(like)
+        if torch is cupy:
+            return _mapped(function, args, kwargs, view)
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device):
+            result = _mapped(function, args, kwargs, view)
+            return _converted(result, cupy.ndarray, lambda x: _as_torch(torch, x))
+
+
+def _mapped(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], view: Callable[[Any], Any]
+) -> Any:
+    """function(*args, **kwargs) with view(x) in the place of every array x."""
+    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
+    def seen(x: Any) -> Any:
         if isinstance(x, tuple):  # an LSTM's states
-            return tuple(map(view, x))
+            return tuple(map(seen, x))
         if not hasattr(x, "__dlpack__"):
             return x
         if id(x) not in views:
-            views[id(x)] = numpy_view(operation, x)
+            views[id(x)] = view(x)
         return views[id(x)]
 
-    result = function(*map(view, args), **{name: view(x) for name, x in kwargs.items()})
-    if isinstance(like, np.ndarray):
-        return result
-    convert = _framework_of(like)
+    return function(*map(seen, args), **{name: seen(x) for name, x in kwargs.items()})
 
-    def converted(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return tuple(map(converted, x))
-        return convert(x) if isinstance(x, np.ndarray) else x
 
-    return converted(result)
+def _converted(result: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_converted(x, kind, convert) for x in result)
+    return convert(result) if isinstance(result, kind) else result

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from regard._checks import describe
-from regard.nn.module import Module, fan_in_uniform
+from regard.nn.module import Memory, Module, fan_in_uniform
 from regard.recurrent import PackedDirection, run_packed
 
 
 class _Recurrent(Module):
     """What GRU and LSTM share: layers of one direction or two, under PyTorch's names."""
 
-    _packs_16_bit_as_float32 = True
+    _float32_serves_16_bit = ("cpu",)
     _lstm: bool
     _gates: int
 
@@ -50,8 +50,10 @@ class _Recurrent(Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
-    def _pack(self, dtype: Any) -> Any:
-        arrays = super()._pack(dtype)
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        if memory.kind == "gpu":
+            raise NotImplementedError(f"{type(self).__name__}: not available on CUDA yet")
+        arrays = super()._pack(dtype, memory)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
             tuple(PackedDirection(self._lstm, *(arrays.get(n + suffix) for n in names)) for suffix in self._suffixes(k))
