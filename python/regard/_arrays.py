@@ -218,7 +218,10 @@ class Beside:
     def converted(self, x: Any, dtype: Any) -> Any:
         """`x` in another dtype; itself where it has it."""
         dtype = self._dtype(dtype)
-        return x.detach().to(dtype) if self._torch else x.astype(dtype, copy=False)
+        if self._torch:
+            return x.detach().to(dtype)
+        with self.current():
+            return x.astype(dtype, copy=False)
 
     def joined(self, arrays: tuple[Any, ...], axis: int) -> Any:
         """Arrays behind each other along an axis."""
@@ -227,22 +230,7 @@ class Beside:
         return self._made("concatenate", arrays, axis)
 
 
-def dtype_name(x: Any) -> str:
-    """The name of an array's dtype."""
-    return name_of_dtype(x.dtype)
-
-
-def converted(x: Any, dtype: str) -> Any:
-    """A GPU's array in the dtype of that name; itself where it has it."""
-    if dtype_name(x) == dtype:
-        return x
-    if _framework(x).__name__ == "torch":
-        return x.to(getattr(_framework(x), dtype))
-    with x.device:
-        return x.astype(numpy_dtype(dtype))
-
-
-# ---- Memory of one framework in one place: caches and modules keep arrays there -------------------------------------
+# ---- Where modules keep their weights --------------------------------------------------------------------------------
 
 
 class HostMemory:
@@ -274,18 +262,6 @@ class CupyMemory:
     def __deepcopy__(self, memo: Any) -> CupyMemory:
         return self
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        with self._cupy.cuda.Device(self.device):
-            return self._cupy.empty(shape, dtype)
-
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        with self._cupy.cuda.Device(self.device):
-            return self._cupy.zeros(shape, dtype)
-
-    def array(self, x: np.ndarray) -> Any:
-        with self._cupy.cuda.Device(self.device):
-            return self._cupy.asarray(x)
-
     def put(self, operation: str, x: Any, dtype: Any) -> Any:
         """As HostMemory.put, in the order of the current stream."""
         with self._cupy.cuda.Device(self.device):
@@ -298,14 +274,6 @@ class CupyMemory:
         """Wait until what was put here is here, so that calls on any stream may read it."""
         with self._cupy.cuda.Device(self.device):
             self._cupy.cuda.get_current_stream().synchronize()
-
-
-def cupy_memory(operation: str, like: Any) -> CupyMemory:
-    """Memory beside a CuPy array; no other framework's array on a GPU will do."""
-    framework = _framework(like)
-    if framework.__name__ != "cupy":
-        raise NotImplementedError(f"{operation}: not available for {framework.__name__} arrays on a GPU, only CuPy's")
-    return CupyMemory(framework, like.device.id)
 
 
 def memory_of(operation: str, like: Any) -> HostMemory | CupyMemory:
@@ -371,16 +339,17 @@ def beside(like: Any, x: Any) -> Any:
     """A NumPy array `x` where `like` is; anything else as it is."""
     if isinstance(like, np.ndarray) or not isinstance(x, np.ndarray):
         return x
-    return cupy_memory("beside", like).array(x)
+    return Beside("regard.nn", like).array(x)
 
 
 def current_device(operation: str, x: Any) -> contextlib.AbstractContextManager[Any]:
     """A block in which new arrays of CuPy are made where `x`, an array of NumPy or CuPy, is."""
     if isinstance(x, np.ndarray) or not on_gpu(x):
         return _NOWHERE
-    cupy_memory(operation, x)  # refuses other frameworks
-    device: contextlib.AbstractContextManager[Any] = x.device
-    return device
+    framework = _framework(x).__name__
+    if framework != "cupy":
+        raise NotImplementedError(f"{operation}: not available for {framework} arrays on a GPU, only CuPy's")
+    return Beside(operation, x).current()
 
 
 _NOWHERE = contextlib.nullcontext()

@@ -100,7 +100,7 @@ def _held_on_gpu(weight: Any, bias: Any, held: str) -> PackedLinear:
             named = {"weight": weight, "bias": bias, "held": held}
             raise _checks.error("pack_linear", (rule, argument, 0), named)
 
-    dtype = _arrays.dtype_name(weight)
+    dtype = _arrays.name_of_dtype(weight.dtype)
     require(dtype in _FLOATS, "dtype", "weight")
     require(weight.ndim == 2, "shape", "weight")
     require(held == "float32" or dtype != "float64", "held", "weight")
@@ -109,7 +109,7 @@ def _held_on_gpu(weight: Any, bias: Any, held: str) -> PackedLinear:
         require(bias.dtype == weight.dtype, "same_dtype", "bias")
         require(tuple(bias.shape) == tuple(weight.shape[:1]), "shape", "bias")
     out_features, in_features = weight.shape
-    packed = _arrays.converted(weight, "bfloat16") if held == "bfloat16" else weight
+    packed = _arrays.Beside("pack_linear", weight).converted(weight, "bfloat16") if held == "bfloat16" else weight
     return PackedLinear(packed, int(out_features), int(in_features), weight.dtype, held, bias)
 
 
@@ -117,15 +117,15 @@ def _unpacked_on_gpu(x: Any, given: PackedLinear, bias: Any) -> tuple[Any, Any]:
     """Weight and bias in x's dtype."""
     if not _arrays.on_gpu(given.packed):
         raise TypeError("weight: expected a PackedLinear on the device of x, got one on the CPU")
-    dtype = _arrays.dtype_name(x)
+    dtype = _arrays.name_of_dtype(x.dtype)
     rule = "packed" if bias is not None else "same_dtype"
-    if bias is not None or (dtype == "float64") != (_arrays.dtype_name(given.packed) == "float64"):
+    if bias is not None or (dtype == "float64") != (_arrays.name_of_dtype(given.packed.dtype) == "float64"):
         argument = "bias" if bias is not None else "weight"
         raise _checks.error("linear", (rule, argument, 0), {"x": x, "weight": given, "bias": bias})
     if dtype not in _FLOATS:
         raise _checks.error("linear", ("dtype", "x", 0), {"x": x})
-    weight = _arrays.converted(given.packed, dtype)
-    return weight, None if given.bias is None else _arrays.converted(given.bias, dtype)
+    memory = _arrays.Beside("linear", given.packed)
+    return memory.converted(given.packed, dtype), None if given.bias is None else memory.converted(given.bias, dtype)
 
 
 def linear(

@@ -77,7 +77,7 @@ def scratch(like: Any) -> Any:
     """A scope for a forward pass of an array: a Scratch, or on a GPU CuPy's pool, which keeps memory itself."""
     if isinstance(like, np.ndarray):
         return Scratch()
-    return contextlib.nullcontext(_arrays.cupy_memory("regard.nn", like).empty)
+    return contextlib.nullcontext(_arrays.Beside("regard.nn", like).empty)
 
 
 def _aligned(size: int) -> np.ndarray:
