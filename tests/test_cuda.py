@@ -59,6 +59,7 @@ from test_emulated_caches import (  # noqa: E402, F401
     test_rotary,
 )
 from test_emulated_nn import (  # noqa: E402, F401
+    test_a_recurrent_translator,
     test_additive_modules,
     test_attention_modules,
     test_attention_modules_options,
@@ -73,6 +74,7 @@ from test_emulated_nn import (  # noqa: E402, F401
     test_packed_weights,
     test_position_modules,
     test_recomputing,
+    test_recurrent_modules,
     test_transformers,
     test_vision_transformers,
 )

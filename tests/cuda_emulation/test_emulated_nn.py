@@ -252,6 +252,38 @@ def test_additive_modules(cupy, dtype):
         assert_near(cupy.asnumpy(got), as_float64(want)[0], near(dtype, 4))
 
 
+# ---- Recurrent modules ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
+def test_recurrent_modules(cupy, cell, dtype):
+    module = with_random_weights(cell(6, 5, num_layers=2, bidirectional=True, batch_first=True))
+    x, lengths = normal(0, 3, 4, 6, dtype=dtype), np.array([4, 0, 2])
+    h0, c0 = (normal(i, 4, 3, 5, dtype=dtype) for i in (1, 2))
+    states, on = (h0, cupy.asarray(h0)) if cell is nn.GRU else ((h0, c0), (cupy.asarray(h0), cupy.asarray(c0)))
+    for given, device in ((None, None), (states, on)):
+        want = module(x, given, lengths=lengths)
+        got = module(cupy.asarray(x), device, lengths=lengths)
+        for g, w in zip(flat(got), flat(want), strict=True):
+            assert_near(cupy.asnumpy(g), as_float64(w)[0], near(dtype, 4))
+    one = with_random_weights(cell(6, 5, bias=False))
+    for g, w in zip(flat(one(cupy.asarray(x[0]))), flat(one(x[0])), strict=True):  # without a batch
+        assert_near(cupy.asnumpy(g), as_float64(w)[0], near(dtype, 4))
+
+
+def flat(x: Any) -> list[Any]:
+    return [z for y in x for z in flat(y)] if isinstance(x, tuple) else [x]
+
+
+def test_a_recurrent_translator(cupy):
+    model = with_random_weights(nn.RNNSearch(9, 8, 6, 5))
+    source, target = np.array([[1, 8, 3, 2], [4, 2, 0, 0]]), np.array([[1, 5, 3], [1, 7, 2]])
+    lengths = np.array([4, 2])
+    assert_agree(cupy, model, "float32", source, target, lengths, return_weights=True, size=8)
+    assert_agree(cupy, model, "float32", source, target[:, :0], return_weights=True)
+
+
 # ---- Generation ----------------------------------------------------------------------------------------------
 
 
@@ -435,10 +467,6 @@ def test_errors(cupy):
         nn.Linear(16, 4).to(weights="int8")(x)
     with pytest.raises(TypeError, match="because weights are held as bfloat16, got float64"):
         nn.Linear(16, 4).to(weights="bfloat16")(x.astype(np.float64))
-    with pytest.raises(NotImplementedError, match="GRU: not available on CUDA yet"):
-        nn.GRU(16, 4)(x)
-    with pytest.raises(NotImplementedError, match="GRU: not available on CUDA yet"):
-        nn.RNNSearch(9, 9, 4, 4)(cupy.asarray(np.array([[1, 2]])), cupy.asarray(np.array([[1]])))
     with pytest.raises(TypeError, match="embed: expected it to give arrays on the device of memory"):
         language_model(cupy, False)[0](normal(0, 1, 5, 16), None, cupy.asarray).step(np.array([[1]]))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from regard import _arrays
 from regard._checks import describe
 from regard.nn.module import Memory, Module, fan_in_uniform
 from regard.recurrent import PackedDirection, run_packed
@@ -51,8 +52,6 @@ class _Recurrent(Module):
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
     def _pack(self, dtype: Any, memory: Memory) -> Any:
-        if memory.kind == "gpu":
-            raise NotImplementedError(f"{type(self).__name__}: not available on CUDA yet")
         arrays = super()._pack(dtype, memory)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
@@ -60,7 +59,7 @@ class _Recurrent(Module):
             for k in range(self.num_layers)
         ]
 
-    def _run(self, input: np.ndarray, states: tuple[Any, ...], lengths: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _run(self, input: Any, states: tuple[Any, ...], lengths: Any) -> tuple[Any, list[Any]]:
         """All layers: the output, and the last states of each kind."""
         layers = self._weights_for("input", input)
         axes = "batch, len" if self.batch_first else "len, batch"
@@ -82,14 +81,15 @@ class _Recurrent(Module):
                 raise TypeError(f"{name}: expected the dtype of input, {input.dtype}, got {describe(state)}")
         if not batched:
             states = tuple(s if s is None else s[:, None] for s in states)
-        found: list[list[np.ndarray]] = []
+        found: list[list[Any]] = []
         for k, directions in enumerate(layers):
             first = k * self.num_directions
             own = [s if s is None else s[first : first + self.num_directions] for s in states]
             h0, c0 = own if self._lstm else (*own, None)
             x, *last = run_packed(directions, x, h0, c0, lengths, lstm=self._lstm, time_major=time_major)
             found.append(last)
-        final = [np.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*found, strict=True)]
+        xp = _arrays.namespace(x)
+        final = [xp.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*found, strict=True)]
         return (x, final) if batched else (x[:, 0], [s[:, 0] for s in final])
 
 

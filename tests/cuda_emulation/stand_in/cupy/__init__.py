@@ -73,6 +73,9 @@ class ndarray:
     def clip(self, low: Any, high: Any) -> ndarray:
         return _made(self._host.clip(low, high))
 
+    def max(self, axis: int) -> ndarray:
+        return _made(self._host.max(axis))
+
     def mean(self, axis: int) -> ndarray:
         return _made(self._host.mean(axis))
 
@@ -165,6 +168,10 @@ def ascontiguousarray(x: ndarray, dtype: Any = None) -> ndarray:
 
 def concatenate(arrays: Any, axis: int = 0) -> ndarray:
     return _made(np.concatenate([x._host for x in arrays], axis))
+
+
+def repeat(x: ndarray, repeats: int, axis: int) -> ndarray:
+    return _made(np.repeat(x._host, repeats, axis))
 
 
 def pad(x: ndarray, pad_width: Any) -> ndarray:
