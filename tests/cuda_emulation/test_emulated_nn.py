@@ -176,6 +176,13 @@ def test_attention_modules_options(cupy, dtype):
     module(device, device, device, positions=cupy.asarray(np.array([-5, 1, 2, 99])))  # held to their range
 
 
+def test_weights_are_drawn(cupy):
+    pytest.importorskip("matplotlib")
+    x = cupy.asarray(normal(0, 1, 3, 16))
+    _, weights = nn.MultiheadAttention(16, 2, batch_first=True)(x, x, x)
+    assert regard.plot.attention_map(weights[0]).axes
+
+
 # ---- The Transformer -----------------------------------------------------------------------------------------
 
 
