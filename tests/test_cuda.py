@@ -45,6 +45,9 @@ from test_emulated_additive import (  # noqa: E402, F401
     test_additive,
     test_additive_without_projections_and_with_nothing_seen,
     test_linear,
+    test_location_sensitive,
+    test_location_sensitive_with_fewer_arguments,
+    test_more_queries_than_are_located_at_a_time,
     test_multiplicative,
 )
 from test_emulated_caches import (  # noqa: E402, F401
@@ -54,6 +57,38 @@ from test_emulated_caches import (  # noqa: E402, F401
     test_merge,
     test_positions_on_the_device_are_held_to_their_range,
     test_rotary,
+)
+from test_emulated_nn import (  # noqa: E402, F401
+    test_a_recurrent_translator,
+    test_additive_modules,
+    test_attention_modules,
+    test_attention_modules_options,
+    test_channel_modules,
+    test_embeddings,
+    test_errors_of_packed_weights,
+    test_feed_forward_modules,
+    test_generation,
+    test_linear_modules,
+    test_masks_of_modules,
+    test_norm_modules,
+    test_packed_weights,
+    test_position_modules,
+    test_recomputing,
+    test_recurrent_modules,
+    test_transformers,
+    test_vision_transformers,
+)
+from test_emulated_onnx import test_attention as test_onnx_attention  # noqa: E402, F401
+from test_emulated_onnx import test_rotary_embedding as test_onnx_rotary_embedding  # noqa: E402, F401
+from test_emulated_onnx import test_scores as test_onnx_scores  # noqa: E402, F401
+from test_emulated_recurrent import (  # noqa: E402, F401
+    test_a_state_longer_than_shared_memory_holds_at_a_time,
+    test_empty_sizes,
+    test_every_edge,
+    test_lengths_and_directions,
+    test_more_steps_than_a_chunk,
+    test_saturated_gates_and_non_finite_inputs,
+    test_strides_change_no_bit,
 )
 from test_emulated_sequences import (  # noqa: E402, F401
     test_a_page_table_on_the_device_is_held_to_its_range,
@@ -70,6 +105,11 @@ from test_emulated_sequences import (  # noqa: E402, F401
 
 @pytest.fixture(name="cupy")
 def _cupy() -> Any:
+    return cupy
+
+
+@pytest.fixture(name="gpu")
+def _gpu() -> Any:
     return cupy
 
 
@@ -146,6 +186,48 @@ def test_torch_tensors() -> None:
         want = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True)
         near = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
         assert (out.double() - want).abs().max().item() < near
+
+
+def test_modules_with_torch_tensors() -> None:
+    torch = pytest.importorskip("torch", reason="compares PyTorch's modules")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval().cuda()
+    ours = regard.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    ours.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 30, 64, device="cuda")
+    with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        want, got = layer(x), ours(x)
+        assert got.device == x.device and (got - want).abs().max().item() < 1e-4
+        half = ours(x.bfloat16())
+        assert half.dtype == torch.bfloat16 and (half.float() - want).abs().max().item() < 0.2
+        torch.cuda.current_stream().synchronize()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "float8_e4m3fn"])
+def test_caches_beside_torch_tensors(dtype: str) -> None:
+    """The bits that a cache beside CuPy's arrays gives."""
+    torch = pytest.importorskip("torch", reason="compares PyTorch's tensors")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    key, value, query = (normal(i, 2, 3, 40, 64) for i in range(3))
+    found = []
+    for on in (cupy.asarray, lambda x: torch.from_numpy(x).cuda()):
+        cache = regard.KVCache(3, 3, 60, 64, dtype=dtype, like=on(key))
+        cache.append(*(on(np.concatenate((x, x[:1]))) for x in (key, value)), np.array([40, 7, 3]))
+        cache.reorder([1, 0])
+        cache.truncate([5, 33])
+        found.append(cache.attend(on(query), causal=True))
+    assert_same_bits(found[1].cpu().numpy(), cupy.asnumpy(found[0]))
+
+
+def test_explain_names_the_device() -> None:
+    x = [cupy.asarray(normal(i, 1, 2, 100, 64, dtype="float16")) for i in range(3)]
+    found = regard.explain("attention", *x)
+    capability = cupy.cuda.Device().compute_capability
+    assert found.instruction_set == f"sm_{capability}" and found.kernel
+    assert found.left_out or found.bound in found.times
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])

@@ -21,7 +21,17 @@ PROMPTS = [[1, 2, 3], [4], [5, 6]]
 
 def decoder_stack(batch_first=True, norm_first=False):
     layer = nn.TransformerDecoderLayer(WIDTH, 4, 24, batch_first=batch_first, norm_first=norm_first)
-    return nn.TransformerDecoder(layer, 2, nn.LayerNorm(WIDTH) if norm_first else None)
+    stack = nn.TransformerDecoder(layer, 2, nn.LayerNorm(WIDTH) if norm_first else None)
+    # Initial weights would depend on how many modules other tests have made before.
+    draw = np.random.default_rng(7)
+    shapes = {name: x.shape for name, x in stack.state_dict().items()}
+    stack.load_state_dict(
+        {
+            name: draw.normal(float("norm" in name and name.endswith("weight")), 0.25, shape)
+            for name, shape in shapes.items()
+        }
+    )
+    return stack
 
 
 STACK = decoder_stack()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import regard
 from cases import DTYPES, STRIDES
-from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
+from helpers import as_float64, assert_near, assert_same_bits, normal
+from layers import GATES, layer, near, states
 from regard import reference
 
-GATES = {"gru": 3, "lstm": 4}
 #: Around a vector, a block of units and a tile's rows, of every instruction set.
 HIDDEN = (1, 3, 8, 15, 16, 17, 33, 130)
 BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 17)
@@ -23,34 +23,6 @@ def _threads_restored() -> Iterator[None]:
     before = regard.get_num_threads()
     yield
     regard.set_num_threads(before)
-
-
-def layer(cell: str, features: int, hidden: int, dtype: str, bias: bool = True) -> dict[str, Any]:
-    """Weights of the size that PyTorch's initial ones have."""
-    rows = GATES[cell] * hidden
-    size = np.asarray(1 / np.sqrt(max(hidden, 1)), DTYPES[dtype])
-    weights = {
-        "w_input": normal(1, rows, features, dtype=dtype) * size,
-        "w_hidden": normal(2, rows, hidden, dtype=dtype) * size,
-    }
-    if bias:
-        weights |= {"b_input": normal(3, rows, dtype=dtype), "b_hidden": normal(4, rows, dtype=dtype)}
-    return weights
-
-
-def states(cell: str, batch: int, hidden: int, dtype: str) -> dict[str, Any]:
-    names = ("h0",) if cell == "gru" else ("h0", "c0")
-    return {name: normal(5 + i, batch, hidden, dtype=dtype) for i, name in enumerate(names)}
-
-
-def near(dtype: str, hidden: int, features: int) -> float:
-    """Absolute: states are below 1, cells of these cases below 4.
-
-    A gate's argument errs by sqrt(n) epsilon of n terms of some size 1; sigmoid and tanh have slopes of at most 1, and
-    what a state has erred is carried on by factors that are below 1 on average: some three steps' errors add up.
-    """
-    tolerance = 8 * compute_epsilon(dtype) * (4 + np.sqrt(hidden + features))
-    return float(tolerance + (2 * EPSILON[dtype] if dtype in ("float16", "bfloat16") else 0))
 
 
 def check(cell: str, x: Any, weights: dict[str, Any], dtype: str, **options: Any) -> tuple[Any, ...]:

@@ -29,6 +29,8 @@ void bind_cuda(py::module_& m) {
   bind_cuda_cache(m);
   bind_cuda_channel(m);
   bind_cuda_dense(m);
+  bind_cuda_plan(m);
+  bind_cuda_recurrent(m);
 }
 
 }  // namespace regard::bindings

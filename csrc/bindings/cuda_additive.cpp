@@ -32,6 +32,33 @@ py::object additive_attention(const py::object& query, const py::object& key, co
   return call.outputs;
 }
 
+py::object location_sensitive_attention(const py::object& query, const py::object& key, const py::object& value,
+                                        const py::object& previous_weights, const py::object& v, const py::object& w_query,
+                                        const py::object& w_key, const py::object& w_location, const py::object& location_kernel,
+                                        const py::object& location_bias, const py::object& bias, const py::object& mask,
+                                        std::uintptr_t stream, const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  AdditiveProblem p;
+  p.query = call.view(query, "query");
+  p.key = call.view(key, "key");
+  p.value = call.view(value, "value");
+  p.previous_weights = call.view(previous_weights, "previous_weights");
+  p.v = call.view(v, "v");
+  p.w_query = call.view(w_query, "w_query");
+  p.w_key = call.view(w_key, "w_key");
+  p.w_location = call.view(w_location, "w_location");
+  p.location_kernel = call.view(location_kernel, "location_kernel");
+  p.location_bias = call.view(location_bias, "location_bias");
+  p.bias = call.view(bias, "bias");
+  p.mask = call.view(mask, "mask");
+  p.needs_location = true;
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  complete(call, p, true);
+  cuda::additive_attention(p, call.queue);
+  return call.outputs;
+}
+
 py::object multiplicative_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& w,
                                     const py::object& mask, const py::object& key_lengths, bool return_weights, std::uintptr_t stream,
                                     const py::function& allocate) {
@@ -56,6 +83,9 @@ void bind_cuda_additive(py::module_& m) {
   m.def("additive_attention", &additive_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("v"), py::arg("w_query"),
         py::arg("w_key"), py::arg("bias"), py::arg("mask"), py::arg("key_lengths"), py::arg("return_weights"), py::arg("stream"),
         py::arg("allocate"));
+  m.def("location_sensitive_attention", &location_sensitive_attention, py::arg("query"), py::arg("key"), py::arg("value"),
+        py::arg("previous_weights"), py::arg("v"), py::arg("w_query"), py::arg("w_key"), py::arg("w_location"), py::arg("location_kernel"),
+        py::arg("location_bias"), py::arg("bias"), py::arg("mask"), py::arg("stream"), py::arg("allocate"));
   m.def("multiplicative_attention", &multiplicative_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("w"),
         py::arg("mask"), py::arg("key_lengths"), py::arg("return_weights"), py::arg("stream"), py::arg("allocate"));
 }

@@ -11,6 +11,7 @@
 #include "bindings/arrays.h"
 #include "bindings/problems.h"
 #include "cuda/operations.h"
+#include "cuda/rehearsal.h"
 
 namespace regard::bindings {
 
@@ -62,7 +63,10 @@ class DeviceCall {
  public:
   DeviceCall(std::uintptr_t stream, py::function allocator) : allocate_(std::move(allocator)) {
     queue.stream = reinterpret_cast<cuda::Stream>(stream);
-    queue.scratch = [this](std::int64_t bytes) { return allocate(py::make_tuple(bytes), "uint8").data; };
+    queue.scratch = [this](std::int64_t bytes) {
+      if (cuda::Rehearsal* r = cuda::rehearsal()) r->scratch += bytes;
+      return allocate(py::make_tuple(bytes), "uint8").data;
+    };
   }
 
   // The view of an argument; what is neither a tuple nor a capsule is not on the device. The first array fixes which it is.

@@ -11,5 +11,7 @@ void bind_cuda_attention(pybind11::module_& m);
 void bind_cuda_cache(pybind11::module_& m);
 void bind_cuda_channel(pybind11::module_& m);
 void bind_cuda_dense(pybind11::module_& m);
+void bind_cuda_plan(pybind11::module_& m);
+void bind_cuda_recurrent(pybind11::module_& m);
 
 }  // namespace regard::bindings

@@ -2,19 +2,12 @@
 
 #include "cpu/plan.h"
 
-#include <string>
-
 #include "bindings/call.h"
 #include "bindings/operations.h"
+#include "bindings/sources.h"
 
 namespace regard::bindings {
 namespace {
-
-// Of the sources; where they were when they were compiled is nobody's business.
-std::string within_sources(const std::string& file) {
-  const auto at = file.rfind("csrc/");
-  return at == std::string::npos ? file : file.substr(at);
-}
 
 py::dict tile_sizes(const Array& like) {
   const cpu::TileSizes t = cpu::tile_sizes(like.dtype);

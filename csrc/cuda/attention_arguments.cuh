@@ -179,10 +179,6 @@ REGARD_DEVICE float row_scale(const AttentionArguments& a, const View& scales, i
   return scales.data != nullptr ? read<float>(key_row(a, scales, b, h, j)) : 1.0f;
 }
 
-REGARD_DEVICE int length_of(const Indices& lengths, int b, int limit) {
-  return lengths.present() ? static_cast<int>(held(lengths.at(b), 0, limit)) : limit;
-}
-
 REGARD_DEVICE SequenceMask sequence_of(const AttentionArguments& a, int b) {
   if (b == a.batch) return {0, 0, 0, a.left, a.right};  // the rows behind packed sequences
   const std::int64_t queries = length_of(a.query_lengths, b, query_rows(a, b));

@@ -21,15 +21,16 @@ template <class F> bool with_stored(DType type, DType stored, F&& f) {
 }
 
 // Shared memory of a block whose splits have `keys` keys.
-template <class T, bool kAdditive = false> std::int64_t bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
+template <class T, bool kAdditive = false, int kRows = kDecodeRows>
+std::int64_t bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
   constexpr int kGrain = Vector<T>::kLength;
   constexpr int kSize = static_cast<int>(sizeof(Compute<T>));
-  const std::int64_t queries = (dim_qk + kGrain) * (kDecodeRows + (kAdditive ? 1 : 0));
+  const std::int64_t queries = (dim_qk + kGrain) * (kRows + (kAdditive ? 1 : 0));
   const std::int64_t columns = std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain));
-  return kSize * (kDecodeRows * keys + std::max(queries, kDecodeRows * (kDecodeThreads / kWarp) * columns));
+  return kSize * (kRows * keys + std::max(queries, kRows * (kDecodeThreads / kWarp) * columns));
 }
 
-template <class T, bool kAdditive = false>
+template <class T, bool kAdditive = false, int kRows = kDecodeRows>
 void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
   constexpr int kItem = static_cast<int>(sizeof(C));
@@ -40,7 +41,7 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   p.scale = split_scale(a.scale);
   p.most_queries = kAdditive ? len_q : kDecodeQueries;
   p.rows = a.group * len_q;
-  p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
+  p.row_tiles = (p.rows + kRows - 1) / kRows;
   p.splits = splits_of<C>(len_kv);
   p.key_vectors = in_vectors(problem.key);
   p.value_vectors = in_vectors(problem.value);
@@ -50,8 +51,10 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   p.sum = queue.scratch(partials * kItem);
   if (a.weights.data != nullptr) p.shares = queue.scratch(std::max<std::int64_t>(1, heads * p.rows * len_kv) * kItem);
   p.out = queue.scratch(std::max<std::int64_t>(1, partials * a.dim_v) * kItem);
-  const auto bytes = static_cast<int>(bytes_of<T, kAdditive>(a.dim_qk, a.dim_v, keys_per_split<C>(len_kv)));
-  launch(attention_decode<T, kAdditive>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
+  const int keys = keys_per_split<C>(len_kv);
+  const auto bytes = static_cast<int>(bytes_of<T, kAdditive, kRows>(a.dim_qk, a.dim_v, keys));
+  chosen({"split keys", kRows, keys, false});
+  launch(attention_decode<T, kAdditive, kRows>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
   launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
 }
 
@@ -80,7 +83,8 @@ void launch_additive(const AttentionProblem& p, const Array& v, const Queue& que
     using T = decltype(t);
     if (bytes_of<T, true>(p.dim_qk(), p.dim_v(), keys_per_split<T>(1 << 30)) > device(queue.device).shared_bytes)
       throw Error("additive_attention: no CUDA kernel for so large a dim: a block's rows do not fit the shared memory");
-    launch_type<T, true>(p, a, queue);
+    // A tanh is dear: the step of a decoder, one query, computes none for rows that are not there.
+    p.len_q() == 1 ? launch_type<T, true, 1>(p, a, queue) : launch_type<T, true>(p, a, queue);
   });
 }
 

@@ -28,7 +28,7 @@ struct DecodeArguments {
   int splits;        // likewise
   bool key_vectors;  // rows of keys lie in aligned chunks of 16 bytes
   bool value_vectors;
-  void* shares;   // exponentials [batch, rows, len_kv], where additive attention returns its weights; or null
+  void* shares;   // exponentials [batch, heads_kv, rows, len_kv], where additive attention returns its weights; or null
   void* maximum;  // [batch, heads_kv, splits, rows] in the compute type
   void* sum;
   void* out;  // [batch, heads_kv, splits, rows, dim_v]
@@ -52,22 +52,12 @@ template <class T> REGARD_DEVICE int lanes_for(int dim) {
   return lanes;
 }
 
-// Up to one vector of a row from column d on; zeros beyond its end.
-template <class T>
-REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* row, std::int64_t stride, int d, int dim, bool vectors) {
-  constexpr int kGrain = Vector<T>::kLength;
-  if (vectors && d + kGrain <= dim) {
-    const auto v = *reinterpret_cast<const Vector<T>*>(row + d * static_cast<int>(sizeof(T)));
-    for (int e = 0; e < kGrain; ++e) to[e] = to_float(v.x[e]);
-  } else {
-    for (int e = 0; e < kGrain; ++e) to[e] = d + e < dim ? value_at<T>(row + (d + e) * stride) : Compute<T>(0);
-  }
-}
-
 // Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains],
 // with additive scores one more row of v; or sums [warps][kRows][32 grains].
 // T is the type of keys and values.
-template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
+template <class T, bool kAdditive = false, int kRows = kDecodeRows>
+REGARD_KERNEL(kDecodeThreads, 1)
+attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   using C = Compute<T>;
   constexpr int kGrain = Vector<T>::kLength;
   constexpr int kWarps = kDecodeThreads / kWarp;
@@ -78,10 +68,10 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
   const int head = block_index() / p.splits / p.row_tiles;  // b * heads_kv + key head
   const int b = head / heads_kv;
   const int group = head % heads_kv;
-  const int row0 = tile * kDecodeRows;
+  const int row0 = tile * kRows;
   const int len_q = query_rows(a, b);
   if (len_q > p.most_queries || row0 >= a.group * len_q) return;
-  const int rows = a.group * len_q - row0 < kDecodeRows ? a.group * len_q - row0 : kDecodeRows;
+  const int rows = a.group * len_q - row0 < kRows ? a.group * len_q - row0 : kRows;
   const int lane = thread_index() % kWarp;
   const int warp = thread_index() / kWarp;
   const SequenceMask sequence = sequence_of(a, b);
@@ -93,9 +83,9 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
   const int pitch = (a.dim_qk + kGrain - 1) / kGrain * kGrain;
 
   C* const scores = reinterpret_cast<C*>(dynamic_shared());
-  C* const queries = scores + kDecodeRows * keys;
+  C* const queries = scores + kRows * keys;
   C* const sums = queries;  // when the scores are there
-  for (int n = thread_index(); n < kDecodeRows * pitch; n += kDecodeThreads) {
+  for (int n = thread_index(); n < kRows * pitch; n += kDecodeThreads) {
     const int r = n / pitch;
     const int d = n % pitch;
     const int row = row0 + r;
@@ -103,7 +93,7 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
                                                 load_as<C>(query_row(a, a.query, b, group * a.group + row / len_q, row % len_q, d), a.type)
                                           : C(0);
   }
-  C* const v = queries + kDecodeRows * pitch;
+  C* const v = queries + kRows * pitch;
   for (int d = thread_index(); kAdditive && d < pitch; d += kDecodeThreads)
     v[d] = d < a.dim_qk ? reinterpret_cast<const C*>(a.additive_v)[d] : C(0);
   block_barrier();
@@ -115,12 +105,12 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
       const int j = first + lane / lanes;
       const char* const key_at = j < end ? key_row(a, a.key, b, group, j) : nullptr;
       const C factor = j < end ? static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, b, group, j)) : C(0);
-      C s[kDecodeRows] = {};
+      C s[kRows] = {};
       for (int d = lane % lanes * kGrain; d < a.dim_qk && j < end; d += lanes * kGrain) {
         C key[kGrain];
         load_grain<T>(key, key_at, a.key.stride[3], d, a.dim_qk, p.key_vectors);
 #pragma unroll
-        for (int r = 0; r < kDecodeRows; ++r)
+        for (int r = 0; r < kRows; ++r)
 #pragma unroll
           for (int e = 0; e < kGrain; ++e) {
             const C q = queries[r * pitch + d + e];
@@ -128,7 +118,7 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
           }
       }
 #pragma unroll
-      for (int r = 0; r < kDecodeRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         for (int step = 1; step < lanes; step *= 2) s[r] += shuffle_xor(s[r], step);
         if (r % lanes != lane % lanes || j >= end) continue;
         C score = -infinity<C>();
@@ -162,7 +152,7 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
       s = exp_of(s - base);
       sum += s;
       if (kAdditive && p.shares != nullptr)
-        static_cast<C*>(p.shares)[(static_cast<std::int64_t>(b) * p.rows + row0 + r) * a.len_kv + j0 + n] = s;
+        static_cast<C*>(p.shares)[(static_cast<std::int64_t>(head) * p.rows + row0 + r) * a.len_kv + j0 + n] = s;
     }
     for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
     const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
@@ -177,32 +167,32 @@ template <class T, bool kAdditive = false> REGARD_KERNEL(kDecodeThreads, 1) atte
   const int together = kWarp / lanes;
   const int width = lanes * kGrain;  // columns a sweep
   for (int column = 0; column < a.dim_v; column += width) {
-    C o[kDecodeRows][kGrain] = {};
+    C o[kRows][kGrain] = {};
     const int d = column + lane % lanes * kGrain;
     for (int j = j0 + warp * together + lane / lanes; j < end; j += kWarps * together) {
       C value[kGrain];
       load_grain<T>(value, key_row(a, a.value, b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
       const C factor = static_cast<C>(row_scale(a, a.value_scales, b, group, j));
 #pragma unroll
-      for (int r = 0; r < kDecodeRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const C weight = r < rows ? scores[r * keys + j - j0] * factor : C(0);
 #pragma unroll
         for (int e = 0; e < kGrain; ++e) o[r][e] += weight * value[e];
       }
     }
 #pragma unroll
-    for (int r = 0; r < kDecodeRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma unroll
       for (int e = 0; e < kGrain; ++e) {
         for (int step = lanes; step < kWarp; step *= 2) o[r][e] += shuffle_xor(o[r][e], step);
-        if (lane < lanes) sums[(warp * kDecodeRows + r) * width + lane * kGrain + e] = o[r][e];
+        if (lane < lanes) sums[(warp * kRows + r) * width + lane * kGrain + e] = o[r][e];
       }
     block_barrier();
     for (int n = thread_index(); n < rows * width; n += kDecodeThreads) {
       const int r = n / width;
       const int c = column + n % width;
       C total = 0;
-      for (int w = 0; w < kWarps; ++w) total += sums[(w * kDecodeRows + r) * width + n % width];
+      for (int w = 0; w < kWarps; ++w) total += sums[(w * kRows + r) * width + n % width];
       const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
       if (c < a.dim_v) static_cast<C*>(p.out)[at * a.dim_v + c] = total;
     }
@@ -253,7 +243,7 @@ template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_
     for (int j = thread_index(); j < a.weights_kv; j += kMergeThreads) {
       const std::int64_t split = j / keys_per_split<C>(static_cast<int>(sequence.len_kv));
       const C share =
-          j < sequence.len_kv ? static_cast<const C*>(p.shares)[(static_cast<std::int64_t>(b) * p.rows + row) * a.len_kv + j] : C(0);
+          j < sequence.len_kv ? static_cast<const C*>(p.shares)[(static_cast<std::int64_t>(head) * p.rows + row) * a.len_kv + j] : C(0);
       store_as(a.weights.at(b, h, i, j), a.out_type, share != C(0) ? share * exp_of(maximum[split * p.rows] - m) / l : C(0));
     }
   else if (a.lse.data != nullptr && thread_index() == 0)

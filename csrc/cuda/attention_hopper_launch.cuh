@@ -25,6 +25,7 @@ inline HopperArguments hopper_arguments(const AttentionProblem& problem, Attenti
 }
 
 template <class T, int kDim> void launch_hopper_dim(const HopperArguments& p, int processors, Stream stream) {
+  chosen({"warpgroups", kHopperQueries, kHopperKeys, true});
   launch(is_plain(p.a) ? attention_hopper<T, kDim, true> : attention_hopper<T, kDim, false>, std::min(p.items, processors), kHopperThreads,
          HopperShared<kDim>::kSharedBytes, stream, p);
 }

@@ -9,6 +9,7 @@ template <class C, int kColumns> void launch_columns(AttentionArguments& a, Stre
   using P = Portable<C, kColumns>;
   const int column_blocks = std::max(1, (a.dim_v + kColumns - 1) / kColumns);
   const std::int64_t blocks = blocks_of(a, P::kQueries) * column_blocks;
+  chosen({"portable", P::kQueries, P::kKeys, false});
   launch(attention_portable<C, kColumns>, blocks, P::kThreads, static_cast<int>(sizeof(typename P::Shared)), stream, a,
          split_scale(a.scale), column_blocks);
 }

@@ -9,6 +9,7 @@ namespace regard::cuda {
 template <class T, int kDim, int kQueries, int kKeys, bool kPlain> void launch_tensor_shape(AttentionArguments& a, Stream stream) {
   const std::int64_t blocks = blocks_of(a, kQueries);
   constexpr int bytes = TensorShape<kDim, kQueries, kKeys>::kSharedBytes;
+  chosen({"tensor cores", kQueries, kKeys, true});
   launch(attention_tensor<T, kDim, kQueries, kKeys, kPlain>, blocks, kTensorThreads, bytes, stream, a);
 }
 

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/rehearsal.h"
 #include "cuda/runtime.h"
 
 #ifdef REGARD_EMULATED
@@ -46,12 +47,13 @@ REGARD_DEVICE char* dynamic_shared() {
 constexpr int kSharedByDefault = 48 * 1024;  // bytes; more has to be asked for, kernel by kernel
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, Stream stream, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, LaunchPlace place, Arguments... arguments) {
   if (blocks == 0) return;
   if (blocks > 0x7fffffff) throw Error("the grid is larger than CUDA's 2^31 - 1 blocks");
+  if (rehearsed(place, blocks, threads, shared_bytes)) return;
   if (shared_bytes > kSharedByDefault)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  kernel<<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(
+  kernel<<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(shared_bytes), static_cast<cudaStream_t>(place.stream)>>>(
       arguments...);
   check(cudaGetLastError());
 }

@@ -15,7 +15,7 @@ struct GateArguments {
 
 template <class C> REGARD_DEVICE C gated(const GateArguments& g, C x) {
   if (g.kind == Gate::tanh) return tanh_of(x);
-  if (g.kind == Gate::sigmoid) return C(1) / (C(1) + exp_of(-x));
+  if (g.kind == Gate::sigmoid) return sigmoid_of(x);
   const C y = x * static_cast<C>(g.alpha) + static_cast<C>(g.beta);
   return y < C(0) ? C(0) : y > C(1) ? C(1) : y;  // NaN stays NaN
 }

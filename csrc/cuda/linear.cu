@@ -47,6 +47,8 @@ Activation kind_of(LinearProblem::Activation a) {
 void finish_linear(const LinearProblem& p, const Array& product, const Queue& queue) {
   const Rows out(p.out);
   if (out.count() * out.length() == 0) return;
+  const bool follows = p.bias.present() || p.residual.present() || p.activation != LinearProblem::Activation::none;
+  if (!follows && p.out.data == product.data) return;
   const OnDevice here(queue.device);
   const EpilogueArguments a{Rows(product),
                             Rows(p.residual.present() ? p.residual : product),

@@ -11,6 +11,7 @@
 #include "core/linear_problem.h"
 #include "core/merge_problem.h"
 #include "core/norm_problem.h"
+#include "core/recurrent_problem.h"
 #include "core/rotary_problem.h"
 #include "cuda/runtime.h"
 
@@ -26,6 +27,9 @@ struct Queue {
 
 // The problem's arrays, index arrays included, are the device's.
 void attention_forward(const AttentionProblem& problem, const Queue& queue);
+
+// The problem's weights become its scores after a stage before the last.
+void attention_scores(const AttentionProblem& problem, Stage stage, const Queue& queue);
 
 void additive_attention(const AdditiveProblem& problem, const Queue& queue);
 void multiplicative_attention(const MultiplicativeProblem& problem, const Queue& queue);
@@ -43,5 +47,8 @@ void weigh_map(const ChannelProblem& problem, const Queue& queue);
 void finish_linear(const LinearProblem& problem, const Array& product, const Queue& queue);
 
 void norm(const NormProblem& problem, const Queue& queue);
+
+// Of weights that are not packed.
+void recurrent(const RecurrentProblem& problem, const Queue& queue);
 
 }  // namespace regard::cuda

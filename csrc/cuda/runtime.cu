@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "cuda/rehearsal.h"
 #include "cuda/tensor_map.h"
 
 namespace regard::cuda {
@@ -47,6 +48,16 @@ Device device(int id) {
   return {major * 10 + minor, shared, processors};
 }
 
+Clocks clocks(int id) {
+  int core = 0;    // kHz, as the next
+  int memory = 0;  // whose data comes twice a clock
+  int bus = 0;     // bits
+  check(cudaDeviceGetAttribute(&core, cudaDevAttrClockRate, id));
+  check(cudaDeviceGetAttribute(&memory, cudaDevAttrMemoryClockRate, id));
+  check(cudaDeviceGetAttribute(&bus, cudaDevAttrGlobalMemoryBusWidth, id));
+  return {core * 1e3, 2 * (memory * 1e3) * (bus / 8.0)};
+}
+
 TensorMap tensor_map_of(const Array& x, int rows) {
   // The driver's own function, found at run time: the module does not link with it, and imports where there is none.
   static const auto encode = [] {
@@ -81,6 +92,7 @@ OnDevice::~OnDevice() { cudaSetDevice(before_); }
 
 // From pageable memory the runtime has staged the bytes when it returns.
 void copy_to_device(void* to, const void* from, std::int64_t bytes, Stream stream) {
+  if (rehearsal() != nullptr) return;
   check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
 }
 

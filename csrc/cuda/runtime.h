@@ -25,6 +25,13 @@ struct Device {
 };
 Device device(int id);
 
+// What the driver says of a device's speed; 0 where it does not say.
+struct Clocks {
+  double core_hz = 0;           // the highest
+  double bytes_per_second = 0;  // of its memory
+};
+Clocks clocks(int id);
+
 // Makes a device current for a block of host code.
 class OnDevice {
  public:
@@ -37,7 +44,7 @@ class OnDevice {
   int before_ = 0;
 };
 
-// Enqueues a copy; `from` may be changed as soon as this returns.
+// Enqueues a copy, unless the call is rehearsed; `from` may be changed as soon as this returns.
 void copy_to_device(void* to, const void* from, std::int64_t bytes, Stream stream);
 
 }  // namespace regard::cuda

@@ -43,6 +43,7 @@ REGARD_DEVICE float exp_of(float x) { return expf(x); }
 REGARD_DEVICE double exp_of(double x) { return exp(x); }
 REGARD_DEVICE float log_of(float x) { return logf(x); }
 REGARD_DEVICE double log_of(double x) { return log(x); }
+template <class C> REGARD_DEVICE C sigmoid_of(C x) { return C(1) / (C(1) + exp_of(-x)); }
 REGARD_DEVICE float erfc_of(float x) { return erfcf(x); }
 REGARD_DEVICE double erfc_of(double x) { return erfc(x); }
 
@@ -85,5 +86,17 @@ template <class T> struct alignas(sizeof(T) == 1 ? 8 : 16) Vector {
   static constexpr int kLength = sizeof(T) == 1 ? 8 : 16 / sizeof(T);
   T x[kLength];
 };
+
+// Up to one vector of a row from column d on; zeros beyond its end.
+template <class T>
+REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* row, std::int64_t stride, int d, int dim, bool vectors) {
+  constexpr int kGrain = Vector<T>::kLength;
+  if (vectors && d + kGrain <= dim) {
+    const auto v = *reinterpret_cast<const Vector<T>*>(row + d * static_cast<int>(sizeof(T)));
+    for (int e = 0; e < kGrain; ++e) to[e] = to_float(v.x[e]);
+  } else {
+    for (int e = 0; e < kGrain; ++e) to[e] = d + e < dim ? value_at<T>(row + (d + e) * stride) : Compute<T>(0);
+  }
+}
 
 }  // namespace regard::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/array.h"
 #include "cuda/types.cuh"
@@ -31,6 +32,12 @@ inline View view_of(const Array& x) {
   return v;
 }
 
+// For axes that kernels count in int.
+inline void require_room(std::initializer_list<std::int64_t> lengths) {
+  for (const std::int64_t n : lengths)
+    if (n > kMostElements) throw Error("no CUDA kernel for axes of 2^31 - 1024 elements or more");
+}
+
 // int32 or int64 numbers.
 struct Indices {
   View view;
@@ -47,6 +54,11 @@ inline Indices indices_of(const Array& x) { return {view_of(x), x.dtype == DType
 
 // A number that came from a device unchecked: whatever it is, nothing outside [low, high] is touched.
 REGARD_DEVICE std::int64_t held(std::int64_t x, std::int64_t low, std::int64_t high) { return x < low ? low : x > high ? high : x; }
+
+// The valid prefix of sequence b: all where there are no lengths.
+REGARD_DEVICE int length_of(const Indices& lengths, int b, int limit) {
+  return lengths.present() ? static_cast<int>(held(lengths.at(b), 0, limit)) : limit;
+}
 
 // Whether each row of the array starts at a multiple of 16 bytes and has no gaps.
 inline bool in_vectors(const Array& x) {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,6 +66,15 @@ def same_kind(like: Any) -> Callable[[np.ndarray], Any]:
     return convert
 
 
+def name_of_dtype(dtype: Any) -> str:
+    """The name of a dtype of NumPy, ml_dtypes or another framework, of a scalar type, or the name itself."""
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, type):
+        return dtype.__name__
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
 # ---- GPUs ------------------------------------------------------------------------------------------------------------
 
 
@@ -78,14 +90,19 @@ def on_gpu(x: Any) -> bool:
 def _seen(x: Any) -> Any:
     """`x` as the CUDA binding reads it: device arrays without a copy and without waiting, others as they are.
 
-    CuPy's own attributes know bfloat16, its capsules do not. A stream of -1 asks a framework not to synchronise:
-    kernels run on the stream that it works on.
+    CuPy's own attributes know bfloat16, its capsules do not; nor do PyTorch's always know float8. A stream of -1 asks
+    a framework not to synchronise: kernels run on the stream that it works on.
     """
     if x is None or not on_gpu(x):
         return x
-    if _framework(x).__name__ == "cupy":
+    name = _framework(x).__name__
+    if name == "cupy":
         return (x.device.id, x.data.ptr, x.shape, x.strides, x.dtype.name)
-    return (x.detach() if hasattr(x, "detach") else x).__dlpack__(stream=-1)
+    if name == "torch":
+        item = x.element_size()
+        strides = tuple(item * stride for stride in x.stride())
+        return (x.device.index, x.data_ptr(), tuple(x.shape), strides, name_of_dtype(x.dtype))
+    return x.__dlpack__(stream=-1)
 
 
 class _Gpu:
@@ -140,35 +157,206 @@ def call_on_gpu(
 def product_on_gpu(x: Any, weight: Any) -> tuple[Any, Any]:
     """x weight^T as x's framework computes it, and as the binding sees it."""
     if _framework(x).__name__ == "cupy":
-        with x.device:
-            made = x @ weight.swapaxes(0, 1)
+        with x.device:  # as one matrix: more axes would be products of a batch
+            made = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ weight.swapaxes(0, 1)
+            made = made.reshape(*x.shape[:-1], weight.shape[0])
     else:
         made = x @ weight.swapaxes(0, 1)
     return made, _seen(made)
 
 
-class CupyMemory:
-    """Memory beside a CuPy array, for what keeps arrays of its own: caches."""
+class Beside:
+    """What the framework of `like` (NumPy, CuPy or PyTorch) makes where `like` is. dtypes are its own, or names."""
 
     def __init__(self, operation: str, like: Any) -> None:
-        self._cupy = _framework(like)
-        if self._cupy.__name__ != "cupy":
+        self._framework = np if isinstance(like, np.ndarray) else _framework(like)
+        name = self._framework.__name__
+        if name not in ("numpy", "cupy", "torch"):
             raise NotImplementedError(
-                f"{operation}: not available for {self._cupy.__name__} arrays on a GPU, only CuPy's"
+                f"{operation}: not available for {name} arrays on a GPU, only CuPy's and PyTorch's"
             )
-        self._device = like.device.id
+        self._torch, self._gpu = name == "torch", on_gpu(like)
+        self._device = int(like.__dlpack_device__()[1])
+
+    def holds(self, x: Any) -> bool:
+        """Whether `x` is this framework's, in the same place."""
+        if not self._gpu:
+            return isinstance(x, np.ndarray)
+        return on_gpu(x) and _framework(x) is self._framework and int(x.__dlpack_device__()[1]) == self._device
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it CuPy works on this device; PyTorch works where its tensors are."""
+        if self._torch or not self._gpu:
+            return contextlib.nullcontext()
+        return self._framework.cuda.Device(self._device)
+
+    def _made(self, function: str, *arguments: Any, **dtype: Any) -> Any:
+        make = getattr(self._framework, function)
+        if self._torch:
+            return make(*arguments, **dtype, device=f"cuda:{self._device}")
+        with self.current():
+            return make(*arguments, **dtype)
+
+    def _dtype(self, dtype: Any) -> Any:
+        if not isinstance(dtype, str):
+            return dtype
+        return getattr(self._framework, dtype) if self._torch else numpy_dtype(dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._made("empty", shape, dtype=self._dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        with self._cupy.cuda.Device(self._device):
-            return self._cupy.zeros(shape, dtype)
+        return self._made("zeros", shape, dtype=self._dtype(dtype))
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Any:
+        return self._made("full", shape, value, dtype=self._dtype(dtype))
 
     def array(self, x: np.ndarray) -> Any:
-        with self._cupy.cuda.Device(self._device):
-            return self._cupy.asarray(x)
+        """A host's array, brought here."""
+        return self._made("as_tensor" if self._torch else "asarray", x)
+
+    def converted(self, x: Any, dtype: Any) -> Any:
+        """`x` in another dtype; itself where it has it."""
+        dtype = self._dtype(dtype)
+        if self._torch:
+            return x.detach().to(dtype)
+        with self.current():
+            return x.astype(dtype, copy=False)
+
+    def joined(self, arrays: tuple[Any, ...], axis: int) -> Any:
+        """Arrays behind each other along an axis."""
+        if self._torch:
+            return self._framework.cat(arrays, axis)
+        return self._made("concatenate", arrays, axis)
+
+
+# ---- Where modules keep their weights --------------------------------------------------------------------------------
+
+
+class HostMemory:
+    """NumPy's memory, as modules use it."""
+
+    kind = "cpu"
+    device: int | None = None
+
+    def put(self, operation: str, x: Any, dtype: Any) -> np.ndarray:
+        """`x`, an array of any framework, as a contiguous one of `dtype` here; a view where that needs no copy."""
+        return np.ascontiguousarray(on_host(operation, x), dtype)
+
+    def wait(self) -> None:
+        """What was put here is here."""
+
+
+HOST = HostMemory()
+
+
+class CupyMemory:
+    """CuPy's memory on one GPU."""
+
+    kind = "gpu"
+
+    def __init__(self, cupy: Any, device: int) -> None:
+        self._cupy = cupy
+        self.device: int | None = device
+
+    def __deepcopy__(self, memo: Any) -> CupyMemory:
+        return self
+
+    def put(self, operation: str, x: Any, dtype: Any) -> Any:
+        """As HostMemory.put, in the order of the current stream."""
+        with self._cupy.cuda.Device(self.device):
+            if not on_gpu(x):
+                return self._cupy.asarray(np.ascontiguousarray(numpy_view(operation, x), dtype))
+            x = _as_cupy(self._cupy, x)
+            return self._cupy.ascontiguousarray(x if x.device.id == self.device else x.copy(), dtype)
+
+    def wait(self) -> None:
+        """Wait until what was put here is here, so that calls on any stream may read it."""
+        with self._cupy.cuda.Device(self.device):
+            self._cupy.cuda.get_current_stream().synchronize()
+
+
+def memory_of(operation: str, like: Any) -> HostMemory | CupyMemory:
+    """Where a module's weights must be for calls with arrays like this one."""
+    if like is None or not on_gpu(like):
+        return HOST
+    return CupyMemory(_cupy_for(operation, like), int(like.__dlpack_device__()[1]))
+
+
+def _cupy_for(operation: str, like: Any) -> Any:
+    """CuPy, which modules compute with on a GPU."""
+    framework = _framework(like)
+    if framework.__name__ == "cupy":
+        return framework
+    if framework.__name__ != "torch":
+        raise NotImplementedError(
+            f"{operation}: not available for {framework.__name__} arrays on a GPU; for CuPy's and PyTorch's it is"
+        )
+    try:
+        return importlib.import_module("cupy")
+    except ImportError:
+        raise NotImplementedError(
+            f"{operation}: PyTorch's tensors on a GPU need the cupy package, which cannot be imported here"
+        ) from None
+
+
+def _as_cupy(cupy: Any, x: Any) -> Any:
+    """An array on a GPU as CuPy's, without a copy, in the order of the current stream; bfloat16 goes as its bits."""
+    if _framework(x) is cupy:
+        return x
+    x = x.detach()
+    if str(x.dtype) == "torch.bfloat16":
+        return cupy.from_dlpack(x.view(_framework(x).int16)).view(numpy_dtype("bfloat16"))
+    return cupy.from_dlpack(x)
+
+
+def _as_torch(torch: Any, x: Any) -> Any:
+    """A CuPy array as PyTorch's, the same way back."""
+    if x.dtype.name == "bfloat16":
+        return torch.from_dlpack(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(x)
+
+
+# ---- What modules ask of NumPy and CuPy alike ------------------------------------------------------------------------
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is what a module's forward computes with: an array of NumPy or CuPy."""
+    return isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy"
+
+
+def namespace(x: Any) -> Any:
+    """The functions of x's framework under NumPy's names: NumPy's, or CuPy's."""
+    return np if isinstance(x, np.ndarray) else _framework(x)
+
+
+def device_of(x: Any) -> int | None:
+    """The GPU on which an array is; None is the CPU."""
+    return int(x.__dlpack_device__()[1]) if on_gpu(x) else None
+
+
+def beside(like: Any, x: Any) -> Any:
+    """A NumPy array `x` where `like` is; anything else as it is."""
+    if isinstance(like, np.ndarray) or not isinstance(x, np.ndarray):
+        return x
+    return Beside("regard.nn", like).array(x)
+
+
+def current_device(operation: str, x: Any) -> contextlib.AbstractContextManager[Any]:
+    """A block in which new arrays of CuPy are made where `x`, an array of NumPy or CuPy, is."""
+    if isinstance(x, np.ndarray) or not on_gpu(x):
+        return _NOWHERE
+    framework = _framework(x).__name__
+    if framework != "cupy":
+        raise NotImplementedError(f"{operation}: not available for {framework} arrays on a GPU, only CuPy's")
+    return Beside(operation, x).current()
+
+
+_NOWHERE = contextlib.nullcontext()
 
 
 def as_float8(x: Any) -> tuple[Any, ...]:
-    """CuPy's bytes as the CUDA binding reads float8, which CuPy does not have."""
+    """A GPU's bytes as the CUDA binding reads float8, which not every framework has."""
     return (*_seen(x)[:4], "float8_e4m3fn")
 
 
@@ -265,6 +453,18 @@ def numpy_view(operation: str, x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
+def on_host(operation: str, x: Any) -> np.ndarray:
+    """As numpy_view; what lies on a GPU is copied, when the device has computed it."""
+    if not on_gpu(x):
+        return numpy_view(operation, x)
+    framework = _framework(x)
+    if framework.__name__ == "cupy":
+        return np.asarray(framework.asnumpy(x))
+    if framework.__name__ == "torch":
+        return numpy_view(operation, x.detach().cpu())
+    raise NotImplementedError(f"{operation}: no way to read {framework.__name__} arrays on a GPU")
+
+
 def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
     convert = same_kind(like)
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
@@ -278,26 +478,58 @@ def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[A
     else:
         return function(*args, **kwargs)
     like = next(x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__"))
+    result = _mapped(function, args, kwargs, lambda x: numpy_view(operation, x))
+    return result if isinstance(like, np.ndarray) else _converted(result, np.ndarray, _framework_of(like))
 
-    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
+def through_modules(
+    operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """As through_numpy, but with all arrays as CuPy's where the first one is on a GPU; NumPy's stay as they are."""
+    for x in itertools.chain(args, kwargs.values()):
+        if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
+            break
+    else:
+        return function(*args, **kwargs)
+    given = [x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__")]
+    like = given[0]
+    if not on_gpu(like):
+        if any(map(on_gpu, given)):
+            raise TypeError(f"{operation}: expected all arrays on the CPU, where the first one is, got one on a GPU")
+        return through_numpy(operation, function, args, kwargs)
+    cupy, device = _cupy_for(operation, like), int(like.__dlpack_device__()[1])
 
     def view(x: Any) -> Any:
+        return _as_cupy(cupy, x) if on_gpu(x) else numpy_view(operation, x)
+
+    with cupy.cuda.Device(device):
+        torch = _framework(like)
+        if torch is cupy:
+            return _mapped(function, args, kwargs, view)
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device):
+            result = _mapped(function, args, kwargs, view)
+            return _converted(result, cupy.ndarray, lambda x: _as_torch(torch, x))
+
+
+def _mapped(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], view: Callable[[Any], Any]
+) -> Any:
+    """function(*args, **kwargs) with view(x) in the place of every array x."""
+    views: dict[int, Any] = {}  # the same array given twice is seen to be the same
+
+    def seen(x: Any) -> Any:
         if isinstance(x, tuple):  # an LSTM's states
-            return tuple(map(view, x))
+            return tuple(map(seen, x))
         if not hasattr(x, "__dlpack__"):
             return x
         if id(x) not in views:
-            views[id(x)] = numpy_view(operation, x)
+            views[id(x)] = view(x)
         return views[id(x)]
 
-    result = function(*map(view, args), **{name: view(x) for name, x in kwargs.items()})
-    if isinstance(like, np.ndarray):
-        return result
-    convert = _framework_of(like)
+    return function(*map(seen, args), **{name: seen(x) for name, x in kwargs.items()})
 
-    def converted(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return tuple(map(converted, x))
-        return convert(x) if isinstance(x, np.ndarray) else x
 
-    return converted(result)
+def _converted(result: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_converted(x, kind, convert) for x in result)
+    return convert(result) if isinstance(result, kind) else result

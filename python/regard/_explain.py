@@ -51,6 +51,11 @@ class Stage:
     work: float
     scratch: int
 
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        scratch = f", {with_unit(self.scratch, 'B')} of scratch each" if self.scratch else ""
+        return f"{self.items} item{'s' * (self.items != 1)} on {threads}{scratch}: {_kernel_words(self)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
@@ -67,6 +72,7 @@ class Explanation:
     tiles : dict
         Sizes that the kernel was compiled with.
     stages : tuple of Stage
+        On a GPU, of launches of kernels.
     flops, exponentials : float
         Arithmetic that the result needs.
     bytes : float
@@ -78,6 +84,8 @@ class Explanation:
         takes there), 1e9 exponentials and GB/s, each of the threads in use.
     times : dict
         Seconds that "multiply-adds", "exponentials", "bandwidth" and "call overhead" take at these ceilings.
+    left_out : str
+        Why there are no times, and no bound; "" where there are.
     """
 
     operation: str
@@ -86,13 +94,14 @@ class Explanation:
     instruction_set: str
     reason: str
     tiles: dict[str, int]
-    stages: tuple[Stage, ...]
+    stages: tuple[Any, ...]
     flops: float
     exponentials: float
     bytes: float
     memory: int
     ceilings: dict[str, float]
     times: dict[str, float]
+    left_out: str = ""
 
     @property
     def intensity(self) -> float:
@@ -101,8 +110,8 @@ class Explanation:
 
     @property
     def bound(self) -> str:
-        """The key of `times` that takes longest."""
-        return max(self.times, key=lambda name: self.times[name])
+        """The key of `times` that takes longest; "" where there are none."""
+        return max(self.times, key=lambda name: self.times[name], default="")
 
     @property
     def seconds(self) -> float:
@@ -117,21 +126,26 @@ class Explanation:
         rows = [
             ("kernel", self.kernel or "none: nothing to compute"),
             ("instruction set", f"{self.instruction_set}: {self.reason}"),
-            ("tiles", ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in self.tiles.items())),
-            *(("stage", _stage_words(stage)) for stage in self.stages),
-            ("arithmetic", _count(self.flops, "flop") + self._exponentials()),
-            ("traffic", f"{_count(self.bytes, 'B')} at least, {self.intensity:.3g} flop a byte"),
-            ("extra memory", _count(self.memory, "B")),
-            ("ceilings", ", ".join(f"{value:.3g} {unit}" for unit, value in self.ceilings.items())),
-            ("at these", ", ".join(f"{name} {_count(t, 's')}" for name, t in self.times.items())),
-            ("bound by", self.bound),
-            ("least time", _count(self.seconds, "s")),
+            ("tiles", ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in self.tiles.items()) or "none"),
+            *(("stage", str(stage)) for stage in self.stages),
+            ("arithmetic", with_unit(self.flops, "flop") + self._exponentials()),
+            ("traffic", f"{with_unit(self.bytes, 'B')} at least, {self.intensity:.3g} flop a byte"),
+            ("extra memory", with_unit(self.memory, "B")),
         ]
+        if self.left_out:
+            rows.append(("bound", f"left out: {self.left_out}"))
+        else:
+            rows += [
+                ("ceilings", ", ".join(f"{value:.3g} {unit}" for unit, value in self.ceilings.items())),
+                ("at these", ", ".join(f"{name} {with_unit(t, 's')}" for name, t in self.times.items())),
+                ("bound by", self.bound),
+                ("least time", with_unit(self.seconds, "s")),
+            ]
         width = max(len(name) for name, _ in rows)
         return "\n".join([self.call, *(f"  {name:{width}}  {words}" for name, words in rows)])
 
     def _exponentials(self) -> str:
-        return f", {_count(self.exponentials, ' exponentials')}" if self.exponentials else ""
+        return f", {with_unit(self.exponentials, ' exponentials')}" if self.exponentials else ""
 
 
 def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
@@ -139,7 +153,8 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
 
     The call is rehearsed: it checks, allocates and cuts its work as the call does, and starts none of it. No input is
     read and no output written. The first explanation on an instruction set and a number of threads takes some half a
-    second, in which the machine's ceilings are measured.
+    second, in which the machine's ceilings are measured. With arrays on a GPU the kernels are those that would be
+    launched there, and ceilings are the device's own figures.
 
     Parameters
     ----------
@@ -168,14 +183,18 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     if operation not in COSTS:
         raise ValueError(f"operation: expected one of {', '.join(sorted(COSTS))}, got {operation!r}")
     function = getattr(regard, operation)
+    if any(map(_arrays.on_gpu, arrays_in((*args, *options.values())))):
+        from regard import _explain_gpu
+
+        return _explain_gpu.explained(operation, function, args, options)
     result, stages, shared = _rehearsed(function, args, options)
     arguments = inspect.signature(function).bind(*args, **options)
-    call = _call_words(operation, arguments.arguments)
+    call = call_words(operation, arguments.arguments)
     arguments.apply_defaults()
     cost = COSTS[operation](arguments.arguments)
     main = max(stages, key=lambda s: s.work, default=None)
-    moved = _moved(arguments.arguments, cost, result)
-    first = next(_arrays_in(arguments.arguments.values()))
+    data = moved(arguments.arguments, cost, result)
+    first = next(arrays_in(arguments.arguments.values()))
     ceilings = _ceilings()
     dtype = str(first.dtype).rpartition(".")[2]
     share = _share(main) * (0.5 if dtype == "float64" else 1.0)
@@ -189,12 +208,12 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
     rates = {
         "GFLOP/s": (on_tiles / products if on_tiles else ceilings.gflops) * share,
         "G exponentials/s": ceilings.gexp() * share,
-        "GB/s": ceilings.gbytes(int(moved)),
+        "GB/s": ceilings.gbytes(int(data)),
     }
     times = {
         "multiply-adds": cost.flops / rates["GFLOP/s"] / 1e9,
         "exponentials": cost.exponentials / rates["G exponentials/s"] / 1e9,
-        "bandwidth": moved / rates["GB/s"] / 1e9,
+        "bandwidth": data / rates["GB/s"] / 1e9,
         "call overhead": _overhead(function, args, options),
     }
     return Explanation(
@@ -207,7 +226,7 @@ def explain(operation: str, /, *args: Any, **options: Any) -> Explanation:
         stages=stages,
         flops=cost.flops,
         exponentials=cost.exponentials,
-        bytes=moved,
+        bytes=data,
         memory=shared + max((s.scratch * min(s.threads, s.items) for s in stages), default=0),
         ceilings=rates,
         times=times,
@@ -263,7 +282,7 @@ def _overhead(function: Callable[..., Any], args: tuple[Any, ...], options: dict
     return fastest
 
 
-def _moved(arguments: dict[str, Any], cost: Cost, result: Any) -> float:
+def moved(arguments: dict[str, Any], cost: Cost, result: Any) -> float:
     inputs = sum(
         size(x) * (cost.read if name.startswith(("key", "value")) and name != "key_lengths" else 1.0)
         for name, x in arguments.items()
@@ -299,10 +318,10 @@ def _reason() -> str:
     return "; ".join([words, *refused])
 
 
-def _arrays_in(arguments: Iterable[Any]) -> Iterator[Any]:
+def arrays_in(arguments: Iterable[Any]) -> Iterator[Any]:
     for x in arguments:
         if isinstance(x, (list, tuple)):
-            yield from _arrays_in(x)
+            yield from arrays_in(x)
         elif hasattr(x, "dtype"):
             yield x
 
@@ -310,7 +329,7 @@ def _arrays_in(arguments: Iterable[Any]) -> Iterator[Any]:
 # Words.
 
 
-def _call_words(operation: str, arguments: dict[str, Any]) -> str:
+def call_words(operation: str, arguments: dict[str, Any]) -> str:
     return f"{operation}({', '.join(f'{name}={_words(x)}' for name, x in arguments.items())})"
 
 
@@ -326,13 +345,7 @@ def _kernel_words(stage: Stage) -> str:
     return stage.source if stage.item == stage.source else f"{stage.source} ({stage.item.rpartition('/')[2]})"
 
 
-def _stage_words(stage: Stage) -> str:
-    threads = "1 thread" if stage.threads == 1 else f"{stage.threads} threads"
-    scratch = f", {_count(stage.scratch, 'B')} of scratch each" if stage.scratch else ""
-    return f"{stage.items} item{'s' * (stage.items != 1)} on {threads}{scratch}: {_kernel_words(stage)}"
-
-
-def _count(n: float, unit: str) -> str:
+def with_unit(n: float, unit: str) -> str:
     """Three digits, and a prefix to the unit."""
     if n == 0:
         return f"0 {unit.strip()}"

@@ -14,15 +14,6 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "float8_e4m3fn")
 QUANTISED = ("int8", "float8_e4m3fn")
 
 
-def dtype_name(dtype: Any) -> str:
-    """The name of a dtype of NumPy, ml_dtypes or another framework, of a scalar type, or the name itself."""
-    if isinstance(dtype, str):
-        return dtype
-    if isinstance(dtype, type):
-        return dtype.__name__
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-
-
 def indices(argument: str, x: Any, name: str, n: int, most: Any, limit: str) -> np.ndarray:
     """A copy of (n,) integers of any kind of array or sequence, each from 0 to `most`: copied once, then checked.
 
@@ -54,20 +45,23 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _table(argument: str, x: Any, dim_qk: int, memory: _arrays.CupyMemory | None) -> Any:
+def _table(argument: str, x: Any, dim_qk: int, memory: _arrays.Beside | None) -> Any:
+    """A copy in float32."""
     if x is None:
         return None
     if not hasattr(x, "shape"):
         raise TypeError(f"{argument}: expected an array (max_positions, pairs), got {_checks.describe(x)}")
-    table = (
-        x.astype(np.float32) if _arrays.on_gpu(x) and memory else np.array(_arrays.numpy_view(argument, x), np.float32)
-    )
-    if table.ndim != 2 or 2 * table.shape[1] > dim_qk:
+    if len(x.shape) != 2 or 2 * x.shape[1] > dim_qk:
         raise ValueError(
             f"{argument}: expected shape (max_positions, pairs) where pairs is at most half of dim_qk = {dim_qk}, "
             f"got {_checks.describe(x)}"
         )
-    return memory.array(table) if memory and not _arrays.on_gpu(table) else table
+    if memory is None or not _arrays.on_gpu(x):
+        table = np.array(_arrays.numpy_view(argument, x), np.float32)
+        return table if memory is None else memory.array(table)
+    if not memory.holds(x):
+        raise TypeError(f"{argument}: expected an array of like's kind, on its device, got {_checks.describe(x)}")
+    return memory.joined((memory.converted(x, "float32"),), 0)
 
 
 class Cache:
@@ -97,8 +91,8 @@ class Cache:
 class Store:
     """Keys and values of one dtype, their scales, and the rotary tables that turn keys on their way in.
 
-    `leading` are the axes before the last one, the dimension. Beside a CuPy array all of it is CuPy's; float8, which
-    CuPy does not have, is held as bytes there.
+    `leading` are the axes before the last one, the dimension. Beside a GPU's array all of it is that framework's, on
+    that device; float8, which CuPy does not have, is held as bytes there.
     """
 
     def __init__(
@@ -117,8 +111,10 @@ class Store:
                 raise TypeError(f"like: expected an array, got {_checks.describe(like)}")
             if not _arrays.on_gpu(like):
                 _arrays.native("KVCache", like)  # names the device that has no kernel
-        self._memory = _arrays.CupyMemory("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
-        self.dtype = dtype_name(dtype if dtype is not None else like.dtype if like is not None else "float32")
+        self._memory = _arrays.Beside("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
+        self.dtype = _arrays.name_of_dtype(
+            dtype if dtype is not None else like.dtype if like is not None else "float32"
+        )
         if self.dtype not in DTYPES:
             given = dtype if dtype is not None else like
             raise TypeError(f"dtype: expected one of {', '.join(DTYPES)}, got {_checks.describe(given)}")
@@ -130,14 +126,16 @@ class Store:
         if self.cos is not None and self.sin is not None and self.cos.shape != self.sin.shape:
             raise ValueError(f"sin: expected the shape of cos, {self.cos.shape}, got {_checks.describe(sin)}")
         self._float8_as_bytes = self._memory is not None and self.dtype == "float8_e4m3fn"
-        storage = _arrays.numpy_dtype("uint8" if self._float8_as_bytes else self.dtype)
+        storage = "uint8" if self._float8_as_bytes else self.dtype
         self.key, self.value = self.zeros((*leading, dim_qk), storage), self.zeros((*leading, dim_v), storage)
-        scales = (leading, np.dtype(np.float32))
+        scales = (leading, "float32")
         self.key_scales = self.zeros(*scales) if self.quantised else None
         self.value_scales = self.zeros(*scales) if self.quantised else None
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return _zeros(shape, np.dtype(dtype)) if self._memory is None else self._memory.zeros(shape, dtype)
+        if self._memory is not None:
+            return self._memory.zeros(shape, dtype)
+        return _zeros(shape, _arrays.numpy_dtype(dtype) if isinstance(dtype, str) else dtype)
 
     def index(self, x: np.ndarray) -> Any:
         """`x` as arrays of this store take it for an index."""
@@ -244,7 +242,7 @@ def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
 
 
 def read_only(x: Any) -> Any:
-    """A view that cannot be written through; CuPy, which has none, gives its array."""
+    """A view that cannot be written through; a GPU's framework, which has none, gives its array."""
     if x is None:
         return None
     if not isinstance(x, np.ndarray):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from regard import _checks, _store
+from regard import _arrays, _checks, _store
 from regard.dot_product import attention
 from regard.sequences import attention_paged
 
@@ -24,7 +24,8 @@ class KVCache(_store.Cache):
         float8 (ml_dtypes) hold x / scale with one float32 scale for each token and head, the
         largest magnitude over 127 (448). Default: the dtype of `like`, or float32.
     like : array, optional
-        An array whose dtype and device the cache takes: beside a CuPy array it lives on the GPU.
+        An array whose dtype and device the cache takes: beside CuPy's arrays and PyTorch's tensors
+        on a GPU it lives there, in memory of theirs.
     cos, sin : array, (max_positions, pairs), optional
         Rotary tables, held as float32: append then turns keys by their place in the sequence, as
         regard.rotary_embedding does. Queries are turned by whoever makes them.
@@ -176,7 +177,7 @@ class KVCache(_store.Cache):
         options = {**options, "alignment": "lower_right"}
         longest, store = self._longest, self._store
         dtype = getattr(query, "dtype", store.key.dtype)
-        if dtype == store.key.dtype or _store.dtype_name(dtype) == self.dtype:
+        if dtype == store.key.dtype or _arrays.name_of_dtype(dtype) == self.dtype:
             key, value = store.key[:, :, :longest], store.value[:, :, :longest]
             if layout == "bshd":
                 key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)

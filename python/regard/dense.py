@@ -12,6 +12,7 @@ from regard import _arrays, _backend, _checks
 #: As in core/linear_problem.h.
 _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 _HELD = {"float32": 0, "bfloat16": 1, "int8": 2}
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 class PackedLinear:
@@ -19,8 +20,9 @@ class PackedLinear:
 
     Attributes
     ----------
-    packed : ndarray
-        Opaque; float32, or float64 where the weight was float64. Serves every instruction set.
+    packed : array
+        Opaque; float32, or float64 where the weight was float64. Serves every instruction set. On a GPU it is the
+        weight itself.
     dtype : dtype
         Of the weight it was made from.
     held : str
@@ -28,12 +30,13 @@ class PackedLinear:
     in_features, out_features : int
     """
 
-    __slots__ = ("dtype", "held", "in_features", "out_features", "packed")
+    __slots__ = ("bias", "dtype", "held", "in_features", "out_features", "packed")
 
     def __init__(
-        self, packed: np.ndarray, out_features: int, in_features: int, dtype: Any, held: str = "float32"
+        self, packed: Any, out_features: int, in_features: int, dtype: Any, held: str = "float32", bias: Any = None
     ) -> None:
         self.held = held
+        self.bias = bias  # on a GPU; elsewhere it is packed with the weight
         self.packed = packed
         self.out_features = out_features
         self.in_features = in_features
@@ -63,7 +66,8 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
         products with bfloat16 inputs run in it where the machine can, and on matrix tiles the same bits
         come out as of a bfloat16 weight without packing. "int8": whole multiples of max |weight| / 127
         of each output channel, in products with inputs that are quantised likewise, by rows; up to 65536
-        in_features. Neither is for float64.
+        in_features. Neither is for float64. On a GPU, whose products are the framework's, "float32" is the weight
+        in its own dtype, without a copy, and "bfloat16" one rounded to that; there is no "int8".
 
     Returns
     -------
@@ -78,11 +82,50 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
     code = _HELD.get(held)
     if code is None:
         raise ValueError(f"held: expected {', '.join(map(repr, _HELD))}, got {held!r}")
+    if _arrays.on_gpu(weight):
+        return _held_on_gpu(weight, bias, held)
     result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias), code)
     if type(result) is tuple:
         raise _checks.error("pack_linear", result, {"weight": weight, "bias": bias, "held": held})
     out_features, in_features = weight.shape
     return PackedLinear(result[0], int(out_features), int(in_features), weight.dtype, held)
+
+
+def _held_on_gpu(weight: Any, bias: Any, held: str) -> PackedLinear:
+    if held == "int8":
+        raise NotImplementedError("pack_linear: weights held as int8 are not available on CUDA yet")
+
+    def require(holds: bool, rule: str, argument: str) -> None:
+        if not holds:
+            named = {"weight": weight, "bias": bias, "held": held}
+            raise _checks.error("pack_linear", (rule, argument, 0), named)
+
+    dtype = _arrays.name_of_dtype(weight.dtype)
+    require(dtype in _FLOATS, "dtype", "weight")
+    require(weight.ndim == 2, "shape", "weight")
+    require(held == "float32" or dtype != "float64", "held", "weight")
+    if bias is not None:
+        require(_arrays.on_gpu(bias), "device", "bias")
+        require(bias.dtype == weight.dtype, "same_dtype", "bias")
+        require(tuple(bias.shape) == tuple(weight.shape[:1]), "shape", "bias")
+    out_features, in_features = weight.shape
+    packed = _arrays.Beside("pack_linear", weight).converted(weight, "bfloat16") if held == "bfloat16" else weight
+    return PackedLinear(packed, int(out_features), int(in_features), weight.dtype, held, bias)
+
+
+def _unpacked_on_gpu(x: Any, given: PackedLinear, bias: Any) -> tuple[Any, Any]:
+    """Weight and bias in x's dtype."""
+    if not _arrays.on_gpu(given.packed):
+        raise TypeError("weight: expected a PackedLinear on the device of x, got one on the CPU")
+    dtype = _arrays.name_of_dtype(x.dtype)
+    rule = "packed" if bias is not None else "same_dtype"
+    if bias is not None or (dtype == "float64") != (_arrays.name_of_dtype(given.packed.dtype) == "float64"):
+        argument = "bias" if bias is not None else "weight"
+        raise _checks.error("linear", (rule, argument, 0), {"x": x, "weight": given, "bias": bias})
+    if dtype not in _FLOATS:
+        raise _checks.error("linear", ("dtype", "x", 0), {"x": x})
+    memory = _arrays.Beside("linear", given.packed)
+    return memory.converted(given.packed, dtype), None if given.bias is None else memory.converted(given.bias, dtype)
 
 
 def linear(
@@ -105,7 +148,7 @@ def linear(
         float32, float64, float16 or bfloat16; one axis or more, any strides.
     weight : array, (out_features, in_features), or PackedLinear
         Of x's dtype. A PackedLinear holds its bias and may have any dtype computed as x's is: float64 for
-        float64, the others for the others.
+        float64, the others for the others; on a GPU such a weight is converted to x's dtype by each call.
     bias : array, (out_features,), optional
         Of x's dtype.
     activation : None, "relu", "gelu" (the erf form) or "silu"
@@ -135,9 +178,12 @@ def linear(
         arrays = _arrays.apart_from(out, arrays)
     if _arrays.on_gpu(x):
         if packed_out >= 0:
-            raise NotImplementedError("linear: a PackedLinear is not available on CUDA yet")
+            weight, bias = _unpacked_on_gpu(x, given, bias)
+            arrays = (arrays[0], weight, bias, arrays[3])
         multiply = functools.partial(_arrays.product_on_gpu, x, weight)
         result = _arrays.call_on_gpu("linear", "linear", (*arrays, out), (code, multiply))
+    elif packed_out >= 0 and type(weight) is not np.ndarray:
+        raise TypeError("weight: expected a PackedLinear on the CPU, where x is, got one on a GPU")
     else:
         result = _arrays.call("linear", _backend.cpu.linear, (*arrays, out), (packed_out, code, held))
     if type(result) is tuple:

@@ -8,7 +8,8 @@ less, whatever softmax_precision says.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ _DOUBLE = 11
 
 #: What qk_matmul_output_mode shows.
 _STAGES = ("scaled", "capped", "masked", "weights")
+_WEIGHTS = _STAGES.index("weights")
 
 #: What regard calls the inputs, for its messages.
 _NAMES = {
@@ -117,14 +119,26 @@ def attention(*inputs: Any, opset: int = 25, **attributes: Any) -> tuple[Any, ..
     .. [1] https://onnx.ai/onnx/operators/onnx__Attention.html
     """
     _known("Attention", opset, inputs, _ATTENTION_INPUTS, attributes, _ATTENTION_ATTRIBUTES)
-    return _arrays.through_numpy("onnx.attention", _attention, inputs, attributes)
+    return _called("onnx.attention", _attention, inputs, attributes)
 
 
-def _attention(*inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
+def _called(operation: str, function: Callable[..., Any], inputs: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
+    """function(memory of the first input, *inputs, **attributes): a GPU's arrays as they are, others as NumPy's."""
+    first = inputs[0]
+    if _arrays.on_gpu(first):
+        given = [x.detach() if hasattr(x, "detach") else x for x in inputs]
+        memory = _arrays.Beside(operation, first)
+        with memory.current():
+            return function(memory, *given, **attributes)
+    on_host = functools.partial(function, _arrays.Beside(operation, np.empty(0)))
+    return _arrays.through_numpy(operation, on_host, inputs, attributes)
+
+
+def _attention(memory: _arrays.Beside, *inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
     inputs += (None,) * (7 - len(inputs))
     q, k, v, mask, past_key, past_value, valid = inputs
     for name, x in (("Q", q), ("K", k), ("V", v)):
-        _array(name, x, (3, 4) if name == "Q" else (q.ndim,))
+        _array(memory, name, x, (3, 4) if name == "Q" else (q.ndim,))
     causal = bool(_whole(attributes, "is_causal", 0, (0, 1)))
     left, right = (_whole(attributes, f"{side}_window_size", -1) for side in ("left", "right"))
     mode = None
@@ -144,39 +158,41 @@ def _attention(*inputs: Any, _opset: int, **attributes: Any) -> tuple[Any, ...]:
     if past_key is not None:
         if valid is not None:
             raise ValueError("nonpad_kv_seqlen: expected None together with past_key, got an array as well")
-        present_key, present_value = _extended("past_key", past_key, k4), _extended("past_value", past_value, v4)
+        present_key = _extended(memory, "past_key", past_key, k4)
+        present_value = _extended(memory, "past_value", past_value, v4)
         if present_key.shape[2] != present_value.shape[2]:
             raise ValueError(
                 f"past_value: expected as many keys as past_key has, {past_key.shape[2]}, got {past_value.shape[2]}"
             )
         past, k4, v4 = past_key.shape[2], present_key, present_value
 
-    dtype = q.dtype
-    compute = np.dtype(np.float64) if double else np.result_type(q.dtype, k.dtype, v.dtype)
+    dtypes = {_arrays.name_of_dtype(x.dtype) for x in (q, k, v)}
+    compute = "float64" if double or "float64" in dtypes else dtypes.pop() if len(dtypes) == 1 else "float32"
     total, len_q = k4.shape[2], q4.shape[2]
     options: dict[str, Any] = {"scale": attributes.get("scale"), "softcap": attributes.get("softcap") or None}
-    options |= _mask(mask, total, compute, padded=_opset >= 24)
+    options |= _mask(memory, mask, total, compute, padded=_opset >= 24)
     right = 0 if causal and right != 0 else right
     if left >= 0 or right >= 0:
         bounds = (left if left >= 0 else None, right if right >= 0 else None)
         if valid is not None:
             options |= {"window": bounds, "alignment": "lower_right"}
         else:
-            options |= _window(*bounds, past, len_q, total, options.get("mask"))
+            options |= _window(memory, *bounds, past, len_q, total, options.get("mask"))
     if valid is not None:
         options["key_lengths"] = valid
 
     shape = (q4.shape[0], len_q, q4.shape[1], v4.shape[3])  # heads inside: 3 axes come out without a transposition
-    y = np.empty(shape if flat else (shape[0], shape[2], shape[1], shape[3]), compute)
-    q4, k4, v4 = (x.astype(compute, copy=False) for x in (q4, k4, v4))
+    y = memory.empty(shape if flat else (shape[0], shape[2], shape[1], shape[3]), compute)
+    q4, k4, v4 = (memory.converted(x, compute) for x in (q4, k4, v4))
+    out, stage, weights = y.swapaxes(1, 2) if flat else y, None, mode == _WEIGHTS
     with _renamed(_NAMES):
-        dot_product.attention(q4, k4, v4, out=y.swapaxes(1, 2) if flat else y, **options)
+        found = dot_product.attention(q4, k4, v4, out=out, return_weights=weights, **options)
     if flat:
-        y = y.reshape(*shape[:2], -1)
-    stage = None
+        y = y.reshape(*shape[:2], shape[2] * shape[3])
     if mode is not None:
-        stage = dot_product.scores(q4, k4, stage=_STAGES[mode], **options).astype(dtype, copy=False)
-    return y.astype(dtype, copy=False), present_key, present_value, stage
+        stage = found[1] if weights else dot_product.scores(q4, k4, stage=_STAGES[mode], **options)
+        stage = memory.converted(stage, q.dtype)
+    return memory.converted(y, q.dtype), present_key, present_value, stage
 
 
 def rotary_embedding(*inputs: Any, opset: int = 25, **attributes: Any) -> Array:
@@ -214,13 +230,20 @@ def rotary_embedding(*inputs: Any, opset: int = 25, **attributes: Any) -> Array:
     .. [1] https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html
     """
     _known("RotaryEmbedding", opset, inputs, _ROTARY_INPUTS, attributes, _ROTARY_ATTRIBUTES)
-    return _arrays.through_numpy("onnx.rotary_embedding", _rotary_embedding, inputs, attributes)
+    return _called("onnx.rotary_embedding", _rotary_embedding, inputs, attributes)
 
 
 def _rotary_embedding(
-    x: Array, cos: Array, sin: Array, positions: Array = None, *, _opset: int, **attributes: Any
+    memory: _arrays.Beside,
+    x: Array,
+    cos: Array,
+    sin: Array,
+    positions: Array = None,
+    *,
+    _opset: int,
+    **attributes: Any,
 ) -> Array:
-    _array("X", x, (3, 4))
+    _array(memory, "X", x, (3, 4))
     interleaved = bool(_whole(attributes, "interleaved", 0, (0, 1)))
     dim = _whole(attributes, "rotary_embedding_dim", 0)
     flat = x.ndim == 3
@@ -231,7 +254,7 @@ def _rotary_embedding(
     if not dim and head_size % 2:
         raise ValueError(f"X: expected an even head_size, or a rotary_embedding_dim, got {_checks.describe(x)}")
     for name, cache in (("cos_cache", cos), ("sin_cache", sin)):
-        _array(name, cache, (3,) if positions is None else (2,))
+        _array(memory, name, cache, (3,) if positions is None else (2,), "X")
         if cache.shape[-1] != (dim or head_size) // 2:
             raise ValueError(
                 f"{name}: expected a last axis of half of what is rotated, {(dim or head_size) // 2},"
@@ -283,9 +306,11 @@ def _whole(attributes: Mapping[str, Any], name: str, default: int, choices: tupl
     return int(value)
 
 
-def _array(name: str, x: Array, ranks: tuple[int, ...]) -> None:
+def _array(memory: _arrays.Beside, name: str, x: Array, ranks: tuple[int, ...], first: str = "Q") -> None:
     axes = " or ".join(map(str, ranks))
-    if not isinstance(x, np.ndarray):
+    if not memory.holds(x):
+        if hasattr(x, "__dlpack__"):
+            raise TypeError(f"{name}: expected an array of {first}'s kind, on its device, got {_checks.describe(x)}")
         raise TypeError(f"{name}: expected an array of {axes} axes, got {_checks.describe(x)}")
     if x.ndim not in ranks:
         raise ValueError(f"{name}: expected {axes} axes, got {_checks.describe(x)}")
@@ -306,34 +331,37 @@ def _by_heads(name: str, x: Array, attribute: str, heads: Any) -> Array:
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def _extended(name: str, past: Array, new: Array) -> Array:
+def _extended(memory: _arrays.Beside, name: str, past: Array, new: Array) -> Array:
     """Past and new keys, or values, in one array."""
-    _array(name, past, (4,))
+    _array(memory, name, past, (4,))
     want = (*new.shape[:2], "past", new.shape[3])
     if (*past.shape[:2], "past", past.shape[3]) != want:
         raise ValueError(f"{name}: expected shape ({', '.join(map(str, want))}), got {_checks.describe(past)}")
     if past.dtype != new.dtype:
         raise TypeError(f"{name}: expected the dtype of the new ones, {new.dtype}, got {_checks.describe(past)}")
-    return np.concatenate((past, new), axis=2)
+    return memory.joined((past, new), 2)
 
 
-def _mask(mask: Any, total: int, compute: Any, *, padded: bool) -> dict[str, Array]:
+def _mask(memory: _arrays.Beside, mask: Any, total: int, compute: str, *, padded: bool) -> dict[str, Array]:
     """attn_mask as regard.attention's mask or bias."""
     if mask is None:
         return {}
-    _array("attn_mask", mask, (0, 1, 2, 3, 4))
-    added = mask.dtype != np.bool_
-    if added and mask.dtype not in (np.float32, compute):
+    _array(memory, "attn_mask", mask, (0, 1, 2, 3, 4))
+    dtype = _arrays.name_of_dtype(mask.dtype)
+    added = dtype != "bool"
+    if added and dtype not in ("float32", compute):
         # Integers and other floats are added too: exact in float64, and rounded once to what the scores are.
-        mask = mask.astype(np.float64 if compute == np.float64 else np.float32)
+        mask = memory.converted(mask, "float64" if compute == "float64" else "float32")
     if padded and mask.ndim and mask.shape[-1] < total:
-        whole = np.full((*mask.shape[:-1], total), -np.inf if added else False, mask.dtype)
+        whole = memory.full((*mask.shape[:-1], total), -np.inf if added else False, mask.dtype)
         whole[..., : mask.shape[-1]] = mask
         mask = whole
     return {"bias" if added else "mask": mask}
 
 
-def _window(left: int | None, right: int | None, offset: int, len_q: int, total: int, mask: Any) -> dict[str, Any]:
+def _window(
+    memory: _arrays.Beside, left: int | None, right: int | None, offset: int, len_q: int, total: int, mask: Any
+) -> dict[str, Any]:
     """The keys from `left` before to `right` after i + offset, as a window on one of regard's two diagonals."""
     for alignment, diagonal in (("upper_left", 0), ("lower_right", total - len_q)):
         shift = offset - diagonal
@@ -347,6 +375,7 @@ def _window(left: int | None, right: int | None, offset: int, len_q: int, total:
         band &= distance >= -left
     if right is not None:
         band &= distance <= right
+    band = memory.array(band)
     return {"mask": band if mask is None else mask & band}
 
 

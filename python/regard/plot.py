@@ -106,7 +106,7 @@ def _chosen(weights: Any, heads: Sequence[int] | None) -> tuple[np.ndarray, list
     expected = "weights: expected floats of shape (heads, len_q, len_kv) or (len_q, len_kv), none of them 0"
     if not hasattr(weights, "shape") or not hasattr(weights, "dtype"):
         raise TypeError(f"{expected}, got {describe(weights)}")
-    x = _arrays.numpy_view("attention_map", weights)
+    x = _arrays.on_host("attention_map", weights)
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         raise TypeError(f"{expected}, got {describe(weights)}")
     if x.ndim not in (2, 3) or not x.size:

@@ -4,44 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from regard import _arrays, _backend, _checks, dense
 
 
 class PackedDirection:
-    """The weights of one direction of a recurrent layer in the order in which the kernels read them."""
+    """The weights of one direction of a recurrent layer as the kernels read them.
 
-    __slots__ = ("hidden", "w_hidden", "w_input")
+    On the CPU they are packed, biases with them; on a GPU they stay as they are.
+    """
+
+    __slots__ = ("hidden", "weights")
 
     def __init__(self, lstm: bool, w_input: Any, w_hidden: Any, b_input: Any, b_hidden: Any) -> None:
-        self.w_input = dense.pack_linear(w_input, b_input).packed
-        result = _backend.cpu.pack_recurrent(w_hidden, b_hidden, lstm)
-        if type(result) is tuple:
-            given = {"w_hidden": w_hidden, "b_hidden": b_hidden}
-            raise _checks.error("lstm" if lstm else "gru", result, given)
-        self.w_hidden = result[0]
+        if _arrays.on_gpu(w_hidden):
+            self.weights = (w_input, w_hidden, b_input, b_hidden)
+        else:
+            packed_input = dense.pack_linear(w_input, b_input).packed
+            result = _backend.cpu.pack_recurrent(w_hidden, b_hidden, lstm)
+            if type(result) is tuple:
+                given = {"w_hidden": w_hidden, "b_hidden": b_hidden}
+                raise _checks.error("lstm" if lstm else "gru", result, given)
+            self.weights = (packed_input, result[0], None, None)
         self.hidden = int(w_hidden.shape[1])
 
 
 def run_packed(
     directions: tuple[PackedDirection, ...],
-    x: np.ndarray,
-    h0: np.ndarray | None,
-    c0: np.ndarray | None,
-    lengths: np.ndarray | None,
+    x: Any,
+    h0: Any,
+    c0: Any,
+    lengths: Any,
     *,
     lstm: bool,
     time_major: bool,
-) -> list[np.ndarray]:
-    """One layer of one direction or two: [out, h_n] or [out, h_n, c_n], states (directions, batch, hidden)."""
+) -> list[Any]:
+    """One layer of one direction or two: [out, h_n] or [out, h_n, c_n], states (directions, batch, hidden).
+
+    Arrays are NumPy's, or all of them, the weights too, one GPU's.
+    """
     first = directions[0]
-    second = (directions[1].w_input, directions[1].w_hidden) if len(directions) == 2 else (None, None)
-    weights = (first.w_input, first.w_hidden, None, None, *second)
-    result = _backend.cpu.recurrent(x, h0, c0, lengths, *weights, lstm, False, time_major, first.hidden)
+    second = directions[1].weights if len(directions) == 2 else (None, None, None, None)
+    given = (x, h0, c0, lengths, *first.weights, *second)
+    if _arrays.on_gpu(x):
+        result = _arrays.call_on_gpu("recurrent", "recurrent_layer", given, (lstm, time_major))
+    else:
+        result = _backend.cpu.recurrent(*given[:10], lstm, False, time_major, first.hidden)
     if type(result) is tuple:
-        given = {"x": x, "h0": h0, "c0": c0, "lengths": lengths}
-        raise _checks.error("recurrent", result, given, "time_major" if time_major else "")
+        named = {"x": x, "h0": h0, "c0": c0, "lengths": lengths}
+        raise _checks.error("recurrent", result, named, "time_major" if time_major else "")
     return result
 
 

@@ -43,13 +43,31 @@ def emulator(_stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_backend, "cuda", lambda operation: module)
     module.set_device(90, 232448)
     module.set_order(False, 0)
+    module.set_clocks(0, 0)
     yield module
     module.set_order(False, 0)
+    module.set_clocks(0, 0)
 
 
 @pytest.fixture
 def cupy(_stand_in: Any, emulator: Any) -> Any:
     return _stand_in
+
+
+@pytest.fixture
+def torch_cuda(emulator: Any) -> Iterator[Any]:
+    """PyTorch's tensors that say they are on a GPU; asarray() and asnumpy() as CuPy has them."""
+    pytest.importorskip("torch", reason="plays PyTorch's tensors on a GPU with PyTorch's own on the CPU")
+    import torch_cuda
+
+    with torch_cuda.emulated():
+        yield torch_cuda
+
+
+@pytest.fixture(params=["cupy", "torch_cuda"])
+def gpu(request: pytest.FixtureRequest) -> Any:
+    """Either framework."""
+    return request.getfixturevalue(request.param)
 
 
 #: Compute capability and shared memory of a GPU whose warps multiply, and of one whose warpgroups do.

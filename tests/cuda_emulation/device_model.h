@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <source_location>
 
+#include "cuda/rehearsal.h"
 #include "emulation.h"
 
 #define REGARD_KERNEL(threads, blocks) inline void
@@ -65,8 +66,9 @@ inline bool any_lane(bool x, Where where = Where::current()) {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, Stream, Arguments... arguments) {
-  if (blocks > 0) emulation::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, LaunchPlace place, Arguments... arguments) {
+  if (blocks > 0 && !rehearsed(place, blocks, threads, shared_bytes))
+    emulation::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
 }
 
 }  // namespace regard::cuda

@@ -5,6 +5,7 @@ void test_models();
 void test_hopper_models();
 void test_kernels();
 void test_hopper_kernels();
+void test_row_kernels();
 }  // namespace regard::test
 
 int main() {
@@ -15,6 +16,7 @@ int main() {
   const int before = checks;
   test_kernels();
   test_hopper_kernels();
+  test_row_kernels();
   std::printf("kernels %9d checks\n", checks - before);
   std::printf("%s: %d of %d checks failed\n", failures == 0 ? "passed" : "FAILED", failures, checks);
   return failures == 0 ? 0 : 1;

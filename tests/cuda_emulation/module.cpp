@@ -34,6 +34,7 @@ PYBIND11_MODULE(regard_cuda_emulated, m) {
     cuda::model::device() = {capability, shared_bytes, 2};
     emulation::settings().shared_bytes = shared_bytes;
   });
+  m.def("set_clocks", [](double core_hz, double bytes_per_second) { cuda::model::clocks() = {core_hz, bytes_per_second}; });
   m.def("set_order", [](bool random, std::uint64_t seed) {
     emulation::settings().random = random;
     emulation::settings().seed = seed;

@@ -5,4 +5,5 @@
 
 namespace regard::cuda::model {
 Device& device();
-}
+Clocks& clocks();  // none, until a test says some
+}  // namespace regard::cuda::model

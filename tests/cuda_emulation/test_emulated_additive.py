@@ -1,4 +1,4 @@
-"""Additive and multiplicative attention, and linear's epilogue, on device arrays, the kernels emulated."""
+"""Additive, location-sensitive and multiplicative attention, and linear's epilogue, on device arrays, emulated."""
 
 from __future__ import annotations
 
@@ -55,6 +55,10 @@ def test_additive(cupy, shape, dtype):
         *(cupy.asarray(every_other(x)) for x in arrays), **given, key_lengths=cupy.asarray(lengths)
     )
     assert_same_bits(cupy.asnumpy(moved), out)
+    # A query alone, a decoder's step, has the bits that it has among others.
+    given["mask"] = given["mask"][:, :1]
+    one = map(cupy.asarray, (arrays[0][:, :1], *arrays[1:]))
+    assert_same_bits(cupy.asnumpy(regard.additive_attention(*one, **given, key_lengths=lengths)), out[:, :1].copy())
 
 
 def test_additive_without_projections_and_with_nothing_seen(cupy):
@@ -70,6 +74,87 @@ def test_additive_without_projections_and_with_nothing_seen(cupy):
         assert_near(cupy.asnumpy(x), y, 1e-4)
     with pytest.raises(ValueError, match="query: expected shape"):
         regard.additive_attention(*map(cupy.asarray, (query[..., :5], key, value)), v=cupy.asarray(v))
+
+
+# (batch, len_q, len_kv, dim_q, dim_k, dim, dim_v, channels, filters, width): a decoder's step, and more; one split of
+# the keys and several, windows of even width and wider than the keys; no key.
+LOCATED = [
+    (2, 1, 40, 12, 20, 16, 24, 2, 5, 7),
+    (1, 3, 150, 7, 9, 33, 20, 1, 17, 4),
+    (2, 2, 5, 8, 8, 65, 8, 3, 66, 31),
+    (1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 0, 4, 4, 4, 4, 2, 3, 3),
+]
+
+
+def located(shape: tuple[int, ...], dtype: str) -> tuple[list[Any], dict[str, Any]]:
+    """query, key, value and previous weights; the weights of the layer."""
+    batch, len_q, len_kv, *_, dim, _, channels, filters, width = shape
+    arrays, weights = arguments(shape[:7], dtype)
+    previous = np.abs(normal(20, batch, len_q, channels, len_kv)) / max(len_kv, 1)
+    kernel = normal(21, filters, channels, width) / np.sqrt(channels * width)
+    more = {"w_location": normal(22, dim, filters) / np.sqrt(filters), "location_kernel": kernel}
+    more["location_bias"] = normal(23, filters)
+    return [*arrays, previous.astype(DTYPES[dtype])], weights | {k: x.astype(DTYPES[dtype]) for k, x in more.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LOCATED, ids=str)
+def test_location_sensitive(cupy, shape, dtype):
+    arrays, weights = located(shape, dtype)
+    mask = np.random.default_rng(2).random(shape[:3]) < 0.7
+    mask[0, -1] = False
+    wide = {k: as_float64(x)[0] for k, x in weights.items()}
+    want = reference.location_sensitive_attention(*as_float64(*arrays), **wide, mask=mask)
+    given = on(cupy, weights | {"mask": mask})
+    got = [cupy.asnumpy(x) for x in regard.location_sensitive_attention(*map(cupy.asarray, arrays), **given)]
+    depth = max(*shape[3:6], shape[8], shape[7] * shape[9])
+    for x, w, size in zip(got, want, (5, 1), strict=True):
+        assert x.dtype == DTYPES[dtype]
+        assert_near(x, w, near(dtype, depth, size))
+    moved = regard.location_sensitive_attention(
+        *(cupy.asarray(every_other(x)) for x in arrays), **on(cupy, {k: every_other(x) for k, x in weights.items()}),
+        mask=given["mask"],
+    )  # fmt: skip
+    for x, w in zip(moved, got, strict=True):
+        assert_same_bits(cupy.asnumpy(x), w)
+    step = [x[:, :1] if n in (0, 3) else x for n, x in enumerate(arrays)]
+    alone = regard.location_sensitive_attention(*map(cupy.asarray, step), **on(cupy, weights | {"mask": mask[:, :1]}))
+    for x, w in zip(alone, got, strict=True):
+        assert_same_bits(cupy.asnumpy(x), w[:, :1].copy())
+
+
+def test_location_sensitive_with_fewer_arguments(cupy):
+    """Keys that were projected beforehand, one channel, previous weights that all queries share."""
+    (query, key, value, _), weights = located((2, 3, 70, 16, 16, 16, 9, 1, 4, 5), "float16")
+    given = {k: weights[k] for k in ("v", "w_location", "location_kernel")} | {
+        "location_kernel": weights["location_kernel"][:, 0]
+    }
+    previous = np.abs(normal(5, 2, 70, dtype="float16"))
+    for repeated in (previous, np.repeat(previous[:, None], 3, 1)):
+        want = reference.location_sensitive_attention(query, key, value, repeated, **given)
+        got = regard.location_sensitive_attention(*map(cupy.asarray, (query, key, value, repeated)), **on(cupy, given))
+        for x, w in zip(got, want, strict=True):
+            assert_near(cupy.asnumpy(x), as_float64(w)[0], near("float16", 16))
+
+
+def test_more_queries_than_are_located_at_a_time(cupy):
+    arrays, weights = located((1, 26, 700, 2, 2, 3, 2, 1, 2, 3), "float32")
+    want = reference.location_sensitive_attention(*arrays, **weights)
+    got = regard.location_sensitive_attention(*map(cupy.asarray, arrays), **on(cupy, weights))
+    for x, w in zip(got, want, strict=True):
+        assert_near(cupy.asnumpy(x), w, near("float32", 3))
+
+
+def test_location_sensitive_errors_name_the_argument(cupy):
+    arrays, weights = located((2, 3, 7, 4, 4, 4, 4, 2, 3, 3), "float32")
+    device = list(map(cupy.asarray, arrays))
+    with pytest.raises(TypeError, match="previous_weights: expected an array on the device of query"):
+        regard.location_sensitive_attention(*device[:3], arrays[3], **on(cupy, weights))
+    with pytest.raises(ValueError, match="previous_weights: expected shape"):
+        regard.location_sensitive_attention(*device[:3], device[3][:, :, :1], **on(cupy, weights))
+    with pytest.raises(ValueError, match="w_location: expected shape"):
+        regard.location_sensitive_attention(*device, **on(cupy, weights | {"w_location": normal(0, 4, 5)}))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

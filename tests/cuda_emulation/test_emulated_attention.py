@@ -275,11 +275,6 @@ def test_operations_without_a_kernel_say_so(cupy):
     x = arrays_on(cupy, 1, shape=(3, 8))[0]
     with pytest.raises(NotImplementedError, match="linear: a PackedLinear is not available on CUDA yet"):
         regard.linear(x, pack_linear(np.zeros((4, 8), np.float32)))
-    x = arrays_on(cupy, 1, shape=(1, 9, 8))[0]
-    with pytest.raises(NotImplementedError, match="location_sensitive_attention: not available on CUDA yet"):
-        regard.location_sensitive_attention(x, x, x, x, v=x, w_location=x, location_kernel=x)
-    with pytest.raises(NotImplementedError, match="gru: "):
-        regard.gru(x, x, x)
 
 
 def test_without_cuda_the_error_says_why(cupy, monkeypatch):

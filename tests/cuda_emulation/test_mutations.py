@@ -23,6 +23,12 @@ HOPPER = "attention_hopper.cuh"
 HOPPER_PTX = "ptx_hopper.cuh"
 PORTABLE = "attention_portable.cuh"
 SCORES = "attention_scores.cuh"
+PROJECT = "project.cuh"
+RECURRENT = "recurrent.cuh"
+
+#: The test that sees a file's mutants; test_kernels where none is named.
+TESTS = {HOPPER: "test_hopper_kernels", HOPPER_PTX: "test_hopper_kernels"}
+TESTS |= {PROJECT: "test_row_kernels", RECURRENT: "test_row_kernels"}
 
 Objects = Callable[[bool], list[str]]
 
@@ -84,6 +90,18 @@ MUTATIONS = [
     Mutation("partial tiles taken for whole ones, warpgroups", HOPPER, "all_last < j0 + kHopperKeys", "all_last < j0"),
     Mutation("an item left out", HOPPER, "block_index() : blocks - 1 - block_index()",
              "block_index() : block_index() - 1"),
+    Mutation("no barrier before states overwrite states", RECURRENT,
+             "    block_barrier();\n    for (int r = 0;", "    for (int r = 0;"),
+    Mutation("no barrier after the states", RECURRENT,
+             "    block_barrier();\n    if (unit >= a.hidden) continue;", "    if (unit >= a.hidden) continue;"),
+    Mutation("a step behind a sequence's end", RECURRENT, "own.time < length_of", "own.time <= length_of"),
+    Mutation("a unit too many", RECURRENT, "if (unit >= a.hidden) return;", "if (unit > a.hidden) return;",
+             sanitizer=True),
+    Mutation("sums given to other lanes", RECURRENT, "upper ? x[n] : x[n + kHalf]", "upper ? x[n + kHalf] : x[n]"),
+    Mutation("no barrier before rows overwrite rows", PROJECT,
+             "    block_barrier();\n    for (int n = thread_index(); n < kProjectTile",
+             "    for (int n = thread_index(); n < kProjectTile"),
+    Mutation("a window past the last key", PROJECT, "at >= 0 && at < a.len", "at >= 0 && at <= a.len", sanitizer=True),
 ]  # fmt: skip
 
 
@@ -131,7 +149,7 @@ def _wanted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [False, True])
-@pytest.mark.parametrize("test", ["test_kernels", "test_hopper_kernels"])
+@pytest.mark.parametrize("test", ["test_kernels", "test_hopper_kernels", "test_row_kernels"])
 def test_the_kernels_as_they_are_pass(tmp_path: Path, emulator_objects: Objects, test: str, sanitizer: bool) -> None:
     result = run(build(CSRC, tmp_path, test, emulator_objects(sanitizer), sanitizer))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -146,7 +164,7 @@ def test_a_mutant_is_caught(tmp_path: Path, emulator_objects: Objects, mutation:
     text = source.read_text()
     assert text.count(mutation.old) == 1, "the mutation no longer fits its source"
     source.write_text(text.replace(mutation.old, mutation.new))
-    test = "test_hopper_kernels" if mutation.file in (HOPPER, HOPPER_PTX) else "test_kernels"
+    test = TESTS.get(mutation.file, "test_kernels")
     result = run(build(tmp_path, tmp_path, test, emulator_objects(mutation.sanitizer), mutation.sanitizer))
     assert result.returncode != 0, "the mutant passes"
     if mutation.sanitizer:

@@ -6,12 +6,15 @@ its memory where the first one left it. Threads have stacks of their own, so tha
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from regard import _arrays
 
 #: Bytes that a thread keeps between calls, at most.
 _KEPT = 1 << 30
@@ -68,6 +71,13 @@ class Scratch:
         chunk = chunks[-1]
         _stack.used = start + (bytes_needed + _LINE - 1) // _LINE * _LINE
         return np.ndarray(shape, dtype, chunk, start)
+
+
+def scratch(like: Any) -> Any:
+    """A scope for a forward pass of an array: a Scratch, or on a GPU CuPy's pool, which keeps memory itself."""
+    if isinstance(like, np.ndarray):
+        return Scratch()
+    return contextlib.nullcontext(_arrays.Beside("regard.nn", like).empty)
 
 
 def _aligned(size: int) -> np.ndarray:

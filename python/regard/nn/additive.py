@@ -8,7 +8,7 @@ import numpy as np
 
 from regard import _arrays, additive, dense
 from regard._checks import describe
-from regard.nn.module import Module, constant, fan_in_uniform
+from regard.nn.module import Memory, Module, check_floats, constant, fan_in_uniform
 
 
 class ProjectedKeys:
@@ -16,14 +16,14 @@ class ProjectedKeys:
 
     __slots__ = ("_values", "dtype", "keys", "projected")
 
-    def __init__(self, projected: np.ndarray, keys: np.ndarray) -> None:
+    def __init__(self, projected: Any, keys: Any) -> None:
         self.projected = projected  # (batch, len_kv, dim): float64 for float64 keys, otherwise float32
         self.keys = keys  # (batch, len_kv, dim_key), as they were given
         self.dtype = keys.dtype
-        self._values: np.ndarray | None = None
+        self._values: Any = None
 
     @property
-    def values(self) -> np.ndarray:
+    def values(self) -> Any:
         """The keys in the projection's dtype: the values of the usual call, whose values are its keys."""
         if self._values is None:
             self._values = self.keys.astype(self.projected.dtype, copy=False)
@@ -33,7 +33,7 @@ class ProjectedKeys:
 class _Packed(NamedTuple):
     """One dtype's weights: as the function takes them, and packed for `linear`."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     query: dense.PackedLinear
     key: dense.PackedLinear
 
@@ -69,8 +69,8 @@ class AdditiveAttention(Module):
         else:
             self.bias = None
 
-    def _pack(self, dtype: Any) -> Any:
-        arrays = super()._pack(dtype)
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        arrays = super()._pack(dtype, memory)
         return _Packed(
             arrays,
             dense.pack_linear(arrays["w_query"], arrays.get("bias")),
@@ -86,13 +86,14 @@ class AdditiveAttention(Module):
 
     def precompute(self, keys: Any) -> ProjectedKeys:
         """Project the keys of some sequences, (batch, len_kv, dim_key), once for many calls."""
-        keys = _arrays.numpy_view(type(self).__name__, keys)
-        weights = self._weights_for("key", keys)
+        projected: ProjectedKeys = _arrays.through_modules(type(self).__name__, self._projected, (keys,), {})
+        return projected
+
+    def _projected(self, keys: Any) -> ProjectedKeys:
+        check_floats("key", keys)
         self._check("key", keys, self.dim_key)
-        if keys.dtype.itemsize == 2:
-            weights = self._weights(np.dtype(np.float32))
-        wide = keys.astype(weights.arrays["v"].dtype, copy=False)
-        return ProjectedKeys(dense.linear(wide, weights.key), keys)
+        wide = keys.astype(np.float32, copy=False) if keys.dtype.itemsize == 2 else keys
+        return ProjectedKeys(dense.linear(wide, self._weights_for("key", wide).key), keys)
 
     def forward(
         self,
@@ -131,10 +132,12 @@ class AdditiveAttention(Module):
         if key.dtype != query.dtype:
             raise TypeError(f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}")
         compute = key.projected.dtype
-        if compute != query.dtype:
-            weights = self._weights(compute)
         value = key.values if value is None else value.astype(compute, copy=False)
-        wide = dense.linear(query.astype(compute, copy=False), weights.query)
+        wide = query
+        if compute != query.dtype:
+            wide = query.astype(compute)
+            weights = self._weights_for("query", wide)
+        wide = dense.linear(wide, weights.query)
         result = additive.additive_attention(wide, key.projected, value, v=weights.arrays["v"], **seen)
         if compute == query.dtype:
             return result

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from regard import dense
+from regard import _arrays, dense
 from regard._checks import describe
 from regard.dot_product import attention
-from regard.nn._workspace import Scratch
+from regard.nn._workspace import scratch
 from regard.nn.linear import Linear
-from regard.nn.module import Module, constant, normal, xavier_uniform
+from regard.nn.module import Memory, Module, constant, normal, xavier_uniform
 from regard.nn.position import RotaryEmbedding
 
 
@@ -55,7 +55,7 @@ class MultiheadAttention(Module):
     the output out_proj's bias), as are its weights.
     """
 
-    _packs_16_bit_as_float32 = True
+    _float32_serves_16_bit = ("cpu",)
 
     def __init__(
         self,
@@ -179,14 +179,14 @@ class MultiheadAttention(Module):
         if key_mask is not None:
             if key_padding_mask is not None:
                 raise ValueError("key_mask: expected None where key_padding_mask is given: they say the same")
-            if not isinstance(key_mask, np.ndarray) or key_mask.dtype != np.bool_:
+            if not _arrays.is_array(key_mask) or key_mask.dtype != np.bool_:
                 raise TypeError(f"key_mask: expected a bool array (True = attend), got {describe(key_mask)}")
         if self.rotary is None and (positions is not None or key_positions is not None):
             name, given = ("positions", positions) if positions is not None else ("key_positions", key_positions)
             raise ValueError(f"{name}: expected None without rotary, got {describe(given)}")
         if key is query and key_positions is None:
             key_positions = positions
-        with Scratch() as take:
+        with scratch(query) as take:
             q, k, v = self._project(query, key, value, take)
             if not batched:
                 q, k, v = q[None], k[None], v[None]
@@ -196,19 +196,18 @@ class MultiheadAttention(Module):
                 q, k = self._turned("query", q, positions), self._turned("key", k, key_positions)
             given = k.shape[1]
             k, v = self._extended(k, v)
-            options = self._masks(
-                q.shape[:2] + k.shape[1:2], given, key_padding_mask, key_mask, attn_mask, is_causal, batched, q.dtype
-            )
+            options = self._masks(q, k, given, key_padding_mask, key_mask, attn_mask, is_causal, batched)
             joined = take(query.shape, q.dtype)  # written where out_proj reads it
             heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
             if not batched:
                 heads = heads[None]
             elif not self.batch_first:
                 heads = heads.swapaxes(0, 1)
-            attended = attention(q, k, v, layout="bshd", return_lse=need_weights, out=heads, **options)
             weights = None
-            if need_weights:
-                weights = attention_weights(q, k, attended[1], average_attn_weights, **options)
+            if not need_weights:
+                attention(q, k, v, layout="bshd", out=heads, **options)
+            else:
+                weights = _attend_with_weights(q, k, v, heads, average_attn_weights, options)
                 weights = weights if batched else weights[0]
             return self.out_proj.forward(joined, None, residual, out), weights
 
@@ -226,12 +225,14 @@ class MultiheadAttention(Module):
             length = "len_q" if name == "query" else "len_kv"
             axes = [a.format("q" if name == "query" else "kv") for a in order]
             expected = f"({', '.join(axes)}, {width}){f' or ({length}, {width})' if name == 'query' else ''}"
-            if not isinstance(x, np.ndarray):
+            if not _arrays.is_array(x):
                 raise TypeError(f"{name}: expected an array of shape {expected}, got {describe(x)}")
             if rank not in (2, 3) or x.ndim != rank or x.shape[-1] != width:
                 raise ValueError(f"{name}: expected shape {expected}, got {describe(x)}")
             if x.dtype != query.dtype:
                 raise TypeError(f"{name}: expected the dtype of query, {query.dtype}, got {describe(x)}")
+            if type(x) is not type(query) and _arrays.device_of(x) != _arrays.device_of(query):
+                raise TypeError(f"{name}: expected an array on the device of query, got {describe(x)}")
         if rank == 3 and query.shape[not self.batch_first] != key.shape[not self.batch_first]:
             raise ValueError(
                 f"key: expected the batch of query, {query.shape[not self.batch_first]}, got {describe(key)}"
@@ -242,26 +243,41 @@ class MultiheadAttention(Module):
 
     # ---- Projections ----
 
-    def _pack(self, dtype: Any) -> Any:
-        packed = {"dtype": dtype}  # filled by _packed_projection: "qkv", "q", "kv", "k", "v"
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        # Filled by _packed_projection ("qkv", "q", "kv", "k", "v") and _row.
+        packed = {"dtype": dtype, "memory": memory}
         for which in self.expected:
             self._packed_projection(packed, which)
         return packed
 
     def _packed_projection(self, packed: dict[str, Any], which: str) -> Any:
         if which not in packed:
-            dtype = packed["dtype"]
+            dtype, memory = packed["dtype"], packed["memory"]
             first = "qkv".index(which[0])
             rows = slice(self._rows[first], self._rows[first + len(which)])
             name = "in_proj_weight" if self._same_dims else f"{which}_proj_weight"
-            weight = self._parameters[name].as_numpy(dtype)
-            bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].as_numpy(dtype)[rows]
-            packed[which] = dense.pack_linear(
-                weight[rows] if self._same_dims else weight, bias, held=self._holding(name, dtype)
-            )
+            held = self._holding(name, dtype)
+            weight = packed.get(name)
+            if weight is None:
+                weight = self._parameters[name].put(memory, dtype)
+                if memory.kind == "gpu" and held == "float32":
+                    packed[name] = weight  # products use parts of it where it is
+            bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].put(memory, dtype)[rows]
+            product = dense.pack_linear(weight[rows] if self._same_dims else weight, bias, held=held)
+            memory.wait()
+            packed[which] = product
         return packed[which]
 
-    def _project(self, query: Any, key: Any, value: Any, take: Callable[..., np.ndarray] | None = None) -> list[Any]:
+    def _row(self, packed: dict[str, Any], name: str, dtype: Any) -> Any:
+        """The learned key or value, (1, 1, num_heads_kv, head_dim)."""
+        key = f"{name} {dtype}"
+        if key not in packed:
+            row = self._parameters[name].put(packed["memory"], dtype).reshape(1, 1, self.num_heads_kv, self.head_dim)
+            packed["memory"].wait()
+            packed[key] = row
+        return packed[key]
+
+    def _project(self, query: Any, key: Any, value: Any, take: Callable[..., Any] | None = None) -> list[Any]:
         """Projections as views (.., num_heads, head_dim), in as few products as there are inputs.
 
         `take` answers the memory for them; without it, they are new.
@@ -287,7 +303,7 @@ class MultiheadAttention(Module):
                 start = end
         return views
 
-    def _turned(self, name: str, x: np.ndarray, positions: Any = None) -> np.ndarray:
+    def _turned(self, name: str, x: Any, positions: Any = None) -> Any:
         """x (batch, len, heads, head_dim), the projected `name`, turned by rotary in its place."""
         rotary: Any = self.rotary
         batch, length = x.shape[:2]
@@ -297,51 +313,54 @@ class MultiheadAttention(Module):
                 raise ValueError(
                     f"{name}: expected at most rotary's max_positions = {rotary.max_positions} tokens, got {length}"
                 )
-        elif not isinstance(positions, np.ndarray) or positions.dtype not in (np.int32, np.int64):
+        elif not _arrays.is_array(positions) or positions.dtype not in (np.int32, np.int64):
             raise TypeError(f"{argument}: expected an int32 or int64 array, got {describe(positions)}")
         elif positions.shape not in ((length,), (batch, length)):
             raise ValueError(f"{argument}: expected shape ({length},) or {batch, length}, got {describe(positions)}")
+        elif not isinstance(positions, np.ndarray):
+            pass  # kernels hold those on a GPU to their range
         elif positions.size and (positions.min() < 0 or positions.max() >= rotary.max_positions):
             raise ValueError(
                 f"{argument}: expected 0 to rotary's max_positions - 1 = {rotary.max_positions - 1}, "
                 f"got {positions.min()} to {positions.max()}"
             )
-        return np.asarray(rotary.forward(x, positions, "bshd", out=x))
+        return rotary.forward(x, positions, "bshd", out=x)
 
-    def _extended(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _extended(self, k: Any, v: Any) -> tuple[Any, Any]:
         """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros behind them."""
         if self.bias_k is None and not self.add_zero_attn:
             return k, v
         extended = []
+        xp, weights = _arrays.namespace(k), self._weights_for("key", k)
         for x, name in ((k, "bias_k"), (v, "bias_v")):
             parts = [x]
             if self.bias_k is not None:
-                row = self._parameters[name].as_numpy(x.dtype).reshape(1, 1, *x.shape[2:])
-                parts.append(np.broadcast_to(row, (x.shape[0], 1, *x.shape[2:])))
+                row = self._row(weights, name, x.dtype)
+                parts.append(xp.broadcast_to(row, (x.shape[0], 1, *x.shape[2:])))
             if self.add_zero_attn:
-                parts.append(np.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype))
-            extended.append(np.concatenate(parts, axis=1))
+                parts.append(xp.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype))
+            extended.append(xp.concatenate(parts, axis=1))
         return extended[0], extended[1]
 
     # ---- Masks ----
 
     def _masks(
         self,
-        lengths: tuple[int, int, int],
+        q: Any,
+        k: Any,
         given: int,
         key_padding_mask: Any,
         key_mask: Any,
         attn_mask: Any,
         is_causal: bool,
         batched: bool,
-        dtype: Any,
     ) -> dict[str, Any]:
         """PyTorch's masks as options of regard.attention.
 
-        `lengths` is (batch, len_q, len_kv), of whose keys `given` came with the call.
+        q is (batch, len_q, heads, dim), k (batch, len_kv, heads_kv, dim), of whose keys `given` came with the call.
         """
-        batch, len_q, len_kv = lengths
-        added = len_kv - given
+        batch, len_q = q.shape[:2]
+        added = k.shape[1] - given
         options: dict[str, Any] = {}
         if is_causal and not added:
             options.update(causal=True, alignment="upper_left")
@@ -359,21 +378,23 @@ class MultiheadAttention(Module):
                 if lengths_kv is not None:
                     options["key_lengths"] = lengths_kv
                     return options
-            _add_mask(options, padding[:, None, None], added, dtype)
+            _add_mask(options, _arrays.beside(q, padding[:, None, None]), added, q.dtype)
         if attn_mask is not None:
             per_head = (batch * self.num_heads, len_q, given)
             _check_mask("attn_mask", attn_mask, ((len_q, given), per_head))
             if attn_mask.ndim == 3:
                 attn_mask = attn_mask.reshape(batch, self.num_heads, len_q, given)
-            _add_mask(options, attn_mask, added, dtype)
+            _add_mask(options, _arrays.beside(q, attn_mask), added, q.dtype)
         return options
 
 
-def lengths_of(padding: np.ndarray) -> np.ndarray | None:
+def lengths_of(padding: Any) -> np.ndarray | None:
     """int64 (batch,), where a bool padding mask (batch, len) hides the ends of sequences and nothing else.
 
-    It is the usual case, and what is never seen is never computed.
+    It is the usual case, and what is never seen is never computed. A mask on a GPU is not looked at.
     """
+    if not isinstance(padding, np.ndarray):
+        return None
     length = padding.shape[1]
     lengths = (length - np.count_nonzero(padding, axis=1)).astype(np.int64)
     return lengths if np.array_equal(padding, np.arange(length) >= lengths[:, None]) else None
@@ -381,7 +402,7 @@ def lengths_of(padding: np.ndarray) -> np.ndarray | None:
 
 def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
     expected = " or ".join(map(str, shapes))
-    if not isinstance(mask, np.ndarray) or (mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")):
+    if not _arrays.is_array(mask) or (mask.dtype.kind != "f" and mask.dtype.name not in ("bool", "bfloat16")):
         raise TypeError(
             f"{name}: expected a bool (True = ignore) or float array of shape {expected}, got {describe(mask)}"
         )
@@ -389,16 +410,29 @@ def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> No
         raise ValueError(f"{name}: expected shape {expected}, got {describe(mask)}")
 
 
-def _add_mask(options: dict[str, Any], mask: np.ndarray, added: int, dtype: Any) -> None:
+def _add_mask(options: dict[str, Any], mask: Any, added: int, dtype: Any) -> None:
     """Joins a mask of PyTorch's with those in `options`; keys that were added behind are always seen."""
     if added:
-        mask = np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, added)])
+        mask = _arrays.namespace(mask).pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, added)])
     if mask.dtype == np.bool_:
         seen = ~mask
         options["mask"] = seen & options["mask"] if "mask" in options else seen
     else:
         bias = mask.astype(np.float32 if dtype != np.float64 else dtype, copy=False)
         options["bias"] = bias + options["bias"] if "bias" in options else bias
+
+
+def _attend_with_weights(q: Any, k: Any, v: Any, out: Any, average: bool, options: dict[str, Any]) -> Any:
+    """Attention into `out`, (batch, len_q, heads, dim); its weights (batch[, heads], len_q, len_kv)."""
+    if isinstance(q, np.ndarray):
+        _, lse = attention(q, k, v, layout="bshd", return_lse=True, out=out, **options)
+        return attention_weights(q, k, lse, average, **options)
+    # A kernel gives those of all heads at once.
+    _, weights = attention(q, k, v, layout="bshd", return_weights=True, out=out, **options)
+    if not average:
+        return weights
+    compute = np.float64 if q.dtype == np.float64 else np.float32
+    return weights.astype(compute, copy=False).mean(axis=1).astype(q.dtype, copy=False)
 
 
 def attention_weights(

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from regard import channel
-from regard.nn.module import Module, fan_in_uniform
+from regard.nn.module import Memory, Module, fan_in_uniform
 
 
 class _Convolution(Module):
@@ -22,9 +22,9 @@ class _Convolution(Module):
         else:
             self.bias = None
 
-    def _pack(self, dtype: Any) -> Any:
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
         """(weight, bias), the weight of a 1 x 1 convolution as a matrix."""
-        packed = super()._pack(dtype)
+        packed = super()._pack(dtype, memory)
         weight = packed["weight"]
         return weight.reshape(weight.shape[:2]) if self._matrix else weight, packed.get("bias")
 

@@ -18,6 +18,7 @@ from regard.nn.transformer import TransformerDecoder, TransformerEncoder
 class CachedDecoder:
     """A TransformerDecoder, or a causal TransformerEncoder, as a Decoder of regard.nn.generate.
 
+    It runs, and keeps what it keeps, where the arrays that `embed` gives are: NumPy's, or CuPy's on a GPU.
     Keys and values of self-attention are kept from step to step; those of the memory are projected
     once, and all sequences that stem from one row of the memory read them together.
 
@@ -31,8 +32,8 @@ class CachedDecoder:
         True = this position of the memory is padding, as in TransformerDecoder.forward.
     embed : callable
         (tokens int64 (rows, len), positions int64 (rows, len)) -> (rows, len, d_model), whose dtype
-        is computed in. Where rows have unequal lengths, what stands behind a row's end is not used, and
-        its positions go up to max_len - 1.
+        is computed in; tokens and positions are NumPy's. Where rows have unequal lengths, what stands
+        behind a row's end is not used, and its positions go up to max_len - 1.
     project : callable
         (rows, d_model), behind the stack's norm -> logits (rows, vocabulary).
     max_len : int
@@ -75,10 +76,11 @@ class CachedDecoder:
                 raise NotImplementedError("stack: no cache of a memory whose keys are turned by rotary")
         self._memory = None
         if memory is not None:
-            memory = _arrays.numpy_view("CachedDecoder", memory)
+            memory = _own(memory)
             if memory.ndim == 3 and not self._layers[0].self_attn.batch_first:
                 memory = memory.swapaxes(0, 1)
-            self._memory = _Memory(self._layers, memory, memory_key_padding_mask)
+            with _arrays.current_device("CachedDecoder", memory):
+                self._memory = _Memory(self._layers, memory, memory_key_padding_mask)
         elif rows is None:
             raise TypeError("rows: expected how many sequences there are, which no memory says")
         self._lengths = np.zeros(len(memory) if rows is None else rows, np.int64)
@@ -107,8 +109,17 @@ class CachedDecoder:
         positions = np.minimum(before[:, None] + np.arange(length), self.max_len - 1)
         span = _Span(added, length, positions)
         x = self._embed(tokens, positions)
-        if not self._caches:
-            self._caches = [_cache_for(layer.self_attn, rows, self.max_len, x.dtype) for layer in self._layers]
+        with _arrays.current_device("CachedDecoder", x):
+            if not self._caches:
+                if self._memory is not None:
+                    self._memory.check_beside(x)
+                self._caches = [_cache_for(layer.self_attn, rows, self.max_len, x) for layer in self._layers]
+            x = self._through_layers(x, span)
+            self._lengths = before + added
+            x = x[:, 0] if length == 1 else x[_arrays.beside(x, np.arange(rows)), _arrays.beside(x, added - 1)]
+            return self._project(x if self._norm is None else self._norm.forward(x))
+
+    def _through_layers(self, x: Any, span: _Span) -> Any:
         for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             x = self._self_attention(layer, x, cache, span)
             if self._memory is not None:
@@ -116,9 +127,7 @@ class CachedDecoder:
                 x = layer._joined(x, layer.norm3, layer._feed_forward)
             else:
                 x = layer._joined(x, layer.norm2, layer._feed_forward)
-        self._lengths = before + added
-        x = x[:, 0] if length == 1 else x[np.arange(rows), added - 1]
-        return self._project(x if self._norm is None else self._norm.forward(x))
+        return x
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows in this order, each left out, kept or repeated."""
@@ -165,9 +174,14 @@ class _Span:
             self.options["causal"] = True
 
 
-def _cache_for(module: MultiheadAttention, rows: int, capacity: int, dtype: Any) -> KVCache:
+def _cache_for(module: MultiheadAttention, rows: int, capacity: int, x: Any) -> KVCache:
     interleaved = module.rotary is not None and module.rotary.interleaved
-    return KVCache(rows, module.num_heads_kv, capacity, module.head_dim, dtype=dtype, interleaved=interleaved)
+    return KVCache(rows, module.num_heads_kv, capacity, module.head_dim, like=x, interleaved=interleaved)
+
+
+def _own(x: Any) -> Any:
+    """An array of CuPy as it is, any other as NumPy's."""
+    return x if _arrays.is_array(x) else _arrays.numpy_view("CachedDecoder", x)
 
 
 class _Memory:
@@ -177,17 +191,21 @@ class _Memory:
     queries of one sequence, so that its keys are read once for all of them.
     """
 
-    def __init__(self, layers: list[Any], memory: np.ndarray, padding: Any) -> None:
+    def __init__(self, layers: list[Any], memory: Any, padding: Any) -> None:
         width = layers[0].self_attn.embed_dim
         if memory.ndim != 3 or memory.shape[-1] != width:
             raise ValueError(f"memory: expected shape (batch, len, {width}), got {describe(memory)}")
         batch, length, _ = memory.shape
-        self._options = _seen(padding, batch, length)
+        self._options = _seen(padding, batch, length, memory)
         self._kv = [_projected(layer.multihead_attn, memory) for layer in layers]
         self._sources = np.arange(batch)  # of each row, an index into self._kv
         self._each = 1
 
-    def attend(self, layer: int, module: MultiheadAttention, x: np.ndarray) -> np.ndarray:
+    def check_beside(self, x: Any) -> None:
+        if _arrays.device_of(x) != _arrays.device_of(self._kv[0][0]):
+            raise TypeError("embed: expected it to give arrays on the device of memory")
+
+    def attend(self, layer: int, module: MultiheadAttention, x: Any) -> Any:
         """x (rows, len, d_model) -> the same shape, heads joined and not projected."""
         k, v = self._kv[layer]
         packed = module._packed_projection(module._weights_for("query", x), "q")
@@ -202,36 +220,41 @@ class _Memory:
             chosen, self._each = sources[starts], each
         else:
             chosen, self._each = sources, 1
-        if not np.array_equal(chosen, np.arange(len(self._kv[0][0]))):
-            self._kv = [(_by_heads(k[chosen]), _by_heads(v[chosen])) for k, v in self._kv]
-            self._options = {name: x[chosen] for name, x in self._options.items()}
+        kept = self._kv[0][0]
+        if not np.array_equal(chosen, np.arange(len(kept))):
+            with _arrays.current_device("CachedDecoder", kept):
+                there = _arrays.beside(kept, chosen)
+                self._kv = [(_by_heads(k[there]), _by_heads(v[there])) for k, v in self._kv]
+                # Lengths stay on the host.
+                self._options = {n: x[_arrays.beside(x, chosen)] for n, x in self._options.items()}
         self._sources = np.repeat(np.arange(len(chosen)), self._each)
 
 
-def _projected(module: MultiheadAttention, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _projected(module: MultiheadAttention, memory: Any) -> tuple[Any, Any]:
     """Keys and values (batch, len, heads, dim)."""
     packed = module._packed_projection(module._weights_for("memory", memory), "kv")
-    kv = dense.linear(memory, packed)
-    k, v = np.split(kv.reshape(*memory.shape[:2], -1, module.head_dim), 2, axis=2)
-    return _by_heads(k), _by_heads(v)
+    kv = dense.linear(memory, packed).reshape(*memory.shape[:2], 2 * module.num_heads_kv, module.head_dim)
+    return _by_heads(kv[:, :, : module.num_heads_kv]), _by_heads(kv[:, :, module.num_heads_kv :])
 
 
-def _by_heads(x: np.ndarray) -> np.ndarray:
+def _by_heads(x: Any) -> Any:
     """x (batch, len, heads, dim) with a head's rows in one stretch.
 
     They are read once a token: rows apart take 2 to 4 times as long.
     """
-    return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+    return _arrays.namespace(x).ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
-def _seen(padding: Any, batch: int, length: int) -> dict[str, Any]:
+def _seen(padding: Any, batch: int, length: int, memory: Any) -> dict[str, Any]:
     """A padding mask as an option of regard.attention; one that only hides ends is read as lengths."""
     if padding is None:
         return {}
-    padding = _arrays.numpy_view("CachedDecoder", padding)
+    padding = _own(padding)
     if padding.dtype != np.bool_ or padding.shape != (batch, length):
         expected = f"a bool array (True = ignore) of shape ({batch}, {length})"
         error = ValueError if padding.dtype == np.bool_ else TypeError
         raise error(f"memory_key_padding_mask: expected {expected}, got {describe(padding)}")
     lengths = lengths_of(padding)
-    return {"mask": ~padding[:, None, None]} if lengths is None else {"key_lengths": lengths}
+    if lengths is not None:
+        return {"key_lengths": lengths}
+    return {"mask": _arrays.beside(memory, ~padding[:, None, None])}

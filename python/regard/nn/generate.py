@@ -26,7 +26,7 @@ class Decoder(Protocol):
         """Take tokens behind those of earlier steps; return the logits of the token that comes next.
 
         tokens : int64, (rows, len), of which each row's first lengths[row], at least 1, count.
-        Returns (rows, vocabulary), floats.
+        Returns (rows, vocabulary), floats; those on a GPU are waited for and copied.
         """
 
     def select(self, rows: np.ndarray) -> None:
@@ -79,8 +79,11 @@ class Recomputing:
         self._rows = added if self._rows is None else [a + b for a, b in zip(self._rows, added, strict=True)]
         table, whole = padded(self._rows)
         context = () if self._origin is None else (self._origin,)
-        logits = np.asarray(self._function(table, whole, *context))
-        return logits[np.arange(len(whole)), whole - 1]
+        logits = self._function(table, whole, *context)
+        if not _arrays.is_array(logits):
+            logits = _arrays.on_host("Recomputing", logits)
+        with _arrays.current_device("Recomputing", logits):
+            return logits[_arrays.beside(logits, np.arange(len(whole))), _arrays.beside(logits, whole - 1)]
 
     def select(self, rows: np.ndarray) -> None:
         assert self._rows is not None
@@ -450,7 +453,7 @@ def _adjust(adjust: Callable[[np.ndarray, list[list[int]]], Any], logits: np.nda
 
 def _logits(given: Any, rows: int) -> np.ndarray:
     """The decoder's logits as an array of float32 or float64 that may be written."""
-    logits = _arrays.numpy_view("generate", given)
+    logits = _arrays.on_host("generate", given)
     if logits.ndim != 2 or len(logits) != rows or not logits.shape[1]:
         raise ValueError(f"decoder: expected logits of shape (rows = {rows}, vocabulary), got {logits.shape}")
     if logits.dtype not in (np.float32, np.float64):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from regard import dense
+from regard import _arrays, dense
 from regard._checks import describe
-from regard.nn.module import Module, fan_in_uniform, normal
+from regard.nn.module import Memory, Module, fan_in_uniform, normal
 
 
 class Linear(Module):
@@ -22,7 +22,7 @@ class Linear(Module):
         Whether there is a bias, (out_features,).
     """
 
-    _packs_16_bit_as_float32 = True
+    _float32_serves_16_bit = ("cpu",)
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -37,8 +37,8 @@ class Linear(Module):
         else:
             self.bias = None
 
-    def _pack(self, dtype: Any) -> Any:
-        return dense.pack_linear(**super()._pack(dtype), held=self._holding("weight", dtype))
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        return dense.pack_linear(**super()._pack(dtype, memory), held=self._holding("weight", dtype))
 
     def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
         """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu".
@@ -93,24 +93,30 @@ class Embedding(Module):
 
         self.add_parameter("weight", (num_embeddings, embedding_dim), initial)
 
-    def _pack(self, dtype: Any) -> Any:
-        table = super()._pack(dtype)["weight"]
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        parameter = self._parameters["weight"]
         if self.max_norm is None:
-            return table
+            return parameter.put(memory, dtype)
+        table = parameter.put(_arrays.HOST, dtype)
         compute = np.float64 if dtype == np.float64 else np.float32
         norms = np.linalg.norm(table.astype(compute), ord=self.norm_type, axis=1)[:, None]
-        return np.where(norms > self.max_norm, table * (self.max_norm / (norms + 1e-7)), table).astype(dtype)
+        held = np.where(norms > self.max_norm, table * (self.max_norm / (norms + 1e-7)), table)
+        return memory.put(type(self).__name__, held, dtype)
 
     def forward(self, input: Any) -> Any:
         """input (...), integers from 0 to num_embeddings - 1
         -> (..., embedding_dim) of the module's dtype.
+
+        Those on a GPU are held to that range, without a look at them on the host.
         """
-        if not isinstance(input, np.ndarray) or input.dtype.kind not in "iu":
+        if not _arrays.is_array(input) or input.dtype.kind not in "iu":
             raise TypeError(f"input: expected an array of integers, got {describe(input)}")
+        last = self.num_embeddings - 1
+        if not isinstance(input, np.ndarray):
+            table = self._weights(self.dtype, _arrays.memory_of(type(self).__name__, input))
+            return table.take(input.astype(np.int64, copy=False).clip(0, last), axis=0)
         table = self._weights(self.dtype)
-        if input.size and (input.min() < 0 or input.max() >= self.num_embeddings):
-            outside = input[(input < 0) | (input >= self.num_embeddings)].flat[0]
-            raise ValueError(
-                f"input: expected numbers from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {outside}"
-            )
+        if input.size and (input.min() < 0 or input.max() > last):
+            outside = input[(input < 0) | (input > last)].flat[0]
+            raise ValueError(f"input: expected numbers from 0 to num_embeddings - 1 = {last}, got {outside}")
         return np.take(table, input, axis=0)

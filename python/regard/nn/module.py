@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The n-th parameter made in a process starts from seed n: the same program has the same initial weights.
 _seeds = itertools.count()
 
+#: Where a module's weights are packed for: the CPU, or a GPU.
+Memory = _arrays.HostMemory | _arrays.CupyMemory
+
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 #: How the weights of linear layers may be held.
@@ -25,7 +28,7 @@ _HELD = ("float32", "bfloat16", "int8")
 
 def check_floats(argument: str, x: Any) -> None:
     """Refuse what is no array of floats that modules compute with."""
-    if not isinstance(x, np.ndarray) or x.dtype.name not in FLOATS or not x.dtype.isnative:
+    if not _arrays.is_array(x) or x.dtype.name not in FLOATS or not x.dtype.isnative:
         raise TypeError(f"{argument}: expected an array of dtype {', '.join(FLOATS)}, got {_checks.describe(x)}")
 
 
@@ -87,31 +90,35 @@ class Parameter:
             raise ValueError(f"{name}: expected shape {self.shape}, got {_checks.describe(value)}")
         return value
 
-    def as_numpy(self, dtype: Any) -> np.ndarray:
-        """The value as a contiguous NumPy array of `dtype`; a view where that needs no copy."""
-        return np.ascontiguousarray(_arrays.numpy_view(type(self).__name__, self.get()), dtype=dtype)
+    def put(self, memory: Memory, dtype: Any) -> Any:
+        """The value as a contiguous array of `dtype` in `memory`; a view where that needs no copy."""
+        return memory.put(type(self).__name__, self.get(), dtype)
 
 
 class Module:
     """A function of arrays with weights, under PyTorch's names; always in evaluation mode.
 
-    Arrays given and returned are NumPy's, or those of any framework with DLPack on the CPU: results
-    are of the first array's kind. float32, float64, float16 and bfloat16 inputs are computed with
-    weights of the same dtype; 16-bit ones in float32, rounded after each step.
+    Arrays given and returned are NumPy's, those of any framework with DLPack on the CPU, or CuPy's and
+    PyTorch's on a GPU (the latter with CuPy installed): a call runs where its first array is, and results
+    are of its kind. float32, float64, float16 and bfloat16 inputs are computed with weights of the same
+    dtype; 16-bit ones in float32, rounded after each step.
 
     Weights stay as they were loaded (:meth:`state_dict` returns the same arrays) and are rearranged
     for the kernels once: for the module's own dtype by :meth:`load_state_dict`, for another input
-    dtype at the first call with it. Arrays changed in place afterwards must be loaded again.
+    dtype or another device at the first call with it. Arrays changed in place afterwards must be loaded
+    again. Weights loaded from a GPU's memory are used there as they are, where dtypes agree.
 
     A module without loaded weights has initial ones, distributed as PyTorch's are.
     """
 
-    #: Whether 16-bit inputs take the weights as packed for float32, in which they are computed: one serves all three.
-    _packs_16_bit_as_float32 = False
+    #: Where 16-bit inputs take the weights as packed for float32: "cpu", because it computes in float32; or "gpu" too.
+    _float32_serves_16_bit: tuple[str, ...] = ()
 
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
         if str(device) not in ("None", "cpu"):
-            raise NotImplementedError(f"{type(self).__name__}: no kernel for device {device}")
+            raise NotImplementedError(
+                f"{type(self).__name__}: no device {device}: a module runs where the arrays are that it is called with"
+            )
         name = "float32" if dtype is None else getattr(dtype, "__name__", str(dtype).rpartition(".")[2])
         if name not in FLOATS:
             raise TypeError(f"dtype: expected {', '.join(FLOATS)}, got {dtype!r}")
@@ -221,7 +228,7 @@ class Module:
         Parameters
         ----------
         weights : {"float32", "bfloat16", "int8"} or None
-            - "float32": as the kernels compute (float64 for float64 inputs).
+            - "float32": as the kernels compute (float64 for float64 inputs). On a GPU, in the inputs' dtype.
             - "bfloat16": rounded to bfloat16, half the memory. bfloat16 inputs are multiplied in that
               dtype where the machine can, others in float32.
             - "int8": whole numbers from -127 to 127 with a scale for each output channel, a quarter of
@@ -243,7 +250,8 @@ class Module:
 
         Notes
         -----
-        float64 inputs need weights held as "float32" or None: others are refused at the call.
+        float64 inputs need weights held as "float32" or None: others are refused at the call, and so are arrays
+        on a GPU with "int8".
         """
         if weights is not None and weights not in _HELD:
             raise ValueError(f"weights: expected {', '.join(map(repr, _HELD))} or None, got {weights!r}")
@@ -265,43 +273,54 @@ class Module:
             )
         return self._held
 
-    def pack(self, dtype: Any = None) -> None:
-        """Rearrange all weights for the kernels now, for inputs of `dtype` (default: the module's own)."""
-        for _, module in self.named_modules():
-            module._weights(self.dtype if dtype is None else np.dtype(dtype))
+    def pack(self, dtype: Any = None, like: Any = None) -> None:
+        """Rearrange all weights for the kernels now, for inputs of `dtype` (default: the module's own).
 
-    def _weights(self, dtype: Any) -> Any:
+        Those inputs will be where the array `like` is; by default on the CPU, or on the GPU from whose memory weights
+        were loaded.
+        """
+        if like is None:
+            loaded = (parameter.value for _, parameter in self._named().values())
+            like = next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
+        memory = _arrays.memory_of(type(self).__name__, like)
+        for _, module in self.named_modules():
+            module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
+
+    def _weights(self, dtype: Any, memory: Memory = _arrays.HOST) -> Any:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
-        packed = self._packed.get(dtype)
+        key = dtype if memory.device is None else (dtype, memory.device)
+        packed = self._packed.get(key)
         if packed is None:
-            if self._packs_16_bit_as_float32 and dtype.itemsize == 2:
-                packed = self._weights(np.dtype(np.float32))
+            if dtype.itemsize == 2 and memory.kind in self._float32_serves_16_bit:
+                packed = self._weights(np.dtype(np.float32), memory)
             else:
-                packed = self._pack(dtype)
-            self._packed[dtype] = packed
+                packed = self._pack(dtype, memory)
+                memory.wait()
+            self._packed[key] = packed
         return packed
 
     def _weights_for(self, argument: str, x: Any) -> Any:
-        """The weights in the dtype of an input, which must be an array of floats."""
+        """The weights in the dtype of an input, which must be an array of floats, and where it is."""
         dtype: Any = getattr(x, "dtype", None)
-        packed = self._packed.get(dtype)
-        if packed is not None:
-            return packed
+        if type(x) is np.ndarray:
+            packed = self._packed.get(dtype)
+            if packed is not None:
+                return packed
         check_floats(argument, x)
-        return self._weights(dtype)
+        return self._weights(dtype, _arrays.memory_of(type(self).__name__, x))
 
-    def _pack(self, dtype: Any) -> Any:
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
         """The module's own parameters (not its children's) in the kernels' order; subclasses override it."""
-        return {name: parameter.as_numpy(dtype) for name, parameter in self._parameters.items()}
+        return {name: parameter.put(memory, dtype) for name, parameter in self._parameters.items()}
 
     # ---- Calls ----
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The function itself, on NumPy arrays."""
+        """The function itself, on arrays of NumPy, or on CuPy's of the current device."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _arrays.through_numpy(type(self).__name__, self.forward, args, kwargs)
+        return _arrays.through_modules(type(self).__name__, self.forward, args, kwargs)
 
     def eval(self) -> Module:
         """This module: it is always in evaluation mode, and without dropout."""

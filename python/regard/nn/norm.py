@@ -7,11 +7,9 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from regard import dense
 from regard._checks import describe
-from regard.nn.module import Module, constant
+from regard.nn.module import Memory, Module, constant
 
 #: What PyTorch takes for eps=None: the input dtype's own epsilon.
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -35,8 +33,8 @@ class _Norm(Module):
         else:
             self.weight = None
 
-    def _pack(self, dtype: Any) -> Any:
-        flat = {name: x.reshape(-1) for name, x in super()._pack(dtype).items()}
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        flat = {name: x.reshape(-1) for name, x in super()._pack(dtype, memory).items()}
         return flat.get("weight"), flat.get("bias")
 
     def _rows(self, x: Any) -> Any:
@@ -84,7 +82,7 @@ class LayerNorm(_Norm):
         weight, bias = self._weights_for("x", x)
         return dense.layer_norm(self._rows(x), weight, bias, self.eps, self._rows(out)).reshape(x.shape)
 
-    def of_sum(self, x: np.ndarray, residual: np.ndarray, out: Any = None) -> np.ndarray:
+    def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
         rows = (self._rows(x), self._rows(residual))
@@ -120,7 +118,7 @@ class RMSNorm(_Norm):
         weight, _ = self._weights_for("x", x)
         return dense.rms_norm(self._rows(x), weight, self._eps(x), self._rows(out)).reshape(x.shape)
 
-    def of_sum(self, x: np.ndarray, residual: np.ndarray, out: Any = None) -> np.ndarray:
+    def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, _ = self._weights_for("x", x)
         return dense.add_rms_norm(self._rows(x), self._rows(residual), weight, self._eps(x), self._rows(out)).reshape(

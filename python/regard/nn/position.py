@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from regard._checks import describe
-from regard.nn.module import Module, normal
+from regard.nn.module import Memory, Module, normal
 from regard.rotary import rotary_embedding, rotary_tables
 
 
@@ -49,10 +49,10 @@ class PositionalEncoding(Module):
         if learned:
             self.add_parameter("weight", (max_len, d_model), normal(1.0, max_len, d_model))
 
-    def _pack(self, dtype: Any) -> Any:
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
         if self.learned:
-            return self._parameters["weight"].as_numpy(dtype)
-        return sinusoids(self.max_len, self.d_model).astype(dtype)
+            return self._parameters["weight"].put(memory, dtype)
+        return memory.put(type(self).__name__, sinusoids(self.max_len, self.d_model), dtype)
 
     def forward(self, x: Any, start: int = 0) -> Any:
         """x plus the vectors of positions start, start + 1, ...
@@ -101,7 +101,7 @@ class RotaryEmbedding(Module):
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding", 2021.
     """
 
-    _packs_16_bit_as_float32 = True  # in 16 bits neighbouring angles coincide
+    _float32_serves_16_bit = ("cpu", "gpu")  # in 16 bits neighbouring angles coincide
 
     def __init__(
         self,
@@ -126,12 +126,13 @@ class RotaryEmbedding(Module):
     def __deepcopy__(self, memo: Any) -> RotaryEmbedding:
         return self  # nothing to change apart: layers of a stack share one table
 
-    def _pack(self, dtype: Any) -> Any:
-        return rotary_tables(
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        tables = rotary_tables(
             self.dim, self.max_positions, self.base, frequencies=self.frequencies, scaling=self.scaling, dtype=dtype
         )
+        return tuple(memory.put(type(self).__name__, x, dtype) for x in tables)
 
-    def tables(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    def tables(self, x: Any) -> tuple[Any, Any]:
         """Cosines and sines, (max_positions, dim / 2) each, for turning arrays of x's dtype."""
         cos, sin = self._weights_for("x", x)
         return cos, sin

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from regard import _arrays
 from regard._checks import describe
-from regard.nn.module import Module, fan_in_uniform
+from regard.nn.module import Memory, Module, fan_in_uniform
 from regard.recurrent import PackedDirection, run_packed
 
 
 class _Recurrent(Module):
     """What GRU and LSTM share: layers of one direction or two, under PyTorch's names."""
 
-    _packs_16_bit_as_float32 = True
+    _float32_serves_16_bit = ("cpu",)
     _lstm: bool
     _gates: int
 
@@ -50,15 +51,15 @@ class _Recurrent(Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
-    def _pack(self, dtype: Any) -> Any:
-        arrays = super()._pack(dtype)
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        arrays = super()._pack(dtype, memory)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
             tuple(PackedDirection(self._lstm, *(arrays.get(n + suffix) for n in names)) for suffix in self._suffixes(k))
             for k in range(self.num_layers)
         ]
 
-    def _run(self, input: np.ndarray, states: tuple[Any, ...], lengths: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _run(self, input: Any, states: tuple[Any, ...], lengths: Any) -> tuple[Any, list[Any]]:
         """All layers: the output, and the last states of each kind."""
         layers = self._weights_for("input", input)
         axes = "batch, len" if self.batch_first else "len, batch"
@@ -80,14 +81,15 @@ class _Recurrent(Module):
                 raise TypeError(f"{name}: expected the dtype of input, {input.dtype}, got {describe(state)}")
         if not batched:
             states = tuple(s if s is None else s[:, None] for s in states)
-        found: list[list[np.ndarray]] = []
+        found: list[list[Any]] = []
         for k, directions in enumerate(layers):
             first = k * self.num_directions
             own = [s if s is None else s[first : first + self.num_directions] for s in states]
             h0, c0 = own if self._lstm else (*own, None)
             x, *last = run_packed(directions, x, h0, c0, lengths, lstm=self._lstm, time_major=time_major)
             found.append(last)
-        final = [np.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*found, strict=True)]
+        xp = _arrays.namespace(x)
+        final = [xp.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*found, strict=True)]
         return (x, final) if batched else (x[:, 0], [s[:, 0] for s in final])
 
 

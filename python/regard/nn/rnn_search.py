@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from regard import _arrays
 from regard._checks import describe
 from regard.nn.additive import AdditiveAttention, ProjectedKeys
 from regard.nn.generate import padded, progress_bar
@@ -31,7 +32,7 @@ class _Decoding(NamedTuple):
 
     keys: ProjectedKeys  # of (batch, len_source, 2 dim_hidden)
     lengths: np.ndarray  # (batch,)
-    state: np.ndarray  # (batch, beams, dim_hidden)
+    state: Any  # (batch, beams, dim_hidden)
 
     def of(self, which: np.ndarray) -> _Decoding:
         """Some of the sequences, without the padding that none of them needs."""
@@ -98,25 +99,26 @@ class RNNSearch(Module):
 
     # ---- The model ----
 
-    def _encode(self, source: np.ndarray, lengths: np.ndarray, beams: int = 1) -> _Decoding:
+    def _encode(self, source: Any, lengths: Any, beams: int = 1) -> _Decoding:
         annotations, last = self.encoder.forward(self.source_embedding.forward(source), lengths=lengths)
-        state = np.tanh(self.bridge.forward(last[1]))
-        return _Decoding(self.attention.precompute(annotations), lengths, np.repeat(state[:, None], beams, axis=1))
+        xp = _arrays.namespace(annotations)
+        state = xp.tanh(self.bridge.forward(last[1]))
+        return _Decoding(self.attention.precompute(annotations), lengths, xp.repeat(state[:, None], beams, axis=1))
 
-    def _step(self, previous: np.ndarray, decoding: _Decoding) -> tuple[np.ndarray, np.ndarray, _Decoding]:
+    def _step(self, previous: Any, decoding: _Decoding) -> tuple[Any, Any, _Decoding]:
         """After tokens `previous` (batch, beams): features for the next one's logits, weights, new states."""
         state = decoding.state
         embedded = self.target_embedding.forward(previous)
         context, weights = self.attention.forward(
             state, decoding.keys, key_lengths=decoding.lengths, return_weights=True
         )
-        features = np.concatenate((state, embedded, context), axis=-1)
+        features = _arrays.namespace(state).concatenate((state, embedded, context), axis=-1)
         rows = features.shape[0] * features.shape[1]
         given = features[..., state.shape[2] :].reshape(rows, 1, -1)
         _, after = self.decoder.forward(given, state.reshape(1, rows, -1))
         return features, weights, decoding._replace(state=after.reshape(state.shape))
 
-    def _logits(self, features: np.ndarray) -> np.ndarray:
+    def _logits(self, features: Any) -> Any:
         pairs = self.readout.forward(features)
         return self.output.forward(pairs.reshape(*pairs.shape[:-1], -1, 2).max(axis=-1))
 
@@ -144,17 +146,17 @@ class RNNSearch(Module):
                 raise ValueError(f"{name}: expected shape (batch, len_{name}), got {describe(x)}")
         batch, length = target.shape
         lengths = np.full(batch, source.shape[1]) if source_lengths is None else source_lengths
-        decoding = self._encode(source, lengths)
+        decoding, xp = self._encode(source, lengths), _arrays.namespace(source)
         features, weights = [], []
         for i in range(length):
             f, w, decoding = self._step(target[:, i : i + 1], decoding)
             features.append(f)
             weights.append(w)
         if length == 0:
-            empty = np.zeros((batch, 0, self.target_vocabulary), self.dtype)
-            return (empty, np.zeros((batch, 0, source.shape[1]), self.dtype)) if return_weights else empty
-        logits = self._logits(np.concatenate(features, axis=1))
-        return (logits, np.concatenate(weights, axis=1)) if return_weights else logits
+            empty = xp.zeros((batch, 0, self.target_vocabulary), self.dtype)
+            return (empty, xp.zeros((batch, 0, source.shape[1]), self.dtype)) if return_weights else empty
+        logits = self._logits(xp.concatenate(features, axis=1))
+        return (logits, xp.concatenate(weights, axis=1)) if return_weights else logits
 
     # ---- Search ----
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from regard import _arrays
 from regard._checks import describe
-from regard.nn._workspace import Scratch
+from regard.nn._workspace import scratch
 from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
 from regard.nn.module import Module, ModuleList, check_floats
@@ -24,7 +25,7 @@ def activation_of(activation: Any) -> str | Callable[[Any], Any]:
     """The name of an activation that linear fuses, or the function itself.
 
     `activation` is a name, or a function or module whose name or class is one (PyTorch's F.relu,
-    nn.GELU() and so on), or any function of NumPy arrays.
+    nn.GELU() and so on), or any function of NumPy arrays, on a GPU of CuPy's.
     """
     name = activation if isinstance(activation, str) else getattr(activation, "__name__", type(activation).__name__)
     if getattr(activation, "approximate", "none") != "none":
@@ -69,21 +70,20 @@ class FeedForward(Module):
 
     def forward(self, x: Any) -> Any:
         """x (..., d_model) -> the same shape and dtype."""
-        with Scratch() as take:
+        with scratch(x) as take:
             hidden = activated(self.linear1, x, self.activation, take)
             if self.linear3 is not None:
-                gate = self.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
-                np.multiply(hidden, gate, out=hidden)
+                hidden *= self.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
             return self.linear2.forward(hidden)
 
 
-def activated(linear: Linear, x: Any, activation: Any, take: Scratch) -> Any:
+def activated(linear: Linear, x: Any, activation: Any, take: Callable[..., Any]) -> Any:
     """activation(linear(x)) in scratch memory, with an activation of activation_of's."""
     out = take((*x.shape[:-1], linear.out_features), x.dtype)
     if isinstance(activation, str):
         return linear.forward(x, activation, out=out)
     hidden = linear.forward(x, out=out)
-    return np.asarray(activation(hidden)).astype(hidden.dtype, copy=False)
+    return _arrays.namespace(hidden).asarray(activation(hidden)).astype(hidden.dtype, copy=False)
 
 
 class _Layer(Module):
@@ -131,19 +131,20 @@ class _Layer(Module):
         """
         if self.norm_first:
             y = block(norm.forward(x))
-            return np.add(x, y, out=y)
+            y += x
+            return y
         return norm.of_sum(block(x), x)
 
     def _join(self, x: Any, norm: Any, block: Callable[[Any, Any, Any], Any], out: Any) -> Any:
         """The same for a block(x, residual, out) that adds the residual in its last product."""
-        with Scratch() as take:
+        with scratch(x) as take:
             y = take(x.shape, x.dtype)
             if self.norm_first:
                 return block(norm.forward(x, out=y), x, out)
             return norm.of_sum(block(x, None, y), x, out)
 
     def _feed_forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
-        with Scratch() as take:
+        with scratch(x) as take:
             return self.linear2.forward(activated(self.linear1, x, self.activation, take), None, residual, out)
 
 
@@ -160,7 +161,7 @@ class TransformerEncoderLayer(_Layer):
         PyTorch's word; without effect, because modules are always in evaluation mode.
     activation : str or callable
         "relu", "gelu" (the erf one) or "silu", PyTorch's functions and modules of these names, or any
-        function of NumPy arrays.
+        function of NumPy arrays, on a GPU of CuPy's.
     layer_norm_eps : float
     batch_first : bool
         Arrays are (batch, len, d_model) instead of (len, batch, d_model).
@@ -215,7 +216,7 @@ class TransformerEncoderLayer(_Layer):
             )[0]
 
         check_floats("src", src)
-        with Scratch() as take:
+        with scratch(src) as take:
             x = self._join(src, self.norm1, attend, take(src.shape, src.dtype))
             return self._join(x, self.norm2, self._feed_forward, out)
 
@@ -277,7 +278,7 @@ class TransformerDecoderLayer(_Layer):
             )[0]  # fmt: skip
 
         check_floats("tgt", tgt)
-        with Scratch() as take:
+        with scratch(tgt) as take:
             x = self._join(tgt, self.norm1, attend, take(tgt.shape, tgt.dtype))
             x = self._join(x, self.norm2, attend_memory, take(tgt.shape, tgt.dtype))
             return self._join(x, self.norm3, self._feed_forward, out)
@@ -290,7 +291,7 @@ def _checked_norm(norm: Any) -> Any:
 
 
 def _says_causal(mask: Any) -> bool:
-    """Whether a (len_q, len_kv) mask hides exactly what lies right of the diagonal."""
+    """Whether a (len_q, len_kv) mask hides exactly what lies right of the diagonal; one on a GPU is not looked at."""
     if not isinstance(mask, np.ndarray) or mask.ndim != 2:
         return False
     hidden = np.arange(mask.shape[1]) > np.arange(mask.shape[0])[:, None]
@@ -302,7 +303,7 @@ def _says_causal(mask: Any) -> bool:
 def _through(stack: Any, x: Any, kind: type[_Layer], call: Callable[..., Any]) -> Any:
     """x through a stack's layers and its norm; what is between two layers of ours lies in scratch memory."""
     layers = list(stack.layers)
-    with Scratch() as take:
+    with scratch(x) as take:
         between = [take(x.shape, x.dtype) for _ in layers[:2]]
         for i, layer in enumerate(layers):
             last = i == len(layers) - 1 and stack.norm is None
@@ -343,6 +344,7 @@ class TransformerEncoder(Module):
         """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
         causal = _says_causal(mask) if is_causal is None else is_causal
         check_floats("src", src)
+        mask = mask if causal else _arrays.beside(src, mask)  # once for all layers
         masks = (mask, src_key_padding_mask, causal)
         return _through(self, src, TransformerEncoderLayer, lambda layer, x, **out: layer.forward(x, *masks, **out))
 
@@ -376,6 +378,8 @@ class TransformerDecoder(Module):
         """tgt, memory -> tgt's shape: see TransformerDecoderLayer. tgt_is_causal=None looks at the mask."""
         causal = _says_causal(tgt_mask) if tgt_is_causal is None else tgt_is_causal
         check_floats("tgt", tgt)
+        tgt_mask = tgt_mask if causal else _arrays.beside(tgt, tgt_mask)  # once for all layers
+        memory_mask = memory_mask if memory_is_causal else _arrays.beside(tgt, memory_mask)
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_is_causal)
         return _through(
             self, tgt, TransformerDecoderLayer, lambda layer, x, **out: layer.forward(x, memory, *masks, **out)

@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from regard import dense
+from regard import _arrays, dense
 from regard._checks import describe
-from regard.nn._workspace import Scratch
+from regard.nn._workspace import scratch
 from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
-from regard.nn.module import IncompatibleKeys, Module, Renamed, constant, fan_in_uniform, normal
+from regard.nn.module import IncompatibleKeys, Memory, Module, Renamed, constant, fan_in_uniform, normal
 from regard.nn.norm import LayerNorm
 from regard.nn.transformer import activated, activation_of
 
@@ -40,7 +38,7 @@ class PatchEmbedding(Module):
         weight is (embed_dim, in_channels, patch_size, patch_size), bias (embed_dim,).
     """
 
-    _packs_16_bit_as_float32 = True
+    _float32_serves_16_bit = ("cpu",)
 
     def __init__(
         self, patch_size: int, embed_dim: int, in_channels: int = 3, device: Any = None, dtype: Any = None
@@ -52,8 +50,8 @@ class PatchEmbedding(Module):
         self.add_parameter("weight", shape, fan_in_uniform(fan_in, *shape))
         self.add_parameter("bias", (embed_dim,), fan_in_uniform(fan_in, embed_dim))
 
-    def _pack(self, dtype: Any) -> Any:
-        packed = super()._pack(dtype)
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        packed = super()._pack(dtype, memory)
         return dense.pack_linear(packed["weight"].reshape(self.embed_dim, -1), packed["bias"])
 
     def forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
@@ -69,7 +67,7 @@ class PatchEmbedding(Module):
                 f"patch_size = {p}, got {describe(x)}"
             )
         batch, channels, rows, columns = x.shape[0], x.shape[1], x.shape[2] // p, x.shape[3] // p
-        with Scratch() as take:
+        with scratch(x) as take:
             patches = take((batch, rows, columns, channels, p, p), x.dtype)
             patches[...] = x.reshape(batch, channels, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
             flat = patches.reshape(batch, rows * columns, channels * p * p)
@@ -104,7 +102,7 @@ class VisionTransformerLayer(Module):
 
     def forward(self, x: Any, out: Any = None) -> Any:
         """x (batch, len, hidden_dim) -> the same shape; out is written and returned where given."""
-        with Scratch() as take:
+        with scratch(x) as take:
             normed, between = take(x.shape, x.dtype), take(x.shape, x.dtype)
             y = self.ln_1.forward(x, out=normed)
             x = self.self_attention.forward(y, y, y, need_weights=False, residual=x, out=between)[0]
@@ -121,7 +119,7 @@ class _Encoder(Module):
         self.ln = LayerNorm(hidden_dim, eps, **factory)
 
     def forward(self, x: Any) -> Any:
-        with Scratch() as take:
+        with scratch(x) as take:
             between = [take(x.shape, x.dtype) for _ in range(2)]
             for i, layer in enumerate(self.layers._children.values()):
                 x = layer.forward(x, out=between[i % 2])
@@ -228,10 +226,9 @@ class VisionTransformer(Module):
         renamed = Renamed({_torchvision_name(name): (state_dict, name) for name in state_dict})
         return super().load_state_dict(renamed, strict)
 
-    def _pack(self, dtype: Any) -> Any:
-        return self._parameters["class_token"].as_numpy(dtype), self.encoder._parameters["pos_embedding"].as_numpy(
-            dtype
-        )
+    def _pack(self, dtype: Any, memory: Memory) -> Any:
+        parameters = (self._parameters["class_token"], self.encoder._parameters["pos_embedding"])
+        return tuple(parameter.put(memory, dtype) for parameter in parameters)
 
     def features(self, x: Any) -> Any:
         """x (batch, in_channels, image_size, image_size) -> (batch, 1 + patches, hidden_dim), the class token first."""
@@ -239,16 +236,17 @@ class VisionTransformer(Module):
         token, positions = self._weights_for("x", x)
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(f"x: expected shape (batch, {', '.join(map(str, expected))}), got {describe(x)}")
-        with Scratch() as take:
+        with scratch(x) as take:
             tokens = take((len(x), positions.shape[1], self.hidden_dim), x.dtype)
-            np.add(token, positions[:, :1], out=tokens[:, :1])
-            places = np.broadcast_to(positions[:, 1:], tokens[:, 1:].shape)
+            tokens[:, :1] = token + positions[:, :1]
+            places = _arrays.namespace(x).broadcast_to(positions[:, 1:], tokens[:, 1:].shape)
             self.conv_proj.forward(x, places, tokens[:, 1:])
             return self.encoder.forward(tokens)
 
     def forward(self, x: Any) -> Any:
         """x (batch, in_channels, image_size, image_size) -> (batch, num_classes)."""
-        y = np.ascontiguousarray(self.features(x)[:, 0])
+        xp = _arrays.namespace(x)
+        y = xp.ascontiguousarray(self.features(x)[:, 0])
         if self.representation_size is not None:
-            y = np.tanh(self.heads["pre_logits"].forward(y))
+            y = xp.tanh(self.heads["pre_logits"].forward(y))
         return self.heads["head"].forward(y)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: The stream that was current at each allocation, for tests to look at.
 allocated: list[int] = []
+#: (direction, bytes) of each copy between host and device.
+copied: list[tuple[str, int]] = []
 _current = [0]
 
 
@@ -22,12 +24,20 @@ class Stream:
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
 
+    def synchronize(self) -> None:
+        pass
+
     def __enter__(self) -> Stream:
         _current.append(self.ptr)
         return self
 
     def __exit__(self, *_: object) -> None:
         _current.pop()
+
+
+class ExternalStream(Stream):
+    def __init__(self, ptr: int, device_id: int = -1) -> None:
+        super().__init__(ptr)
 
 
 def get_current_stream() -> Stream:
