@@ -123,6 +123,15 @@ def test_attention_against_the_reference(backend, dtype, batch_first):
     np.testing.assert_allclose(np.float64(weights), want_weights.mean(1), rtol=within, atol=within)
 
 
+def test_weights_of_float64_are_of_its_precision(backend):
+    module = nn.MultiheadAttention(24, 3, batch_first=True, dtype="float64")
+    x = normal(0, 2, 7, 24, dtype="float64")
+    _, want = attention_by_reference(module, x, x, x)
+    for average in (False, True):
+        _, weights = module(x, x, x, average_attn_weights=average)
+        np.testing.assert_allclose(weights, want.mean(1) if average else want, rtol=0, atol=1e-14)
+
+
 def test_a_query_that_sees_nothing_gives_the_output_bias(backend):
     module = nn.MultiheadAttention(8, 2, batch_first=True)
     module.load_state_dict(random_state(module))

@@ -474,6 +474,9 @@ def attention_weights(
                 s += bias[:, h]
             s -= np.where(np.isneginf(lse[:, h]), 0, lse[:, h])[..., None]
         p = np.exp(np.where(seen[:, h], s, -np.inf))
+        if compute == np.float64:  # lse is float32: what it lacks is a factor of the row
+            total = p.sum(-1, keepdims=True)
+            p /= np.where(total == 0, 1, total)
         if average:
             weights += p
         else:
