@@ -520,6 +520,8 @@ def _mapped(
     def seen(x: Any) -> Any:
         if isinstance(x, tuple):  # an LSTM's states
             return tuple(map(seen, x))
+        if isinstance(x, list):
+            return list(map(seen, x))
         if not hasattr(x, "__dlpack__"):
             return x
         if id(x) not in views:
