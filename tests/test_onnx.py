@@ -228,7 +228,7 @@ def test_numbers_as_masks_are_added(backend):
     x = example(1, 2, 3, 8)
     mask = np.array([[0, 1, -2], [3, 0, 0], [1, 1, 1]])
     want = regard.onnx.attention(x, x, x, mask.astype(np.float32))[0]
-    for dtype in (np.int8, np.int64, np.float64):
+    for dtype in (np.int8, np.int64, np.float64, ">f4"):
         np.testing.assert_array_equal(regard.onnx.attention(x, x, x, mask.astype(dtype))[0], want)
 
 

@@ -349,7 +349,7 @@ def _mask(memory: _arrays.Beside, mask: Any, total: int, compute: str, *, padded
     _array(memory, "attn_mask", mask, (0, 1, 2, 3, 4))
     dtype = _arrays.name_of_dtype(mask.dtype)
     added = dtype != "bool"
-    if added and dtype not in ("float32", compute):
+    if added and (dtype not in ("float32", compute) or not getattr(mask.dtype, "isnative", True)):
         # Integers and other floats are added too: exact in float64, and rounded once to what the scores are.
         mask = memory.converted(mask, "float64" if compute == "float64" else "float32")
     if padded and mask.ndim and mask.shape[-1] < total:
