@@ -372,6 +372,20 @@ def test_weights_are_copied_once(cupy):
     assert_same_bits(cupy.asnumpy(copied(x)), cupy.asnumpy(module(x)))
 
 
+def test_threads_find_weights_that_the_device_has(cupy, monkeypatch):
+    module = nn.MultiheadAttention(8, 2, batch_first=True)
+    x, found = cupy.asarray(normal(0, 1, 3, 8)), []
+
+    def wait(_: Any) -> None:
+        (packed,) = module._packed.values()  # what other threads see, whose streams know nothing of this one
+        found.append(set(packed))
+
+    module._weights_for("query", x)
+    monkeypatch.setattr(type(module._weights_for("query", x)["memory"]), "wait", wait)
+    module._packed_projection(module._weights_for("query", x), "qkv")
+    assert found == [{"dtype", "memory"}]
+
+
 def test_weights_from_a_device_serve_both_sides(cupy):
     module, host = nn.Linear(5, 7), with_random_weights(nn.Linear(5, 7))
     state = {name: cupy.asarray(w) for name, w in host.state_dict().items()}
@@ -476,6 +490,13 @@ def test_errors(cupy):
         nn.Linear(16, 4).to(weights="bfloat16")(x.astype(np.float64))
     with pytest.raises(TypeError, match="embed: expected it to give arrays on the device of memory"):
         language_model(cupy, False)[0](normal(0, 1, 5, 16), None, cupy.asarray).step(np.array([[1]]))
+
+
+def test_arrays_on_another_gpu_are_refused(cupy, monkeypatch):
+    x, other = (cupy.asarray(normal(i, 2, 3, 16)) for i in range(2))
+    monkeypatch.setattr(cupy.ndarray, "__dlpack_device__", lambda self: (2, int(self is other)))
+    with pytest.raises(TypeError, match="key: expected an array on the device of query"):
+        nn.MultiheadAttention(16, 2, batch_first=True)(x, other, other)
 
 
 def test_errors_of_packed_weights(cupy):

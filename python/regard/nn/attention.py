@@ -231,7 +231,8 @@ class MultiheadAttention(Module):
                 raise ValueError(f"{name}: expected shape {expected}, got {describe(x)}")
             if x.dtype != query.dtype:
                 raise TypeError(f"{name}: expected the dtype of query, {query.dtype}, got {describe(x)}")
-            if type(x) is not type(query) and _arrays.device_of(x) != _arrays.device_of(query):
+            on_host = type(x) is np.ndarray and type(query) is np.ndarray
+            if not on_host and _arrays.device_of(x) != _arrays.device_of(query):
                 raise TypeError(f"{name}: expected an array on the device of query, got {describe(x)}")
         if rank == 3 and query.shape[not self.batch_first] != key.shape[not self.batch_first]:
             raise ValueError(
@@ -260,11 +261,11 @@ class MultiheadAttention(Module):
             weight = packed.get(name)
             if weight is None:
                 weight = self._parameters[name].put(memory, dtype)
-                if memory.kind == "gpu" and held == "float32":
-                    packed[name] = weight  # products use parts of it where it is
             bias = None if self.in_proj_bias is None else self._parameters["in_proj_bias"].put(memory, dtype)[rows]
             product = dense.pack_linear(weight[rows] if self._same_dims else weight, bias, held=held)
-            memory.wait()
+            memory.wait()  # other threads, on streams of their own, find what is here already
+            if memory.kind == "gpu" and held == "float32":
+                packed[name] = weight  # products use parts of it where it is
             packed[which] = product
         return packed[which]
 
