@@ -135,7 +135,7 @@ def explained(
     return GpuExplanation(
         operation=operation,
         call=call,
-        kernel=_kernel_words(chosen, main),
+        kernel=_kernel_words(operation, cost.flops, chosen, main),
         instruction_set=f"sm_{capability}",
         reason=f"{processors} multiprocessors",
         tiles={"queries": main.queries, "keys": main.keys} if main is not None and main.kernel else {},
@@ -150,8 +150,10 @@ def explained(
     )
 
 
-def _kernel_words(chosen: list[Launch], main: Launch | None) -> str:
+def _kernel_words(operation: str, flops: float, chosen: list[Launch], main: Launch | None) -> str:
     """Names where an operation has several kernels (packed sequences may take two), else the file."""
+    if operation == "linear":  # beside which its own launch is small, or none
+        return "the framework's product" if flops else ""
     if chosen:
         return " and ".join(dict.fromkeys(launch.kernel for launch in chosen))
     return main.source if main is not None else ""

@@ -108,7 +108,8 @@ def test_the_bound_is_of_the_devices_own_figures(gpu, emulator):
     emulator.set_device(120, 101376)
     assert "compute capability 12.0" in regard.explain("attention", *x).left_out
     emulator.set_device(90, 232448)
-    assert "framework" in regard.explain("linear", x[0][0, 0], x[1][0, 0]).left_out
+    product = regard.explain("linear", x[0][0, 0], x[1][0, 0])
+    assert "framework" in product.left_out and product.kernel == "the framework's product"
 
 
 def test_nothing_is_written_and_refusals_are_the_call_s(cupy, emulator):
