@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from regard import _arrays
+
 _MAP = {"x": "batch channels height width"}
 _MAP_OUT = {"out": "batch channels height width"}
 _MLP = {
@@ -353,6 +355,8 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     hint = HINTS.get((operation, argument))
     hint = " where " + hint.format_map(_Names(known)) if hint else ""
     if rule == "type":
+        if _arrays.on_gpu(arguments.get(first)):
+            return TypeError(f"{argument}: expected an array of shape {shape} on the device of {first}, got {got}")
         return TypeError(f"{argument}: expected an array on the CPU of shape {shape}, got {got}")
     if rule == "device":
         return TypeError(f"{argument}: expected an array on the device of {first}, got {got}")
