@@ -68,6 +68,22 @@ def test_mistakes_in_a_state_dict_are_all_named():
         module.load_state_dict(dict(state, in_proj_bias=[0.0] * 24))
 
 
+def test_weights_loaded_while_others_are_packed_are_the_ones_used(backend, monkeypatch):
+    module, pack = nn.Linear(3, 2, bias=False), nn.Linear._pack
+    ones = {"weight": np.ones((2, 3), np.float32)}
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        packed = pack(self, *args)
+        monkeypatch.undo()
+        module.load_state_dict(ones)  # as another thread might
+        return packed
+
+    monkeypatch.setattr(nn.Linear, "_pack", interrupted)
+    x = normal(0, 4, 3)
+    module(x)
+    np.testing.assert_allclose(module(x), x @ ones["weight"].T, rtol=1e-6)
+
+
 def test_loading_again_replaces_what_was_packed(backend):
     module, x = nn.MultiheadAttention(8, 2), normal(0, 4, 1, 8)
     first = module(x, x, x)[0]

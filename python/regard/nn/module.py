@@ -289,14 +289,15 @@ class Module:
     def _weights(self, dtype: Any, memory: Memory = _arrays.HOST) -> Any:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
         key = dtype if memory.device is None else (dtype, memory.device)
-        packed = self._packed.get(key)
+        made = self._packed  # weights loaded meanwhile come with a new one: what is packed here is not theirs
+        packed = made.get(key)
         if packed is None:
             if dtype.itemsize == 2 and memory.kind in self._float32_serves_16_bit:
                 packed = self._weights(np.dtype(np.float32), memory)
             else:
                 packed = self._pack(dtype, memory)
                 memory.wait()
-            self._packed[key] = packed
+            made[key] = packed
         return packed
 
     def _weights_for(self, argument: str, x: Any) -> Any:
