@@ -161,7 +161,8 @@ def product_on_gpu(x: Any, weight: Any) -> tuple[Any, Any]:
             made = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ weight.swapaxes(0, 1)
             made = made.reshape(*x.shape[:-1], weight.shape[0])
     else:
-        made = x @ weight.swapaxes(0, 1)
+        # The product is finished in place, of which its gradient would know nothing.
+        made = x.detach() @ weight.detach().swapaxes(0, 1)
     return made, _seen(made)
 
 

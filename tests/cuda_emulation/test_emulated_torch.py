@@ -77,6 +77,11 @@ def test_beams_and_tables(torch_cuda, dtype):
     assert_near(got, cpu.attend(query).astype(np.float64), near)
 
 
+def test_linear_has_no_gradient_as_nothing_here_has(torch_cuda):
+    x, weight = (torch_cuda.asarray(normal(i, n, 5)).requires_grad_() for i, n in enumerate((3, 7)))
+    assert not regard.linear(x, weight, activation="relu").requires_grad
+
+
 def test_kinds_do_not_mix(torch_cuda):
     key = normal(0, 1, 2, 3, 8)
     like = torch_cuda.asarray(key)
