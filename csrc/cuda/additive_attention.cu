@@ -13,6 +13,8 @@
 // Luong, Pham & Manning, "Effective approaches to attention-based neural machine translation" (2015);
 // Chorowski et al., "Attention-based models for speech recognition" (2015).
 
+#include <vector>
+
 #include "cuda/attention_launch.cuh"
 #include "cuda/project.cuh"
 
@@ -60,6 +62,14 @@ void attend_located(const AdditiveProblem& p, const AttentionProblem& a, const A
   const std::int64_t most = std::clamp<std::int64_t>(kLocatedKeys / a_query, 1, p.len_q());
   Array features = take_memory(compute_rows(p.batch() * most, p.len_kv(), p.filters(), p.query.dtype), queue);
   Array located = take_memory(compute_rows(p.batch() * most, p.len_kv(), p.dim(), p.query.dtype), queue);
+  // What the first queries take serves the others after them: none are more.
+  std::vector<char*> taken;
+  std::size_t next = 0;
+  Queue again = queue;
+  again.scratch = [&](std::int64_t bytes) {
+    if (next == taken.size()) taken.push_back(queue.scratch(bytes));
+    return taken[next++];
+  };
   for (std::int64_t i0 = 0; i0 < p.len_q(); i0 += most) {
     const std::int64_t n = std::min(most, p.len_q() - i0);
     features.shape[0] = located.shape[0] = p.batch() * n;
@@ -97,7 +107,8 @@ void attend_located(const AdditiveProblem& p, const AttentionProblem& a, const A
     heads.key.stride[0] = n * located.stride[0];
     heads.value.shape[1] = n;
     heads.value.stride[1] = 0;
-    launch_additive(heads, v, queue);
+    next = 0;
+    launch_additive(heads, v, again);
   }
 }
 

@@ -40,8 +40,7 @@ void attention_scores(const AttentionProblem& problem, Stage stage, const Queue&
   AttentionProblem p = problem.up_to(stage);
   if (stage < Stage::masked) p.query_lengths = p.key_lengths = Array{};
   const std::int64_t count = p.batch() * p.heads() * p.len_q() * p.len_kv();
-  for (std::int64_t length : {p.batch(), p.heads(), p.len_q(), p.len_kv(), p.dim_qk()})
-    if (length > kMostElements) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
+  require_room({p.batch(), p.heads(), p.len_q(), p.len_kv(), p.dim_qk()});
   const OnDevice here(queue.device);
   AttentionArguments a = arguments_of(p);
   a.out_type = p.weights.dtype;

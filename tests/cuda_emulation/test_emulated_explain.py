@@ -81,6 +81,17 @@ def test_the_kernel_is_the_one_that_runs(cupy, emulator, kernel, device, dtype, 
     assert (found.flops, found.exponentials, found.bytes) == (on_cpu.flops, on_cpu.exponentials, on_cpu.bytes)
 
 
+def test_located_memory_is_that_of_some_queries(cupy):
+    def memory(len_q: int) -> int:
+        x = {name: cupy.asarray(normal(0, 1, n, 2)) for name, n in (("query", len_q), ("key", 9000), ("value", 9000))}
+        location = {"w_location": (2, 1), "location_kernel": (1, 1, 3), "v": (2,)}
+        x |= {name: cupy.asarray(normal(0, *shape)) for name, shape in location.items()}
+        previous = cupy.asarray(normal(0, 1, 9000))
+        return int(regard.explain("location_sensitive_attention", **x, previous_weights=previous).memory)
+
+    assert memory(9) - memory(3) < 1000  # the projected queries; weights are outputs
+
+
 def test_packed_sequences_may_take_two_kernels(cupy, emulator):
     rows = [cupy.asarray(normal(i, 30, 2, 16, dtype="float16")) for i in range(3)]
     starts = np.array([0, 3, 30])
