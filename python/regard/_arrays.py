@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import math
 import sys
@@ -423,6 +424,8 @@ def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     def apart(x: Any) -> Any:
         if x is None:
             return None
+        if type(x) is not np.ndarray and on_gpu(x):  # whether it may be there is the call's to say
+            return x
         y = x if type(x) is np.ndarray else native("out", x)
         both = isinstance(out, np.ndarray) and isinstance(y, np.ndarray)
         shared = np.may_share_memory(out, y) if both else type(y) is type(out)
@@ -496,6 +499,11 @@ def through_modules(
     like = given[0]
     if not on_gpu(like):
         if any(map(on_gpu, given)):
+            first = next(iter(inspect.signature(function).parameters))
+            if not args and on_gpu(kwargs.get(first)):  # a mask on the host was named before it
+                return through_modules(
+                    operation, function, (kwargs[first],), {n: x for n, x in kwargs.items() if n != first}
+                )
             raise TypeError(f"{operation}: expected all arrays on the CPU, where the first one is, got one on a GPU")
         return through_numpy(operation, function, args, kwargs)
     cupy, device = _cupy_for(operation, like), int(like.__dlpack_device__()[1])

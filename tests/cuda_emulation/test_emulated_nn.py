@@ -207,6 +207,13 @@ def test_a_stack_without_batch_and_with_rotary(cupy):
     assert_agree(cupy, stack, "float32", normal(0, 5, 16), size=16)
 
 
+def test_masks_on_the_host_may_be_named_first(cupy):
+    heads, x = nn.MultiheadAttention(16, 2, batch_first=True), normal(0, 2, 5, 16)
+    mask, on = np.random.default_rng(1).random((5, 5)) < 0.3, cupy.asarray(x)
+    got, _ = heads(attn_mask=mask, query=on, key=on, value=on)
+    assert_near(cupy.asnumpy(got), heads(x, x, x, attn_mask=mask)[0], near("float32", 16))
+
+
 def test_masks_on_the_host_are_looked_at_and_copied_once(cupy):
     stack = with_random_weights(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 3))
     x = normal(0, 2, 5, 16)
@@ -478,6 +485,10 @@ def test_errors(cupy):
     x, heads = cupy.asarray(normal(0, 2, 3, 16)), nn.MultiheadAttention(16, 2, batch_first=True)
     with pytest.raises(TypeError, match="key: expected an array on the device of query"):
         heads(x, normal(0, 2, 3, 16), x)
+    with pytest.raises(TypeError, match="out: expected an array on the device of x"):
+        heads(x, x, x, out=normal(0, 2, 3, 16))
+    with pytest.raises(TypeError, match="target: expected an array on the device of source"):
+        nn.RNNSearch(9, 8, 6, 5)(cupy.asarray(np.array([[1, 2]])), np.array([[1, 2]]))
     with pytest.raises(TypeError, match="MultiheadAttention: expected all arrays on the CPU, where the first one is"):
         heads(normal(0, 2, 3, 16), x, x)
     with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 7, in_features = 16\)"):

@@ -144,6 +144,8 @@ class RNNSearch(Module):
         for name, x in (("source", source), ("target", target)):
             if getattr(x, "ndim", 0) != 2:
                 raise ValueError(f"{name}: expected shape (batch, len_{name}), got {describe(x)}")
+        if _arrays.device_of(target) != _arrays.device_of(source):
+            raise TypeError(f"target: expected an array on the device of source, got {describe(target)}")
         batch, length = target.shape
         lengths = np.full(batch, source.shape[1]) if source_lengths is None else source_lengths
         decoding, xp = self._encode(source, lengths), _arrays.namespace(source)
