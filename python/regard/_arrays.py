@@ -199,19 +199,20 @@ class Beside:
         with self.current():
             return make(*arguments, **dtype)
 
-    def _dtype(self, dtype: Any) -> Any:
+    def dtype(self, dtype: Any) -> Any:
+        """The framework's dtype of that name; any other as it is."""
         if not isinstance(dtype, str):
             return dtype
         return getattr(self._framework, dtype) if self._torch else numpy_dtype(dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self._made("empty", shape, dtype=self._dtype(dtype))
+        return self._made("empty", shape, dtype=self.dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self._made("zeros", shape, dtype=self._dtype(dtype))
+        return self._made("zeros", shape, dtype=self.dtype(dtype))
 
     def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Any:
-        return self._made("full", shape, value, dtype=self._dtype(dtype))
+        return self._made("full", shape, value, dtype=self.dtype(dtype))
 
     def array(self, x: np.ndarray) -> Any:
         """A host's array, brought here."""
@@ -219,9 +220,11 @@ class Beside:
 
     def converted(self, x: Any, dtype: Any) -> Any:
         """`x` in another dtype; itself where it has it."""
-        dtype = self._dtype(dtype)
+        dtype = self.dtype(dtype)
         if self._torch:
             return x.detach().to(dtype)
+        if x.dtype == dtype:
+            return x
         with self.current():
             return x.astype(dtype, copy=False)
 

@@ -52,6 +52,8 @@ _DOUBLE = 11
 _STAGES = ("scaled", "capped", "masked", "weights")
 _WEIGHTS = _STAGES.index("weights")
 
+_HOST = _arrays.Beside("onnx", np.empty(0))
+
 #: What regard calls the inputs, for its messages.
 _NAMES = {
     "query": "Q",
@@ -130,7 +132,7 @@ def _called(operation: str, function: Callable[..., Any], inputs: tuple[Any, ...
         memory = _arrays.Beside(operation, first)
         with memory.current():
             return function(memory, *given, **attributes)
-    on_host = functools.partial(function, _arrays.Beside(operation, np.empty(0)))
+    on_host = functools.partial(function, _HOST)
     return _arrays.through_numpy(operation, on_host, inputs, attributes)
 
 
@@ -166,8 +168,7 @@ def _attention(memory: _arrays.Beside, *inputs: Any, _opset: int, **attributes: 
             )
         past, k4, v4 = past_key.shape[2], present_key, present_value
 
-    dtypes = {_arrays.name_of_dtype(x.dtype) for x in (q, k, v)}
-    compute = "float64" if double or "float64" in dtypes else dtypes.pop() if len(dtypes) == 1 else "float32"
+    compute = _computed_in(memory, {q.dtype, k.dtype, v.dtype}, double)
     total, len_q = k4.shape[2], q4.shape[2]
     options: dict[str, Any] = {"scale": attributes.get("scale"), "softcap": attributes.get("softcap") or None}
     options |= _mask(memory, mask, total, compute, padded=_opset >= 24)
@@ -342,16 +343,27 @@ def _extended(memory: _arrays.Beside, name: str, past: Array, new: Array) -> Arr
     return memory.joined((past, new), 2)
 
 
-def _mask(memory: _arrays.Beside, mask: Any, total: int, compute: str, *, padded: bool) -> dict[str, Array]:
+def _computed_in(memory: _arrays.Beside, dtypes: set[Any], double: bool) -> Any:
+    """The dtype that all inputs fit in, of those that the kernels take."""
+    if len(dtypes) == 1 and not double:  # NumPy's names cost a quarter of a small call
+        (only,) = dtypes
+        if getattr(only, "isnative", True):
+            return only
+    names = {_arrays.name_of_dtype(x) for x in dtypes}
+    wide = double or "float64" in names
+    return memory.dtype("float64" if wide else names.pop() if len(names) == 1 else "float32")
+
+
+def _mask(memory: _arrays.Beside, mask: Any, total: int, compute: Any, *, padded: bool) -> dict[str, Array]:
     """attn_mask as regard.attention's mask or bias."""
     if mask is None:
         return {}
     _array(memory, "attn_mask", mask, (0, 1, 2, 3, 4))
-    dtype = _arrays.name_of_dtype(mask.dtype)
-    added = dtype != "bool"
-    if added and (dtype not in ("float32", compute) or not getattr(mask.dtype, "isnative", True)):
+    added = mask.dtype != memory.dtype("bool")
+    if added and mask.dtype not in (memory.dtype("float32"), compute):
         # Integers and other floats are added too: exact in float64, and rounded once to what the scores are.
-        mask = memory.converted(mask, "float64" if compute == "float64" else "float32")
+        wide = memory.dtype("float64")
+        mask = memory.converted(mask, wide if compute == wide else "float32")
     if padded and mask.ndim and mask.shape[-1] < total:
         whole = memory.full((*mask.shape[:-1], total), -np.inf if added else False, mask.dtype)
         whole[..., : mask.shape[-1]] = mask
