@@ -1,6 +1,8 @@
 // The Python face of the CUDA build: the functions of the CPU modules, with the stream and a function that allocates at
 // the end. Calls only enqueue work, so that the GIL is kept.
 
+#include <exception>
+
 #include "bindings/cuda_arrays.h"
 #include "bindings/cuda_operations.h"
 
@@ -22,6 +24,13 @@ py::object extent(const py::object& x) {
 }  // namespace
 
 void bind_cuda(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const cuda::NoKernel& missing) {
+      py::set_error(PyExc_NotImplementedError, missing.what());
+    }
+  });
   m.def("why_not", &cuda::why_not);
   m.def("extent", &extent, py::arg("x"));
   bind_cuda_additive(m);

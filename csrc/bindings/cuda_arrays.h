@@ -20,11 +20,8 @@ constexpr const char* kDevice = "device";    // not on the device of the first a
 constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
 }  // namespace rules
 
-// Raises NotImplementedError unless there is a kernel for `what`.
 inline void require_kernel(bool there, const char* what) {
-  if (there) return;
-  py::set_error(PyExc_NotImplementedError, (std::string(what) + " is not available on CUDA yet").c_str());
-  throw py::error_already_set();
+  if (!there) throw cuda::NoKernel(std::string(what) + " is not available on CUDA yet");
 }
 
 inline DType dtype_of_name(const std::string& name) {

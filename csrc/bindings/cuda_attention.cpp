@@ -35,7 +35,7 @@ py::object attend(DeviceCall& call, AttentionProblem& p, const py::object& out, 
   const std::int64_t rows = p.query.shape[2];
   if (packed) {
     require_kernel(!return_weights || (!p.cu_seqlens_q.on_device && !p.cu_seqlens_kv.on_device),
-                   "attention_varlen: return_weights with cu_seqlens on the device");
+                   "return_weights with cu_seqlens on the device");
     p.out = call.output(out, p.out, {rows, p.heads(), p.dim_v()}, "");
   } else if (sequence_first) {
     p.out = call.output(out, p.out, {p.batch(), rows, p.heads(), p.dim_v()}, "");
@@ -139,7 +139,7 @@ py::object attention_scores(const py::object& query, const py::object& key, cons
   set_numbers(p, window_left, window_right, alignment, scale, softcap, 0, 0, 0);
   if (call.refusal) return refused(call.refusal);
   if (const Refusal r = p.check()) return refused(r);
-  require_kernel(static_cast<Stage>(stage) != Stage::weights, "scores: after the stage 'weights'");
+  require_kernel(static_cast<Stage>(stage) != Stage::weights, "scores after the stage 'weights'");
   p.weights = call.output(py::none(), {}, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, "");
   call.move(p.query_lengths, p.query_ends);
   call.move(p.key_lengths, p.key_ends);

@@ -82,7 +82,7 @@ void launch_additive(const AttentionProblem& p, const Array& v, const Queue& que
   with_compute(p.query.dtype, [&](auto t) {
     using T = decltype(t);
     if (bytes_of<T, true>(p.dim_qk(), p.dim_v(), keys_per_split<T>(1 << 30)) > device(queue.device).shared_bytes)
-      throw Error("additive_attention: no CUDA kernel for so large a dim: a block's rows do not fit the shared memory");
+      throw NoKernel("no CUDA kernel for so large a dim: a block's rows do not fit the shared memory");
     // A tanh is dear: the step of a decoder, one query, computes none for rows that are not there.
     p.len_q() == 1 ? launch_type<T, true, 1>(p, a, queue) : launch_type<T, true>(p, a, queue);
   });

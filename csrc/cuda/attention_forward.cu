@@ -79,10 +79,10 @@ void attention_forward(const AttentionProblem& p, const Queue& queue) {
   if (p.heads() * p.query.shape[0] * p.query.shape[2] == 0) return;
   for (const Array* x : {&p.query, &p.key, &p.value})
     for (int axis = 0; axis < 4; ++axis)
-      if (x->shape[axis] > kMostElements) throw Error("attention: no CUDA kernel for axes of 2^31 - 1024 elements or more");
+      if (x->shape[axis] > kMostElements) throw NoKernel("no CUDA kernel for axes of 2^31 - 1024 elements or more");
   constexpr std::int64_t kTile = 128;  // queries, at most
   if (p.len_kv() > kMostElements || p.query.shape[2] + p.batch() * kTile > kMostElements)
-    throw Error("attention: no CUDA kernel for 2^31 - 1024 queries or keys, with 128 more for each sequence");
+    throw NoKernel("no CUDA kernel for 2^31 - 1024 queries or keys, with 128 more for each sequence");
   const OnDevice here(queue.device);
   const Device device = cuda::device(queue.device);
   AttentionArguments a = arguments_of(p);

@@ -10,7 +10,7 @@ namespace regard::cuda {
 inline HopperArguments hopper_arguments(const AttentionProblem& problem, AttentionArguments a) {
   HopperArguments p{};
   const std::int64_t items = blocks_of(a, kHopperQueries);
-  if (items > kMostElements) throw Error("attention: no CUDA kernel for so many heads and queries");
+  if (items > kMostElements) throw NoKernel("no CUDA kernel for so many heads and queries");
   p.items = static_cast<int>(items);
   p.a = a;
   p.query = tensor_map_of(problem.query, kHopperQueries);

@@ -16,7 +16,7 @@ bool aligned(const void* p, std::int64_t stride) { return (reinterpret_cast<std:
 
 void require_int(const Array& x) {
   if (x.shape[0] > kMostElements || x.shape[1] * x.shape[2] * x.shape[3] > kMostElements)
-    throw Error("no CUDA kernel for maps of 2^31 - 1024 elements or more");
+    throw NoKernel("no CUDA kernel for maps of 2^31 - 1024 elements or more");
 }
 
 // What is done to a map: its positions reduced, or its channels.
@@ -102,7 +102,7 @@ template <class T> Compute<T>* channel_weights(const ChannelProblem& p, const Ma
   a.weights = weights;
   const std::int64_t bytes = 2LL * a.reduced * static_cast<int>(sizeof(Compute<T>));
   if (bytes > device(map.queue.device).shared_bytes)
-    throw Error("no CUDA kernel for so many hidden units: they must fit shared memory twice");
+    throw NoKernel("no CUDA kernel for so many hidden units: they must fit shared memory twice");
   launch(excite<T>, map.batch(), kMapThreads, static_cast<int>(bytes), map.queue.stream, a);
   return weights;
 }

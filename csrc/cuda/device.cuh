@@ -49,7 +49,7 @@ constexpr int kSharedByDefault = 48 * 1024;  // bytes; more has to be asked for,
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, LaunchPlace place, Arguments... arguments) {
   if (blocks == 0) return;
-  if (blocks > 0x7fffffff) throw Error("the grid is larger than CUDA's 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) throw NoKernel("no CUDA kernel for so many elements: the grid has at most 2^31 - 1 blocks");
   if (rehearsed(place, blocks, threads, shared_bytes)) return;
   if (shared_bytes > kSharedByDefault)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));

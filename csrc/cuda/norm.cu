@@ -8,7 +8,7 @@ namespace regard::cuda {
 void norm(const NormProblem& p, const Queue& queue) {
   const Rows rows(p.x);
   if (p.features() == 0 || rows.count() == 0) return;
-  if (p.features() > kMostElements) throw Error("no CUDA kernel for rows of 2^31 - 1024 elements or more");
+  if (p.features() > kMostElements) throw NoKernel("no CUDA kernel for rows of 2^31 - 1024 elements or more");
   const OnDevice here(queue.device);
   const NormArguments a{rows,
                         Rows(p.residual.present() ? p.residual : p.x),

@@ -27,7 +27,7 @@ inline AngleArguments angles_of(const RotaryAngles& angles) {
   a.table_rows = static_cast<int>(angles.cos.shape[0]);
   a.pairs = static_cast<int>(angles.pairs());
   a.interleaved = angles.interleaved;
-  if (a.rows.present() && a.table_rows == 0) throw Error("rotary angles: no CUDA kernel for positions in an empty table");
+  if (a.rows.present() && a.table_rows == 0) throw NoKernel("no CUDA kernel for positions in an empty table of rotary angles");
   return a;
 }
 

@@ -13,6 +13,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What there is no kernel for: Python's NotImplementedError, with the operation's name before it.
+class NoKernel : public Error {
+ public:
+  using Error::Error;
+};
+
 void check(int status);  // throws Error for anything but cudaSuccess
 
 // Null where kernels can run, else the reason why not: it needs neither a driver nor a device to answer.

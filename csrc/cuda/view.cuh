@@ -35,7 +35,7 @@ inline View view_of(const Array& x) {
 // For axes that kernels count in int.
 inline void require_room(std::initializer_list<std::int64_t> lengths) {
   for (const std::int64_t n : lengths)
-    if (n > kMostElements) throw Error("no CUDA kernel for axes of 2^31 - 1024 elements or more");
+    if (n > kMostElements) throw NoKernel("no CUDA kernel for axes of 2^31 - 1024 elements or more");
 }
 
 // int32 or int64 numbers.

@@ -148,7 +148,10 @@ def call_on_gpu(
         raise NotImplementedError(f"{operation}: not available on CUDA yet")
     gpu = _Gpu(operation, arrays[0] if like is None else like)
     seen = [_seen(x) for x in arrays]
-    result = function(*seen, *options, gpu.stream(), gpu.allocate)
+    try:
+        result = function(*seen, *options, gpu.stream(), gpu.allocate)
+    except NotImplementedError as missing:
+        raise NotImplementedError(f"{operation}: {missing}") from None
     if isinstance(result, tuple):
         return result
     given = {id(s): x for s, x in zip(seen, arrays, strict=True) if x is not None}

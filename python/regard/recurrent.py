@@ -46,7 +46,7 @@ def run_packed(
     second = directions[1].weights if len(directions) == 2 else (None, None, None, None)
     given = (x, h0, c0, lengths, *first.weights, *second)
     if _arrays.on_gpu(x):
-        result = _arrays.call_on_gpu("recurrent", "recurrent_layer", given, (lstm, time_major))
+        result = _arrays.call_on_gpu("lstm" if lstm else "gru", "recurrent_layer", given, (lstm, time_major))
     else:
         result = _backend.cpu.recurrent(*given[:10], lstm, False, time_major, first.hidden)
     if type(result) is tuple:

@@ -125,6 +125,14 @@ def test_errors_name_the_argument(cupy):
         regard.squeeze_excitation(cupy.asarray(x), *on_device(cupy, (w[0], w[3], w[2], w[1])))
 
 
+def test_what_no_kernel_does_is_named(cupy):
+    """Hidden units beyond a block's shared memory: NotImplementedError with the operation, as for a missing kernel."""
+    hidden = 1 << 20
+    w = [np.zeros(s, np.float32) for s in ((hidden, 1), (hidden,), (1, hidden), (1,))]
+    with pytest.raises(NotImplementedError, match=r"^squeeze_excitation: no CUDA kernel for so many hidden units"):
+        regard.squeeze_excitation(cupy.zeros((1, 1, 2, 2), np.float32), *on_device(cupy, w))
+
+
 # ---- Norms -----------------------------------------------------------------------------------------------
 
 ROWS = [(1,), (3, 1), (2, 3, 7), (4, 8), (3, 16), (2, 100), (5, 1024), (2, 1025), (1, 5000), (0, 8)]
