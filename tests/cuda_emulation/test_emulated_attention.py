@@ -271,9 +271,9 @@ def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
     assert_near(cupy.asnumpy(lse), as_float64(want_lse)[0], 2 * lse_tolerance(query, key, want_lse, {}, dtype))
 
 
-def test_operations_without_a_kernel_say_so(cupy):
+def test_weights_packed_on_the_host_are_refused(cupy):
     x = arrays_on(cupy, 1, shape=(3, 8))[0]
-    with pytest.raises(NotImplementedError, match="linear: a PackedLinear is not available on CUDA yet"):
+    with pytest.raises(TypeError, match="weight: expected a PackedLinear on the device of x, got one on the CPU"):
         regard.linear(x, pack_linear(np.zeros((4, 8), np.float32)))
 
 
