@@ -223,27 +223,28 @@ template <class T> class Rows {
     }
     const Ahead values{w.value_at, 0, p_.dim_v() * size_of(value)};
     const Ahead next_keys{w.key_at, further_keys(w, keys), p_.dim_qk() * size_of(key)};
-    for (std::int64_t i = 0; i < sequence.len_q; ++i) {
-      const Part seen = seen_in_block(sequence, i, j0, keys);
-      if (seen.first >= seen.last) continue;
-      for_groups(w.rows / sequence.len_q, [&](auto n, std::int64_t h) {
-        const Ahead ahead = h == 0 && i == 0 ? values : Ahead{};
-        with_loaded<T>(key, [&](auto s) { score<decltype(s), n>(w, i + h * sequence.len_q, sequence.len_q, seen, ahead); });
-      });
-      for (std::int64_t r = i; r < w.rows; r += sequence.len_q) {
-        weigh(w, b, h0, sequence, r, j0, keys, seen);
-        if (p_.value_scales.present())
-          for (int k = seen.first; k < seen.last; ++k) w.scores[r * kBlock + k] *= w.scales[kBlock + k];
+    // f(N, row, seen, ahead) for the heads of each query that sees keys of the block, N of them at once; the first ask ahead.
+    const auto for_rows = [&](const Ahead& rows, auto&& f) {
+      for (std::int64_t i = 0; i < sequence.len_q; ++i) {
+        const Part seen = seen_in_block(sequence, i, j0, keys);
+        if (seen.first >= seen.last) continue;
+        for_groups(w.rows / sequence.len_q,
+                   [&](auto n, std::int64_t h) { f(n, i + h * sequence.len_q, seen, h == 0 && i == 0 ? rows : Ahead{}); });
       }
-    }
-    for (std::int64_t i = 0; i < sequence.len_q; ++i) {
-      const Part seen = seen_in_block(sequence, i, j0, keys);
+    };
+    for_rows(values, [&](auto n, std::int64_t row, Part seen, const Ahead& ahead) {
+      with_loaded<T>(key, [&](auto s) { score<decltype(s), n>(w, row, sequence.len_q, seen, ahead); });
+    });
+    for (std::int64_t r = 0; r < w.rows; ++r) {
+      const Part seen = seen_in_block(sequence, r % sequence.len_q, j0, keys);
       if (seen.first >= seen.last) continue;
-      for_groups(w.rows / sequence.len_q, [&](auto n, std::int64_t h) {
-        const Ahead ahead = h == 0 && i == 0 ? next_keys : Ahead{};
-        with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, i + h * sequence.len_q, sequence.len_q, seen, ahead); });
-      });
+      weigh(w, b, h0, sequence, r, j0, keys, seen);
+      if (p_.value_scales.present())
+        for (int k = seen.first; k < seen.last; ++k) w.scores[r * kBlock + k] *= w.scales[kBlock + k];
     }
+    for_rows(next_keys, [&](auto n, std::int64_t row, Part seen, const Ahead& ahead) {
+      with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, row, sequence.len_q, seen, ahead); });
+    });
   }
 
   // Rows to ask memory for while others are worked on: the order in which products read them is none that processors
