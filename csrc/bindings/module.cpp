@@ -1,10 +1,11 @@
-// The Python face of one instruction set's build. Each operation answers a list of outputs, or, where the problem's
-// check() refuses, a tuple (rule, argument, entry) that python/regard/_checks.py turns into the error.
+// The Python face of one instruction set's build, under the name that entry.cpp gives it. Each operation answers a list of
+// outputs, or, where the problem's check() refuses, a tuple (rule, argument, entry) that python/regard/_checks.py turns into
+// the error.
 
 #include "bindings/call.h"
 #include "bindings/operations.h"
 
-PYBIND11_MODULE(REGARD_MODULE, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   using namespace regard;
   using namespace regard::bindings;
   cpu::initialise();
