@@ -94,6 +94,12 @@ def test_intrinsics_stay_in_their_headers() -> None:
 
 
 @needs_sources
+def test_memory_is_asked_for_in_one_way() -> None:
+    """By the built-in function alone, gcc drops what it does not inline: see cpu/prefetch.h."""
+    assert not offences("__builtin_prefetch", "csrc/cpu", allowed=re.compile(r"prefetch\.h"))
+
+
+@needs_sources
 def test_bindings_are_functions_and_know_no_vector_width() -> None:
     """Several instruction sets live in one process, and the bindings are compiled once for all of them."""
     assert not offences(r"\bclass_<|\benum_<|register_exception", "csrc/bindings")

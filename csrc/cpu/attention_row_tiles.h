@@ -11,6 +11,7 @@
 
 #include "cpu/attention_tiles.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile_matrix.h"
 
 namespace regard::cpu {
@@ -79,7 +80,7 @@ class RowTiles {
              std::int64_t rows) const {
     for (std::int64_t first = 0; first < rows; first += kTileRows) {
       for (int k = 0; k < keys; k += kTileRows) {
-        for (int r = k; first == 0 && r < std::min(k + kTileRows, keys); ++r) prefetch(value_at[r], dim_v_);
+        for (int r = k; first == 0 && r < std::min(k + kTileRows, keys); ++r) ask_for(value_at[r], 2 * dim_v_);
         std::int64_t stride = 64;
         const bool lie = in_rows(key_at + k, keys - k, stride);
         if (!lie) gather(m, key_at + k, keys - k);
@@ -100,7 +101,7 @@ class RowTiles {
   void read_values(const Memory& m, const char* const* value_at, const char* const* key_at, int keys) const {
     const std::intptr_t further = keys == kBlock ? kBlock * (address(key_at[1]) - address(key_at[0])) : 0;
     for (int k = 0; k < round_up(keys, kTileDepth); k += 2) {
-      for (int r = k; further != 0 && r < k + 2; ++r) prefetch(reinterpret_cast<const char*>(address(key_at[r]) + further), dim_v_);
+      for (int r = k; further != 0 && r < k + 2; ++r) ask_for(reinterpret_cast<const char*>(address(key_at[r]) + further), 2 * dim_v_);
       float* const to = m.values + k / kTileDepth * dim_v_ * kTileRows + k % kTileDepth / 2 * kTileColumns;
       for (std::int64_t d = 0; d < dim_v_; d += kW) {
         Words words{};
@@ -154,10 +155,6 @@ class RowTiles {
   }
 
   static std::intptr_t address(const char* p) { return reinterpret_cast<std::intptr_t>(p); }
-
-  static void prefetch(const char* row, std::int64_t numbers) {
-    for (std::int64_t i = 0; i < 2 * numbers; i += 64) __builtin_prefetch(row + i, 0, 2);
-  }
 
   // Whether 16 rows lie one stride apart, and which.
   static bool in_rows(const char* const* at, int keys, std::int64_t& stride) {

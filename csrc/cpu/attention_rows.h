@@ -20,6 +20,7 @@
 #include "cpu/attention_output.h"
 #include "cpu/attention_scores.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile_amx.h"
 #ifdef REGARD_MATRIX_TILES
 #include "cpu/attention_row_tiles.h"
@@ -255,8 +256,7 @@ template <class T> class Rows {
     std::intptr_t further = 0;  // from there
     std::int64_t bytes = 0;     // a row
     void ask(int k, std::int64_t first, std::int64_t last) const {
-      for (std::int64_t i = first; i < std::min(last, bytes); i += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(at[k]) + further + i), 0, 2);
+      ask_for(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(at[k]) + further + first), std::min(last, bytes) - first);
     }
   };
 

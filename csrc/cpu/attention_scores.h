@@ -8,6 +8,7 @@
 #include "cpu/attention_tiles.h"
 #include "cpu/lanes.h"
 #include "cpu/math.h"
+#include "cpu/prefetch.h"
 #include "cpu/strided.h"
 
 namespace regard::cpu {
@@ -138,8 +139,8 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   }
 
   // Asks for the tile's mask and bias before the products: their rows lie far apart, and waiting for each where it is used
-  // cost as much as adding it. Inlined by order: calls of their own have no effect that the compiler (gcc 12) sees.
-  [[gnu::always_inline]] void prefetch_edits(const TileOf& t) const {
+  // cost as much as adding it.
+  void prefetch_edits(const TileOf& t) const {
     for (const Array* x : {&p_.mask, &p_.bias})
       if (x->present() && x->stride[2] != 0) prefetch(*x, t);
   }
@@ -278,14 +279,8 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   }
 
   // Asks for a tile's share of x.
-  [[gnu::always_inline]] void prefetch(const Array& x, const TileOf& t) const {
-    constexpr int line = 64;
-    constexpr int kToL2 = 2;  // into L1 it pushes the scores out: a bias cost 1.14 of the plain call, and 1.13 from L2
-    const std::int64_t bytes = x.stride[3] * t.keys;
-    for (int q = 0; q < t.queries; ++q) {
-      const char* const row = x.at(t.b, t.h, t.i0 + q, t.j0);
-      for (std::int64_t i = 0; i < bytes; i += line) __builtin_prefetch(row + i, 0, kToL2);
-    }
+  void prefetch(const Array& x, const TileOf& t) const {
+    for (int q = 0; q < t.queries; ++q) ask_for(x.at(t.b, t.h, t.i0 + q, t.j0), x.stride[3] * t.keys);
   }
 
   const AttentionProblem& p_;

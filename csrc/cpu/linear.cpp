@@ -22,6 +22,7 @@
 #include "cpu/linear_words.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile_simd.h"
 #include "cpu/tile_words.h"
 
@@ -208,7 +209,7 @@ template <class T> class Linear {
     const int whole = rows / kRows * kRows;
     const std::int64_t share = whole > 0 && next ? std::int64_t{depth} * kColumns * static_cast<int>(sizeof(T)) / (whole / kRows) : 0;
     for (int r = 0; r < whole; r += kRows, next += share) {
-      for (std::int64_t i = 0; i < share; i += 64) __builtin_prefetch(next + i, 0, 2);
+      ask_for(next, share);
       multiply<T, Left::depth_contiguous, kLinearChain>(w.x + r * w.x_row, w.x_row, right, kPanel<T>, sums + r * w.sums_row, w.sums_row,
                                                         kRows, (columns + kW - 1) / kW, depth, scale);
     }

@@ -23,6 +23,7 @@
 #include "cpu/linear_panels.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile_matrix.h"
 
 namespace regard::cpu {
@@ -249,8 +250,8 @@ class LinearTiles {
     if (out_.step() != kOutBytes) return;
     const char* const at = out_.at(i) + panel * kColumns * kOutBytes;
     const std::int64_t bytes = columns_of(panel) * kOutBytes;
-    for (std::int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(at + k, 1);
-    __builtin_prefetch(at + bytes - 1, 1);
+    for (std::int64_t k = 0; k < bytes; k += kLine) ask_to_write_line(at + k);
+    ask_to_write_line(at + bytes - 1);
   }
 
   // Up to so many rows of the rest.
