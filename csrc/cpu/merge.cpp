@@ -154,8 +154,10 @@ template <class T> class Merge {
     for (std::int64_t part = 0; part < seen; ++part) {
       const S* x = reinterpret_cast<const S*>(w.rows[part].data) + k;
       const V weight = broadcast<V>(w.rows[part].weight);
+#pragma GCC unroll 4
       for (int j = 0; j < N; ++j) sum[j] = fma(weight, load_as(x + j * kW), sum[j]);
     }
+#pragma GCC unroll 4
     for (int j = 0; j < N; ++j) store_as(out + k + j * kW, sum[j]);
   }
 

@@ -72,7 +72,7 @@ template <class S, class T, bool ByPosition> class ScaleMap {
 
   static void plane(const S* x, S* out, std::int64_t n, T weight, const T* by_position) {
     const V w = broadcast<V>(weight);
-    const auto scaled = [&](std::int64_t i) {
+    const auto scaled = [=](std::int64_t i) {
       V v = load_as(x + i) * w;
       if constexpr (ByPosition) v *= load<V>(by_position + i);
       return v;
@@ -84,9 +84,9 @@ template <class S, class T, bool ByPosition> class ScaleMap {
     write(out, n, scaled);
   }
 
-  static void pixel(const S* x, S* out, std::int64_t n, const T* by_channel, T position) {
+  [[gnu::always_inline]] static void pixel(const S* x, S* out, std::int64_t n, const T* by_channel, T position) {
     const V g = broadcast<V>(position);
-    const auto scaled = [&](std::int64_t i) {
+    const auto scaled = [=](std::int64_t i) {
       V v = load_as(x + i) * load<V>(by_channel + i);
       if constexpr (ByPosition) v *= g;
       return v;
@@ -105,8 +105,8 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   static constexpr std::int64_t kWorthAligning = 8 * kW;
 
   // The last vector overlaps the one before it, the second the first: in place, both are computed before the overlap
-  // is written.
-  template <class F> static void write(S* out, std::int64_t n, F&& scaled) {
+  // is written. Inlined by order: a call a pixel, of 256 bfloat16 channels, cost a ninth.
+  template <class F> [[gnu::always_inline]] static void write(S* out, std::int64_t n, F scaled) {
     const V last = scaled(n - kW);
     std::int64_t i = 0;
     if (n >= kWorthAligning) {
