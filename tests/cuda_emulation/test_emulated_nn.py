@@ -495,8 +495,8 @@ def test_errors(cupy):
         nn.Linear(5, 7)(x)
     with pytest.raises(TypeError, match="x: expected an array of dtype float32"):
         nn.LayerNorm(16)(cupy.asarray(np.zeros((3, 16), np.int64)))
-    with pytest.raises(NotImplementedError, match="held as int8 are not available on CUDA yet"):
-        nn.Linear(16, 4).to(weights="int8")(x)
+    with pytest.raises(TypeError, match="because weights are held as int8, got float64"):
+        nn.Linear(16, 4).to(weights="int8")(x.astype(np.float64))
     with pytest.raises(TypeError, match="because weights are held as bfloat16, got float64"):
         nn.Linear(16, 4).to(weights="bfloat16")(x.astype(np.float64))
     with pytest.raises(TypeError, match="embed: expected it to give arrays on the device of memory"):

@@ -23,6 +23,7 @@ class Linear(Module):
     """
 
     _float32_serves_16_bit = ("cpu",)
+    _holds = True
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None

@@ -113,6 +113,8 @@ class Module:
 
     #: Where 16-bit inputs take the weights as packed for float32: "cpu", because it computes in float32; or "gpu" too.
     _float32_serves_16_bit: tuple[str, ...] = ()
+    #: Whether weights are held as to() says; int8 is made of float32, whatever the inputs' dtype.
+    _holds = False
 
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
         if str(device) not in ("None", "cpu"):
@@ -250,8 +252,7 @@ class Module:
 
         Notes
         -----
-        float64 inputs need weights held as "float32" or None: others are refused at the call, and so are arrays
-        on a GPU with "int8".
+        float64 inputs need weights held as "float32" or None: others are refused at the call.
         """
         if weights is not None and weights not in _HELD:
             raise ValueError(f"weights: expected {', '.join(map(repr, _HELD))} or None, got {weights!r}")
@@ -292,7 +293,8 @@ class Module:
         made = self._packed  # weights loaded meanwhile come with a new one: what is packed here is not theirs
         packed = made.get(key)
         if packed is None:
-            if dtype.itemsize == 2 and memory.kind in self._float32_serves_16_bit:
+            float32_serves = memory.kind in self._float32_serves_16_bit or (self._holds and self._held == "int8")
+            if dtype.itemsize == 2 and float32_serves:
                 packed = self._weights(np.dtype(np.float32), memory)
             else:
                 packed = self._pack(dtype, memory)
