@@ -489,8 +489,14 @@ def test_errors(cupy):
         heads(x, x, x, out=normal(0, 2, 3, 16))
     with pytest.raises(TypeError, match="target: expected an array on the device of source"):
         nn.RNNSearch(9, 8, 6, 5)(cupy.asarray(np.array([[1, 2]])), np.array([[1, 2]]))
-    with pytest.raises(TypeError, match="MultiheadAttention: expected all arrays on the CPU, where the first one is"):
-        heads(normal(0, 2, 3, 16), x, x)
+    for misplaced in ((normal(0, 2, 3, 16), x, x), (normal(0, 2, 3, 16), normal(1, 2, 3, 16), x)):
+        name = "key" if misplaced[1] is x else "value"
+        with pytest.raises(TypeError, match=f"{name}: expected an array on the CPU, where query is, got one on a GPU"):
+            heads(*misplaced)
+    with pytest.raises(TypeError, match="hx: expected an array on the CPU, where input is, got one on a GPU"):
+        nn.LSTM(16, 4)(normal(0, 2, 3, 16), (x, x))
+    with pytest.raises(TypeError, match="source_lengths: expected an array on the CPU, where target is"):
+        nn.RNNSearch(9, 8, 6, 5)(target=np.array([[1]]), source=np.array([[1]]), source_lengths=x)
     with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 7, in_features = 16\)"):
         nn.Linear(5, 7)(x)
     with pytest.raises(TypeError, match="x: expected an array of dtype float32"):
