@@ -290,14 +290,6 @@ def flat(x: Any) -> list[Any]:
     return [z for y in x for z in flat(y)] if isinstance(x, tuple) else [x]
 
 
-def test_a_recurrent_translator(cupy):
-    model = with_random_weights(nn.RNNSearch(9, 8, 6, 5))
-    source, target = np.array([[1, 8, 3, 2], [4, 2, 0, 0]]), np.array([[1, 5, 3], [1, 7, 2]])
-    lengths = np.array([4, 2])
-    assert_agree(cupy, model, "float32", source, target, lengths, return_weights=True, size=8)
-    assert_agree(cupy, model, "float32", source, target[:, :0], return_weights=True)
-
-
 # ---- Generation ----------------------------------------------------------------------------------------------
 
 

@@ -280,12 +280,15 @@ class Module:
         Those inputs will be where the array `like` is; by default on the CPU, or on the GPU from whose memory weights
         were loaded.
         """
-        if like is None:
-            loaded = (parameter.value for _, parameter in self._named().values())
-            like = next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
+        like = self._loaded_on_gpu() if like is None else like
         memory = _arrays.memory_of(type(self).__name__, like)
         for _, module in self.named_modules():
             module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
+
+    def _loaded_on_gpu(self) -> Any:
+        """A weight that was loaded from a GPU's memory, or None."""
+        loaded = (parameter.value for _, parameter in self._named().values())
+        return next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
 
     def _weights(self, dtype: Any, memory: Memory = _arrays.HOST) -> Any:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
