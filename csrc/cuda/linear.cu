@@ -16,7 +16,9 @@ finish_linear(const REGARD_GRID_CONSTANT EpilogueArguments a, const REGARD_GRID_
   if (n >= a.out.count() * features) return;
   const std::int64_t row = n / features;
   const std::int64_t d = n % features;
-  finish_element(a, row, d, load_as<C>(product.at(row) + d * product.step(), a.type));
+  C y = load_as<C>(product.at(row) + d * product.step(), a.type);
+  if (a.bias.data != nullptr) y += bias_of<C>(a, d);
+  finish_element(a, row, d, y);
 }
 
 }  // namespace

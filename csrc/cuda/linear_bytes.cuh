@@ -4,8 +4,8 @@
 //   multiply_bytes   sums = x weight^T by tiles, in whole numbers; out = activation(s_i s_j sums + bias) + residual
 //   multiply_few     the same for up to 8 rows: a warp has 2 outputs and reads their weights once
 //
-// Sums of bytes are exact: whatever kernel, tile or order, the bits are those of the CPU's products. Scales by rows and
-// channels: Dettmers et al., "LLM.int8()" (2022), section 2.
+// Sums of bytes are exact, and scales are rounded as on the CPU: whatever kernel, tile or order, the bits before an
+// activation are the CPU's. Scales by rows and channels: Dettmers et al., "LLM.int8()" (2022), section 2.
 #pragma once
 
 #include "cuda/lane_sums.cuh"
@@ -73,9 +73,8 @@ struct ByteArguments {
   EpilogueArguments epilogue;
 };
 
-REGARD_DEVICE void finish_sum(const ByteArguments& a, std::int64_t row, int o, std::int32_t sum) {
-  finish_element(a.epilogue, row, o, static_cast<float>(sum) * (a.scale[o] * a.x_scale[row]));
-}
+// Two roundings, as the CPU has them.
+REGARD_DEVICE float scaled_sum(std::int32_t sum, float scale, float bias) { return rounded_product(static_cast<float>(sum), scale) + bias; }
 
 constexpr int kByteThreads = 128;
 constexpr int kByteDepth = 64;  // bytes of a row in a stage
@@ -168,10 +167,14 @@ template <class Tile> REGARD_KERNEL(kByteThreads, 1) multiply_bytes(const REGARD
       for (int e = 0; e < 4; ++e)
         all[Tile::sum_at(warp_row + 16 * i + lane / 4 + e / 2 * 8, warp_out + 8 * j + lane % 4 * 2 + e % 2)] = sums[i][j][e];
   block_barrier();
-  for (int n = thread_index(); n < Tile::kRows * Tile::kOutputs; n += kByteThreads) {
-    const int r = n / Tile::kOutputs;
-    const int o = n % Tile::kOutputs;
-    if (row0 + r < a.rows && out0 + o < a.outputs) finish_sum(a, row0 + r, out0 + o, all[Tile::sum_at(r, o)]);
+  static_assert(kByteThreads % Tile::kOutputs == 0);
+  const int o = thread_index() % Tile::kOutputs;  // a lane has one output, of every row or every other
+  if (out0 + o >= a.outputs) return;
+  const float scale = a.scale[out0 + o];
+  const float bias = bias_of<float>(a.epilogue, out0 + o);
+  for (int r = thread_index() / Tile::kOutputs; r < Tile::kRows && row0 + r < a.rows; r += kByteThreads / Tile::kOutputs) {
+    const float y = scaled_sum(all[Tile::sum_at(r, o)], scale * a.x_scale[row0 + r], bias);
+    finish_element(a.epilogue, row0 + r, out0 + o, y);
   }
 }
 
@@ -213,8 +216,10 @@ REGARD_KERNEL(kByteThreads, 1) multiply_few(const REGARD_GRID_CONSTANT ByteArgum
   }
   const std::int32_t mine = sum_to_lanes(sums);
   const int r = lane % kFewRows;
-  const int o = lane / kFewRows;
-  if (o < kFewOutputs && r < rows && out0 + o < a.outputs) finish_sum(a, row0 + r, out0 + o, mine);
+  const int o = out0 + lane / kFewRows;
+  if (lane >= kFewOutputs * kFewRows || r >= rows || o >= a.outputs) return;
+  const float y = scaled_sum(mine, a.scale[o] * a.x_scale[row0 + r], bias_of<float>(a.epilogue, o));
+  finish_element(a.epilogue, row0 + r, o, y);
 }
 
 }  // namespace regard::cuda

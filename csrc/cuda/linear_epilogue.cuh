@@ -26,8 +26,12 @@ inline EpilogueArguments epilogue_of(const LinearProblem& p) {
   return {Rows(residual), Rows(p.out), p.residual.present(), activates, kind, view_of(p.bias), p.bias.dtype, p.out.dtype};
 }
 
+template <class C> REGARD_DEVICE C bias_of(const EpilogueArguments& a, std::int64_t d) {
+  return a.bias.data != nullptr ? load_as<C>(a.bias.at(d), a.bias_type) : C(0);
+}
+
+// y with its bias.
 template <class C> REGARD_DEVICE void finish_element(const EpilogueArguments& a, std::int64_t row, std::int64_t d, C y) {
-  if (a.bias.data != nullptr) y += load_as<C>(a.bias.at(d), a.bias_type);
   if (a.activates) y = activated(a.activation, y);
   if (a.has_residual) y += load_as<C>(a.residual.at(row) + d * a.residual.step(), a.type);
   store_as(a.out.at(row) + d * a.out.step(), a.type, y);

@@ -94,6 +94,13 @@ REGARD_DEVICE int opaque(int x) {
   return x;
 }
 
+// a b, rounded before a sum takes it: the compiler would make one rounding of the two.
+REGARD_DEVICE float rounded_product(float a, float b) {
+  float made;
+  asm("mul.rn.f32 %0, %1, %2;\n" : "=f"(made) : "f"(a), "f"(b));
+  return made;
+}
+
 // 2^x to 2 units in the last place of float32; subnormal results are 0.
 REGARD_DEVICE float exp2_fast(float x) {
   float y;

@@ -177,6 +177,8 @@ inline std::int32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::int32_t sum
 
 inline int opaque(int x) { return x; }
 
+inline float rounded_product(float a, float b) { return a * b; }
+
 inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;

@@ -10,7 +10,7 @@ import regard
 from cases import DTYPES, every_other, reversed_view
 from helpers import assert_near, assert_same_bits, normal
 from regard import dense, nn
-from test_emulated_nn import assert_agree, near, with_random_weights
+from test_emulated_nn import assert_agree, near, torch, with_random_weights  # noqa: F401
 from test_weights import int8_linear, layer, quantised
 
 FLOATS = ["float32", "float16", "bfloat16"]
@@ -31,10 +31,17 @@ def packed_on(gpu: Any, weight: np.ndarray, bias: np.ndarray | None, held: str =
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_int8_is_exactly_what_it_says(cupy, tensor_cores, shape):
+def test_int8_is_exactly_what_it_says(cupy, shape):
     x, weight, bias = layer(*shape)
     out = regard.linear(cupy.asarray(x), packed_on(cupy, weight, bias))
     assert_same_bits(cupy.asnumpy(out), int8_linear(x, weight, bias))
+
+
+def test_without_matrix_units_of_bytes(cupy, emulator):
+    emulator.set_device(75, 65536)
+    test_int8_is_exactly_what_it_says(cupy, (20, 50, 30))
+    kernels = regard.explain("linear", cupy.zeros((20, 50), np.float32), packed_on(cupy, normal(0, 30, 50), None))
+    assert kernels.kernel == "int8 rows"
 
 
 @pytest.mark.parametrize("rows", [3, 20])
@@ -167,13 +174,19 @@ def test_layers_that_hold_linear_ones(cupy, dtype):
     assert_agree(cupy, layer, dtype, x, memory, size=16 * size)
 
 
-def test_modules_of_pytorch_s_tensors(torch_cuda, cupy, monkeypatch):
+def test_modules_of_pytorch_s_tensors(cupy, request):
     """Weights loaded from a device's memory are quantised there."""
+    fake = request.getfixturevalue("torch")
     module, host = nn.Linear(20, 7), with_random_weights(nn.Linear(20, 7)).to(weights="int8")
-    module.load_state_dict({name: cupy.asarray(w) for name, w in host.state_dict().items()})
+    module.load_state_dict({name: fake.Tensor(cupy.asarray(w)) for name, w in host.state_dict().items()})
+    cupy.cuda.copied.clear()
     module.to(weights="int8")
-    x = normal(0, 3, 20)
-    assert_same_bits(cupy.asnumpy(module(cupy.asarray(x))), host(x))
+    for dtype in FLOATS:
+        x = normal(0, 3, 20, dtype=dtype)
+        got = module(fake.Tensor(cupy.asarray(x)))
+        assert type(got) is fake.Tensor
+        assert_same_bits(cupy.asnumpy(got.of), host(x))
+    assert [way for way, _ in cupy.cuda.copied] == ["to the device", "to the host"] * 3  # no weight
 
 
 def test_explain(cupy, emulator):

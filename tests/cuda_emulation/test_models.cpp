@@ -248,6 +248,7 @@ void test_byte_products() {
 void test_scalars() {
   CHECK(pack_pair<BFloat16>(1.0f, -2.0f) == 0xc0003f80u);
   CHECK(pack_pair<Half>(1.0f, -2.0f) == 0xc0003c00u);
+  CHECK(rounded_product(1.1f, 1.3f) == 1.1f * 1.3f);
   CHECK(exp2_fast(3.0f) == 8.0f && exp2_fast(-127.0f) == 0.0f && exp2_fast(-INFINITY) == 0.0f);
 }
 
