@@ -116,10 +116,10 @@ class Embedding(Module):
             table = self._weights(self.dtype, _arrays.memory_of(type(self).__name__, input))
             return table.take(input.astype(np.int64, copy=False).clip(0, self.num_embeddings - 1), axis=0)
         table = self._weights(self.dtype)
-        self.check(input)
+        self._check(input)
         return np.take(table, input, axis=0)
 
-    def check(self, input: np.ndarray) -> None:
+    def _check(self, input: np.ndarray) -> None:
         """Refuse numbers that are not in the table."""
         last = self.num_embeddings - 1
         if input.size and (input.min() < 0 or input.max() > last):

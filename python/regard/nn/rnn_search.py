@@ -260,7 +260,7 @@ class RNNSearch(Module):
             for start in range(0, len(order), batch_size):
                 which = order[start : start + batch_size]
                 tokens, lengths = padded([sources[i] for i in which])
-                self.source_embedding.check(tokens)
+                self.source_embedding._check(tokens)
                 source = memory.put(_NAME, tokens, tokens.dtype)
                 for i, result in zip(which, run(source, lengths, lambda: tick("translating")), strict=True):
                     found[i] = result
