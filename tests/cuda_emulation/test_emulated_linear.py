@@ -174,6 +174,24 @@ def test_layers_that_hold_linear_ones(cupy, dtype):
     assert_agree(cupy, layer, dtype, x, memory, size=16 * size)
 
 
+def test_generation(cupy):
+    layer = nn.TransformerDecoderLayer(16, 2, 24, batch_first=True, norm_first=True)
+    stack, table, head = map(
+        with_random_weights, (nn.TransformerDecoder(layer, 2), nn.Embedding(11, 16), nn.Linear(16, 11))
+    )
+    head.bias = 3 * normal(5, 11)
+    for module in (stack, head):
+        module.to(weights="int8")
+
+    def generated(put: Any) -> Any:
+        decoder = nn.CachedDecoder(
+            stack, put(normal(1, 2, 5, 16)), embed=lambda tokens, _: table(put(tokens)), project=head, max_len=12
+        )
+        return nn.generate(decoder, [[1], [2]], max_new_tokens=8)
+
+    assert [g.tokens for g in generated(cupy.asarray)] == [g.tokens for g in generated(np.asarray)]
+
+
 def test_modules_of_pytorch_s_tensors(cupy, request):
     """Weights loaded from a device's memory are quantised there."""
     fake = request.getfixturevalue("torch")
