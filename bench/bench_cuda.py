@@ -1,4 +1,5 @@
-"""Attention on a GPU against PyTorch's flash and cuDNN kernels, and against what the card itself reaches.
+"""Attention on a GPU against PyTorch's flash and cuDNN kernels, and against what the card itself reaches; linear layers
+of int8 weights against PyTorch's of bfloat16.
 
     python bench/bench_cuda.py            writes results/cuda-<card>.md; some two minutes
 
@@ -9,6 +10,7 @@ run. Inputs and outputs are PyTorch's tensors for all.
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 import harness
 import regard
 from regard import _backend
+from regard.dense import pack_linear
 
 #: (label, batch, heads, heads_kv, len_q, len_kv, dim, causal)
 SHAPES = [
@@ -30,6 +33,8 @@ SHAPES = [
     ("D128 GQA 32/8 8k causal", 1, 32, 8, 8192, 8192, 128, True),
     ("D256 8k", 1, 8, 8, 8192, 8192, 256, False),
 ]
+#: (rows, in_features, out_features)
+LAYERS = [(rows, 4096, 4096) for rows in (1, 8, 64, 512, 4096)] + [(1, 4096, 14336), (4096, 14336, 4096)]
 ROUNDS = 20
 
 
@@ -78,6 +83,25 @@ def peers(torch: Any, q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callabl
     return calls
 
 
+def layers(torch: Any) -> str:
+    """A table of linear layers of int8 weights, x quantised within the time."""
+    rows = []
+    for n, inner, outer in LAYERS:
+        x = torch.randn(n, inner, device="cuda", dtype=torch.bfloat16)
+        weight = torch.randn(outer, inner, device="cuda", dtype=torch.bfloat16)
+        packed = pack_linear(weight, held="int8")
+        calls = {
+            "regard": functools.partial(regard.linear, x, packed),
+            "torch": functools.partial(torch.nn.functional.linear, x, weight),
+        }
+        times = milliseconds(torch, calls)
+        speed, read = 2 * n * inner * outer / times["regard"] / 1e9, inner * outer / times["regard"] / 1e6
+        cells = (f"{1e3 * times['regard']:.1f}", f"{1e3 * times['torch']:.1f}", f"{speed:.1f}", f"{read:.0f}")
+        rows.append([f"{n} x {inner} x {outer}", *cells])
+    header = ["rows x in x out", "regard int8, us", "torch bfloat16, us", "regard, TOP/s", "regard, GB/s of weights"]
+    return harness.markdown_table(header, rows)
+
+
 def main() -> int:
     try:
         import torch
@@ -105,7 +129,11 @@ def main() -> int:
     )
     facts = {"card": card, "copy": f"{top['copy']:.0f} GB/s", "matrix product": f"{top['product']:.0f} TFLOP/s"}
     facts |= {"CUDA of PyTorch": str(torch.version.cuda), **harness.hardware()}
-    text = f"# Attention on {card}\n\n" + "".join(f"- {k}: {v}\n" for k, v in facts.items()) + f"\n{table}\n"
+    text = (
+        f"# Attention on {card}\n\n"
+        + "".join(f"- {k}: {v}\n" for k, v in facts.items())
+        + f"\n{table}\n\n{layers(torch)}\n"
+    )
     path = harness.RESULTS / f"cuda-{re.sub('[^a-z0-9]+', '-', card.lower())}.md"
     path.write_text(text)
     print(text + f"\nwritten to {path}")

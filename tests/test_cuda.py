@@ -58,8 +58,16 @@ from test_emulated_caches import (  # noqa: E402, F401
     test_positions_on_the_device_are_held_to_their_range,
     test_rotary,
 )
+from test_emulated_linear import (  # noqa: E402, F401
+    test_extremes,
+    test_int8_is_exactly_what_it_says,
+    test_layers_that_hold_linear_ones,
+    test_refusals,
+    test_what_follows_the_product,
+    test_what_is_held,
+)
+from test_emulated_linear import test_linear_modules as test_linear_modules_of_int8  # noqa: E402, F401
 from test_emulated_nn import (  # noqa: E402, F401
-    test_a_recurrent_translator,
     test_additive_modules,
     test_attention_modules,
     test_attention_modules_options,
@@ -90,6 +98,7 @@ from test_emulated_recurrent import (  # noqa: E402, F401
     test_saturated_gates_and_non_finite_inputs,
     test_strides_change_no_bit,
 )
+from test_emulated_search import test_a_recurrent_translator  # noqa: E402, F401
 from test_emulated_sequences import (  # noqa: E402, F401
     test_a_page_table_on_the_device_is_held_to_its_range,
     test_block_masks,

@@ -63,6 +63,17 @@ def test_modules_are_torch_s(backend, name, layers, bias, batch_first, bidirecti
             assert_near(a, w.numpy(), NEAR)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_states_of_another_framework_than_the_input_s(kind):
+    torch = pytest.importorskip("torch")
+    module, x, states = nn.LSTM(6, 10), normal(0, 5, 4, 6), [normal(i, 1, 4, 10) for i in (1, 2)]
+    want = flat(module(x, tuple(states)))
+    theirs = list(map(torch.from_numpy, states))
+    for given in (kind(theirs), kind([states[0], theirs[1]])):
+        for made, wanted in zip(flat(module(x, given)), want, strict=True):
+            assert_same_bits(made, wanted)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_lengths_are_torch_s_packed_sequences(backend, name):
     torch = pytest.importorskip("torch")

@@ -181,6 +181,8 @@ def test_refusals():
             regard.linear(x.astype(np.float64), dense.pack_linear(weight, bias, held))
         with pytest.raises(ValueError, match="weight: expected shape"):
             regard.linear(x[:, :5], dense.pack_linear(normal(0, 5, 16), None, held))
+        with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 5, in_features = 5\)"):
+            regard.linear(x[:, :5], dense.pack_linear(weight, None, held))  # in as many words as 6 have
     with pytest.raises(ValueError, match="at most 65536 in_features"):
         dense.pack_linear(np.zeros((1, 65537), np.float32), None, "int8")
 

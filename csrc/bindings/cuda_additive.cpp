@@ -11,25 +11,45 @@ template <class Problem> void complete(DeviceCall& call, Problem& p, bool return
   call.move(p.key_lengths, p.key_ends);
 }
 
-py::object additive_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& v,
-                              const py::object& w_query, const py::object& w_key, const py::object& bias, const py::object& mask,
-                              const py::object& key_lengths, bool return_weights, std::uintptr_t stream, const py::function& allocate) {
-  DeviceCall call(stream, allocate);
-  AdditiveProblem p;
-  p.query = call.view(query, "query");
-  p.key = call.view(key, "key");
-  p.value = call.view(value, "value");
-  p.v = call.view(v, "v");
-  p.w_query = call.view(w_query, "w_query");
-  p.w_key = call.view(w_key, "w_key");
-  p.bias = call.view(bias, "bias");
-  p.mask = call.view(mask, "mask");
-  p.key_lengths = call.indices(key_lengths, "key_lengths");
+// What an additive call and a location-sensitive one both have.
+struct Scored {
+  const py::object& query;
+  const py::object& key;
+  const py::object& value;
+  const py::object& v;
+  const py::object& w_query;
+  const py::object& w_key;
+  const py::object& bias;
+  const py::object& mask;
+};
+
+void set_scored(DeviceCall& call, AdditiveProblem& p, const Scored& s) {
+  p.query = call.view(s.query, "query");
+  p.key = call.view(s.key, "key");
+  p.value = call.view(s.value, "value");
+  p.v = call.view(s.v, "v");
+  p.w_query = call.view(s.w_query, "w_query");
+  p.w_key = call.view(s.w_key, "w_key");
+  p.bias = call.view(s.bias, "bias");
+  p.mask = call.view(s.mask, "mask");
+}
+
+py::object run_additive(DeviceCall& call, AdditiveProblem& p, bool return_weights) {
   if (call.refusal) return refused(call.refusal);
   if (const Refusal r = p.check()) return refused(r);
   complete(call, p, return_weights);
   cuda::additive_attention(p, call.queue);
   return call.outputs;
+}
+
+py::object additive_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& v,
+                              const py::object& w_query, const py::object& w_key, const py::object& bias, const py::object& mask,
+                              const py::object& key_lengths, bool return_weights, std::uintptr_t stream, const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  AdditiveProblem p;
+  set_scored(call, p, {query, key, value, v, w_query, w_key, bias, mask});
+  p.key_lengths = call.indices(key_lengths, "key_lengths");
+  return run_additive(call, p, return_weights);
 }
 
 py::object location_sensitive_attention(const py::object& query, const py::object& key, const py::object& value,
@@ -39,24 +59,13 @@ py::object location_sensitive_attention(const py::object& query, const py::objec
                                         std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   AdditiveProblem p;
-  p.query = call.view(query, "query");
-  p.key = call.view(key, "key");
-  p.value = call.view(value, "value");
+  set_scored(call, p, {query, key, value, v, w_query, w_key, bias, mask});
   p.previous_weights = call.view(previous_weights, "previous_weights");
-  p.v = call.view(v, "v");
-  p.w_query = call.view(w_query, "w_query");
-  p.w_key = call.view(w_key, "w_key");
   p.w_location = call.view(w_location, "w_location");
   p.location_kernel = call.view(location_kernel, "location_kernel");
   p.location_bias = call.view(location_bias, "location_bias");
-  p.bias = call.view(bias, "bias");
-  p.mask = call.view(mask, "mask");
   p.needs_location = true;
-  if (call.refusal) return refused(call.refusal);
-  if (const Refusal r = p.check()) return refused(r);
-  complete(call, p, true);
-  cuda::additive_attention(p, call.queue);
-  return call.outputs;
+  return run_additive(call, p, true);
 }
 
 py::object multiplicative_attention(const py::object& query, const py::object& key, const py::object& value, const py::object& w,

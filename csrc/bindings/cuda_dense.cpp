@@ -56,11 +56,53 @@ py::object linear(const py::object& x, const py::object& weight, const py::objec
   return call.outputs;
 }
 
+// A weight as pack_bytes gives it.
+py::object linear_bytes(const py::object& x, const py::object& weight, const py::object& scale, const py::object& bias,
+                        const py::object& residual, const py::object& out, int activation, std::uintptr_t stream,
+                        const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  LinearProblem p;
+  p.x = call.view(x, "x");
+  p.weight = call.view(weight, "weight");
+  p.scale = call.view(scale, "weight");
+  p.bias = call.view(bias, "weight");
+  p.residual = call.view(residual, "residual");
+  p.out = call.view(out, "out");
+  p.activation = static_cast<LinearProblem::Activation>(activation);
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  if (const Refusal r = p.check_outputs()) return refused(r);
+  std::vector<std::int64_t> shape(p.x.shape, p.x.shape + p.x.rank);
+  shape.back() = p.out_features();
+  p.out = call.output(out, p.out, shape, "");
+  cuda::linear_bytes(p, call.queue);
+  return call.outputs;
+}
+
+// The weight's rows as int8, and their scales.
+py::object pack_bytes(const py::object& weight, const py::object& bias, std::uintptr_t stream, const py::function& allocate) {
+  DeviceCall call(stream, allocate);
+  PackProblem p;
+  p.weight = call.view(weight, "weight");
+  p.bias = call.view(bias, "bias");
+  p.held = Held::int8;
+  if (call.refusal) return refused(call.refusal);
+  if (const Refusal r = p.check()) return refused(r);
+  const std::int64_t rows = p.weight.shape[0];
+  const Array bytes = call.output(py::none(), {}, {rows, byte_row(p.weight.shape[1])}, "int8");
+  const Array scales = call.output(py::none(), {}, {rows}, "float32");
+  cuda::quantise_rows(p.weight, bytes.data, reinterpret_cast<float*>(scales.data), call.queue);
+  return call.outputs;
+}
+
 }  // namespace
 
 void bind_cuda_dense(py::module_& m) {
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"), py::arg("activation"),
         py::arg("multiply"), py::arg("stream"), py::arg("allocate"));
+  m.def("linear_bytes", &linear_bytes, py::arg("x"), py::arg("weight"), py::arg("scale"), py::arg("bias"), py::arg("residual"),
+        py::arg("out"), py::arg("activation"), py::arg("stream"), py::arg("allocate"));
+  m.def("pack_bytes", &pack_bytes, py::arg("weight"), py::arg("bias"), py::arg("stream"), py::arg("allocate"));
   m.def("norm", &norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"),
         py::arg("rms"), py::arg("stream"), py::arg("allocate"));
 }

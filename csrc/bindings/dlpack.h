@@ -16,6 +16,7 @@ namespace py = pybind11;
 
 constexpr std::int32_t kCpu = 1;
 constexpr std::int32_t kCuda = 2;
+constexpr std::int32_t kCudaManaged = 13;  // memory that the driver moves between host and device: read as a device's
 
 struct DLDevice {
   std::int32_t type;
@@ -61,7 +62,7 @@ inline Array view_of_capsule(py::handle capsule, std::int32_t device_type = kCpu
   const auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   const DLTensor& t = managed->tensor;
   Array a;
-  if (t.device.type != device_type) {
+  if (t.device.type != device_type && (device_type != kCuda || t.device.type != kCudaManaged)) {
     a.kind = Array::Kind::not_an_array;
     return a;
   }

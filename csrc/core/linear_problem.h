@@ -32,6 +32,12 @@ constexpr std::int64_t packed_rows(std::int64_t in_features, Held held) {
 // Sums of so many products of an unsigned byte and one from -127 to 127 fit 32 bits.
 constexpr std::int64_t kMostInt8Features = std::int64_t{1} << 16;
 
+// Of rows that are held as int8: smaller ones are taken for zeros, since 127 / x would overflow.
+constexpr float kSmallestScaled = 1e-30f;
+
+// A GPU holds a weight of int8 as its rows, each padded with zeros to whole chunks of 16 bytes, beside their scales.
+constexpr std::int64_t byte_row(std::int64_t in_features) { return (in_features + 15) / 16 * 16; }
+
 // A view of a packed weight, still without memory.
 inline Array packed_array(std::int64_t out_features, std::int64_t in_features, DType compute, Held held = Held::compute) {
   Array a;
@@ -57,6 +63,7 @@ struct LinearProblem {
 
   Array x;         // [..., in_features]
   Array weight;    // [out_features, in_features]; or, when packed, [panels, packed_rows, columns] from PackProblem
+  Array scale;     // [out_features], float32; where there, weight is int8, [out_features, byte_row(in_features)]: a GPU's
   Array bias;      // [out_features]
   Array residual;  // [..., out_features]; may be out itself, but not overlap it otherwise
   Array out;       // [..., out_features]
@@ -88,6 +95,15 @@ inline Refusal LinearProblem::check() const {
     c.require(weight.stride[2] == item && weight.stride[1] == kPanelBytes && weight.stride[0] == kPanelBytes * weight.shape[1],
               rules::kShape, "weight");
     c.require(!bias.present(), rules::kPacked, "bias");
+  } else if (scale.present()) {
+    c.require(x.dtype != DType::float64, rules::kSameDType, "weight");
+    c.require(weight.dtype == DType::int8 && scale.dtype == DType::float32, rules::kDType, "weight");
+    c.require(weight.rank == 2 && scale.rank == 1, rules::kRank, "weight");
+    c.shape(weight, "weight", scale.shape[0], byte_row(in_features()));
+    if (c.result()) return c.result();
+    const bool chunks = reinterpret_cast<std::uintptr_t>(weight.data) % 16 == 0 && weight.stride[0] == weight.shape[1];
+    c.require((chunks && weight.stride[1] == 1 && scale.stride[0] == 4) || weight.size() == 0, rules::kShape, "weight");
+    if (bias.present()) c.floats(bias, 1, "bias").shape(bias, "bias", out_features());
   } else {
     c.floats(weight, 2, "weight").like(weight, x, 2, "weight");
     if (c.result()) return c.result();

@@ -39,9 +39,6 @@ constexpr int kColumns = kPanel<float>;
 constexpr std::int64_t kPanelsPerGroup = 32;
 constexpr std::int64_t kItemsPerThread = 4;
 
-// Smaller rows are taken for zeros: 127 / x would overflow.
-constexpr float kSmallestScaled = 1e-30f;
-
 struct Range {
   float largest;  // |x|
   bool finite;

@@ -46,6 +46,10 @@ void weigh_map(const ChannelProblem& problem, const Queue& queue);
 // What follows the product of a linear layer, which is given: bias, activation, residual. out may be the product itself.
 void finish_linear(const LinearProblem& problem, const Array& product, const Queue& queue);
 
+// Linear layers whose problem has `scale`; and rows as bytes, [rows, byte_row(length)], each with a scale.
+void linear_bytes(const LinearProblem& problem, const Queue& queue);
+void quantise_rows(const Array& x, char* bytes, float* scales, const Queue& queue);
+
 void norm(const NormProblem& problem, const Queue& queue);
 
 // Of weights that are not packed.

@@ -1,6 +1,6 @@
 // Instructions that CUDA C++ does not reach, each behind a function: with ptx_hopper.cuh the only file with PTX.
 //
-// "PTX ISA", sections on mma.m16n8k16, ldmatrix and cp.async, gives the lane maps; tests/cuda_emulation/ models them.
+// "PTX ISA", sections on mma.m16n8k16, mma.m16n8k32, ldmatrix and cp.async, gives the lane maps; tests/cuda_emulation/ models them.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +59,13 @@ template <> REGARD_DEVICE void multiply_add<BFloat16>(float (&c)[4], const std::
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c[16][8] += a[16][32] b[32][8] of signed bytes, summed exactly.
+REGARD_DEVICE void multiply_add_bytes(std::int32_t (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // ---- Scalars -------------------------------------------------------------------------------------------------------
 
 // Two floats rounded to 16 bits, the first in the low half.
@@ -74,10 +81,24 @@ template <> REGARD_DEVICE std::uint32_t pack_pair<BFloat16>(float low, float hig
   return pair;
 }
 
+// sum + the products of four signed bytes and four others.
+REGARD_DEVICE std::int32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
+  std::int32_t made;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;\n" : "=r"(made) : "r"(a), "r"(b), "r"(sum));
+  return made;
+}
+
 // x, of which the compiler knows nothing: what is computed from it in a loop stays there, and takes no registers outside.
 REGARD_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+
+// a b, rounded before a sum takes it: the compiler would make one rounding of the two.
+REGARD_DEVICE float rounded_product(float a, float b) {
+  float made;
+  asm("mul.rn.f32 %0, %1, %2;\n" : "=f"(made) : "f"(a), "f"(b));
+  return made;
 }
 
 // 2^x to 2 units in the last place of float32; subnormal results are 0.

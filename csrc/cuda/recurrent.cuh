@@ -8,6 +8,7 @@
 #pragma once
 
 #include "core/recurrent_problem.h"
+#include "cuda/lane_sums.cuh"
 #include "cuda/view.cuh"
 
 namespace regard::cuda {
@@ -46,28 +47,6 @@ template <class T> constexpr int recurrent_pitch(int hidden) {
   constexpr int kGrain = Vector<T>::kLength;
   constexpr int most = kRecurrentDepth<Compute<T>>;
   return hidden < most ? (hidden + kGrain - 1) / kGrain * kGrain : most;
-}
-
-// Half of 2 kHalf values stay with this lane, their sums with a partner's; the other half is the partner's. The number of
-// values is the compiler's to know: they are in registers then.
-template <int kHalf, class C> REGARD_DEVICE void halve(C (&x)[kWarp]) {
-  const bool upper = (thread_index() & kHalf) != 0;
-#pragma unroll
-  for (int n = 0; n < kHalf; ++n) {
-    const C kept = upper ? x[n + kHalf] : x[n];
-    const C given = upper ? x[n] : x[n + kHalf];
-    x[n] = kept + shuffle_xor(given, kHalf);
-  }
-}
-
-// The lanes' values n, summed over the warp, for lane n: 31 exchanges for 32 sums.
-template <class C> REGARD_DEVICE C sum_to_lanes(C (&x)[kWarp]) {
-  halve<16>(x);
-  halve<8>(x);
-  halve<4>(x);
-  halve<2>(x);
-  halve<1>(x);
-  return x[0];
 }
 
 template <class T, bool kLstm> REGARD_KERNEL(kRecurrentThreads, 1) recurrent_step(const REGARD_GRID_CONSTANT RecurrentArguments a) {

@@ -8,16 +8,16 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from regard import _backend
 
-#: DLPack device types.
+#: DLPack device types. Managed memory, which the driver moves, is read as a device's.
 _CPU = 1
-_CUDA = 2
+_CUDA = (2, 13)
 
 
 class _Capsule:
@@ -85,7 +85,7 @@ def _framework(x: Any) -> Any:
 
 def on_gpu(x: Any) -> bool:
     """Whether `x` is an array on a CUDA device."""
-    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _CUDA
+    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in _CUDA
 
 
 def _seen(x: Any) -> Any:
@@ -480,14 +480,26 @@ def _framework_of(like: Any) -> Callable[[np.ndarray], Any]:
     return lambda x: convert(x.view(np.uint16) if x.dtype.name == "bfloat16" else x)
 
 
+def _foreign(x: Any) -> bool:
+    """Whether `x` is, or a tuple or list `x` has, an array of another framework than NumPy."""
+    if type(x) in (tuple, list):
+        return any(map(_foreign, x))
+    return type(x) is not np.ndarray and hasattr(x, "__dlpack__")
+
+
+def _arrays_in(x: Any) -> Iterator[Any]:
+    if isinstance(x, (tuple, list)):  # an LSTM's states
+        for y in x:
+            yield from _arrays_in(y)
+    elif hasattr(x, "__dlpack__"):
+        yield x
+
+
 def through_numpy(operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """function(*args, **kwargs) with all arrays as NumPy's; results are of the first array's kind."""
-    for x in itertools.chain(args, kwargs.values()):
-        if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
-            break
-    else:
+    if not any(map(_foreign, itertools.chain(args, kwargs.values()))):
         return function(*args, **kwargs)
-    like = next(x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__"))
+    like = next(_arrays_in([*args, *kwargs.values()]))
     result = _mapped(function, args, kwargs, lambda x: numpy_view(operation, x))
     return result if isinstance(like, np.ndarray) else _converted(result, np.ndarray, _framework_of(like))
 
@@ -496,12 +508,9 @@ def through_modules(
     operation: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """As through_numpy, but with all arrays as CuPy's where the first one is on a GPU; NumPy's stay as they are."""
-    for x in itertools.chain(args, kwargs.values()):
-        if hasattr(x, "__dlpack__") and type(x) is not np.ndarray:
-            break
-    else:
+    if not any(map(_foreign, itertools.chain(args, kwargs.values()))):
         return function(*args, **kwargs)
-    given = [x for x in itertools.chain(args, kwargs.values()) if hasattr(x, "__dlpack__")]
+    given = list(_arrays_in([*args, *kwargs.values()]))
     like = given[0]
     if not on_gpu(like):
         if any(map(on_gpu, given)):
@@ -510,20 +519,41 @@ def through_modules(
                 return through_modules(
                     operation, function, (kwargs[first],), {n: x for n, x in kwargs.items() if n != first}
                 )
-            raise TypeError(f"{operation}: expected all arrays on the CPU, where the first one is, got one on a GPU")
+            raise TypeError(_misplaced(function, args, kwargs, like))
         return through_numpy(operation, function, args, kwargs)
-    cupy, device = _cupy_for(operation, like), int(like.__dlpack_device__()[1])
+    cupy = _cupy_for(operation, like)
 
     def view(x: Any) -> Any:
         return _as_cupy(cupy, x) if on_gpu(x) else numpy_view(operation, x)
 
+    with working_beside(operation, like):
+        result = _mapped(function, args, kwargs, view)
+        framework = _framework(like)
+        return result if framework is cupy else _converted(result, cupy.ndarray, lambda x: _as_torch(framework, x))
+
+
+def _misplaced(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], like: Any) -> str:
+    """Which argument is on a GPU, though `like` is not."""
+    named = inspect.signature(function).bind(*args, **kwargs).arguments
+    held = {name: list(_arrays_in(x)) for name, x in named.items()}
+    first = next(name for name, found in held.items() if any(x is like for x in found))
+    wrong = next(name for name, found in held.items() if any(map(on_gpu, found)))
+    return f"{wrong}: expected an array on the CPU, where {first} is, got one on a GPU"
+
+
+@contextlib.contextmanager
+def working_beside(operation: str, like: Any) -> Iterator[None]:
+    """Within it CuPy works on the GPU of `like`, on its framework's stream. Without a GPU it is nothing."""
+    if like is None or not on_gpu(like):
+        yield
+        return
+    cupy, framework, device = _cupy_for(operation, like), _framework(like), int(like.__dlpack_device__()[1])
     with cupy.cuda.Device(device):
-        torch = _framework(like)
-        if torch is cupy:
-            return _mapped(function, args, kwargs, view)
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device):
-            result = _mapped(function, args, kwargs, view)
-            return _converted(result, cupy.ndarray, lambda x: _as_torch(torch, x))
+        if framework is cupy:
+            yield
+        else:
+            with cupy.cuda.ExternalStream(framework.cuda.current_stream(device).cuda_stream, device):
+                yield
 
 
 def _mapped(

@@ -35,6 +35,8 @@ def size(x: Any) -> int:
     """Bytes of an array, or a list of them, of any framework: each element once, though a stride of 0 repeats it."""
     if isinstance(x, (list, tuple)):
         return sum(map(size, x))
+    if hasattr(x, "packed"):  # a PackedLinear
+        return sum(map(size, (x.packed, x.bias, x.scale)))
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return 0
     strides = x.stride() if callable(getattr(x, "stride", None)) else getattr(x, "strides", None)

@@ -13,13 +13,13 @@ from regard._costs import COSTS
 from regard._explain import Explanation, arrays_in, call_words, moved, with_unit
 
 #: Multiply-adds a clock of one multiprocessor, by compute capability: float32 and float64 as the CUDA Programming Guide
-#: has them ("Arithmetic Instructions"), "tensor" of 16-bit products summed in float32. Where makers of cards halve the
-#: latter or not under one capability (8.6, 8.9), it is missing.
+#: has them ("Arithmetic Instructions"), "tensor" of 16-bit products summed in float32, "int8 tensor" of bytes. Where
+#: makers of cards halve the former or not under one capability (8.6, 8.9), they are missing.
 _MULTIPLY_ADDS: dict[int, dict[str, int]] = {
-    80: {"float32": 64, "float64": 32, "tensor": 1024},
+    80: {"float32": 64, "float64": 32, "tensor": 1024, "int8 tensor": 2048},
     86: {"float32": 128, "float64": 2},
     89: {"float32": 128, "float64": 2},
-    90: {"float32": 128, "float64": 64, "tensor": 2048},
+    90: {"float32": 128, "float64": 64, "tensor": 2048, "int8 tensor": 4096},
 }
 
 #: Exponentials of float32 a clock of one multiprocessor, of all of these.
@@ -38,9 +38,10 @@ class Launch:
     source : str
         The file that launches it.
     kernel : str
-        Which of an operation's kernels it is ("split keys", "warpgroups", "tensor cores", "portable"), or "".
+        Which of an operation's kernels it is ("split keys", "warpgroups", "tensor cores", "portable", "int8 rows",
+        "int8 tensor cores"), or "".
     queries, keys : int
-        The tile of that kernel: what a block takes at a time.
+        The tile of that kernel: what a block takes at a time; for a linear layer, rows and outputs.
     tensor : bool
         Whether its products are tensor cores'.
     blocks, threads, shared : int
@@ -111,10 +112,15 @@ def explained(
     first = next(arrays_in(named.values()))
     capability, processors, clock, bandwidth = module.speeds(int(first.__dlpack_device__()[1]))
     dtype = _arrays.name_of_dtype(first.dtype)
-    products = "tensor" if main is not None and main.tensor else "float64" if dtype == "float64" else "float32"
+    products = "float64" if dtype == "float64" else "float32"
+    if main is not None and main.kernel.startswith("int8"):
+        products = "int8 tensor" if main.tensor else "int8 dot"
+    elif main is not None and main.tensor:
+        products = "tensor"
     multiply_adds = _MULTIPLY_ADDS.get(capability, {}).get(products)
+    tile = ("rows", "outputs") if operation == "linear" else ("queries", "keys")
     left_out = ""
-    if operation == "linear":
+    if operation == "linear" and not chosen:
         left_out = "the product is its framework's"
     elif not clock or not bandwidth:
         left_out = "the driver does not say the clocks of this device"
@@ -138,7 +144,7 @@ def explained(
         kernel=_kernel_words(operation, cost.flops, chosen, main),
         instruction_set=f"sm_{capability}",
         reason=f"{processors} multiprocessors",
-        tiles={"queries": main.queries, "keys": main.keys} if main is not None and main.kernel else {},
+        tiles=dict(zip(tile, (main.queries, main.keys), strict=True)) if main is not None and main.kernel else {},
         stages=launches,
         flops=cost.flops,
         exponentials=cost.exponentials,
@@ -152,7 +158,7 @@ def explained(
 
 def _kernel_words(operation: str, flops: float, chosen: list[Launch], main: Launch | None) -> str:
     """Names where an operation has several kernels (packed sequences may take two), else the file."""
-    if operation == "linear":  # beside which its own launch is small, or none
+    if operation == "linear" and not chosen:  # beside which its own launch is small, or none
         return "the framework's product" if flops else ""
     if chosen:
         return " and ".join(dict.fromkeys(launch.kernel for launch in chosen))

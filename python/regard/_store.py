@@ -19,6 +19,11 @@ def indices(argument: str, x: Any, name: str, n: int, most: Any, limit: str) -> 
 
     `name` is what n is called, `limit` what the largest entry is called.
     """
+    if _arrays.on_gpu(x):
+        raise TypeError(
+            f"{argument}: expected an array on the CPU, where caches keep their lengths, since reading "
+            f"a GPU's would wait for it; got {_checks.describe(x)} on a GPU"
+        )
     copy = np.array(_arrays.numpy_view(argument, x) if hasattr(x, "__dlpack__") else x)
     if copy.size == 0 and copy.dtype == np.float64 and not hasattr(x, "dtype"):
         copy = copy.astype(np.int64)  # an empty list

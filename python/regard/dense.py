@@ -22,7 +22,7 @@ class PackedLinear:
     ----------
     packed : array
         Opaque; float32, or float64 where the weight was float64. Serves every instruction set. On a GPU it is the
-        weight itself.
+        weight itself, or its rows as int8.
     dtype : dtype
         Of the weight it was made from.
     held : str
@@ -30,13 +30,22 @@ class PackedLinear:
     in_features, out_features : int
     """
 
-    __slots__ = ("bias", "dtype", "held", "in_features", "out_features", "packed")
+    __slots__ = ("bias", "dtype", "held", "in_features", "out_features", "packed", "scale")
 
     def __init__(
-        self, packed: Any, out_features: int, in_features: int, dtype: Any, held: str = "float32", bias: Any = None
+        self,
+        packed: Any,
+        out_features: int,
+        in_features: int,
+        dtype: Any,
+        held: str = "float32",
+        bias: Any = None,
+        scale: Any = None,
     ) -> None:
         self.held = held
-        self.bias = bias  # on a GPU; elsewhere it is packed with the weight
+        # On a GPU; elsewhere they are packed with the weight.
+        self.bias = bias
+        self.scale = scale
         self.packed = packed
         self.out_features = out_features
         self.in_features = in_features
@@ -66,8 +75,8 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
         products with bfloat16 inputs run in it where the machine can, and on matrix tiles the same bits
         come out as of a bfloat16 weight without packing. "int8": whole multiples of max |weight| / 127
         of each output channel, in products with inputs that are quantised likewise, by rows; up to 65536
-        in_features. Neither is for float64. On a GPU, whose products are the framework's, "float32" is the weight
-        in its own dtype, without a copy, and "bfloat16" one rounded to that; there is no "int8".
+        in_features. Neither is for float64. On a GPU "float32" is the weight in its own dtype, without a copy, and
+        "bfloat16" one rounded to that, for products that are the framework's; "int8" has the CPU's numbers.
 
     Returns
     -------
@@ -92,14 +101,18 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
 
 
 def _held_on_gpu(weight: Any, bias: Any, held: str) -> PackedLinear:
-    if held == "int8":
-        raise NotImplementedError("pack_linear: weights held as int8 are not available on CUDA yet")
+    named = {"weight": weight, "bias": bias, "held": held}
 
     def require(holds: bool, rule: str, argument: str) -> None:
         if not holds:
-            named = {"weight": weight, "bias": bias, "held": held}
             raise _checks.error("pack_linear", (rule, argument, 0), named)
 
+    if held == "int8":
+        result = _arrays.call_on_gpu("pack_linear", "pack_bytes", (weight, bias), ())
+        if type(result) is tuple:
+            raise _checks.error("pack_linear", result, named)
+        out_features, in_features = weight.shape
+        return PackedLinear(result[0], int(out_features), int(in_features), weight.dtype, held, bias, result[1])
     dtype = _arrays.name_of_dtype(weight.dtype)
     require(dtype in _FLOATS, "dtype", "weight")
     require(weight.ndim == 2, "shape", "weight")
@@ -113,8 +126,8 @@ def _held_on_gpu(weight: Any, bias: Any, held: str) -> PackedLinear:
     return PackedLinear(packed, int(out_features), int(in_features), weight.dtype, held, bias)
 
 
-def _unpacked_on_gpu(x: Any, given: PackedLinear, bias: Any) -> tuple[Any, Any]:
-    """Weight and bias in x's dtype."""
+def _packed_on_gpu(x: Any, given: PackedLinear, bias: Any) -> tuple[Any, Any]:
+    """Weight and bias: in x's dtype, or as they are where they are held as int8."""
     if not _arrays.on_gpu(given.packed):
         raise TypeError("weight: expected a PackedLinear on the device of x, got one on the CPU")
     dtype = _arrays.name_of_dtype(x.dtype)
@@ -124,6 +137,8 @@ def _unpacked_on_gpu(x: Any, given: PackedLinear, bias: Any) -> tuple[Any, Any]:
         raise _checks.error("linear", (rule, argument, 0), {"x": x, "weight": given, "bias": bias})
     if dtype not in _FLOATS:
         raise _checks.error("linear", ("dtype", "x", 0), {"x": x})
+    if given.held == "int8":
+        return given.packed, given.bias
     memory = _arrays.Beside("linear", given.packed)
     return memory.converted(given.packed, dtype), None if given.bias is None else memory.converted(given.bias, dtype)
 
@@ -140,7 +155,8 @@ def linear(
 
     Sums run in float32 (float64 for float64) and are rounded once, at the end. The bits of a row of the
     result depend on that row of x alone, not on how many rows there are. On a GPU the product is CuPy's or
-    PyTorch's own, of the dtypes that it takes, rounded to x's dtype; what follows it is one pass.
+    PyTorch's own, of the dtypes that it takes, rounded to x's dtype, and what follows it is one pass; weights held
+    as int8 have kernels there.
 
     Parameters
     ----------
@@ -172,16 +188,24 @@ def linear(
     held = 0
     given = weight
     if type(weight) is PackedLinear:
+        shape = getattr(x, "shape", ())
+        if shape and shape[-1] != weight.in_features:  # padded, a packed weight does not tell
+            named = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
+            raise _checks.error("linear", ("shape", "weight", 0), named)
         weight, packed_out, held = weight.packed, weight.out_features, _HELD[weight.held]
     arrays = (x, weight, bias, residual)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
     if _arrays.on_gpu(x):
         if packed_out >= 0:
-            weight, bias = _unpacked_on_gpu(x, given, bias)
+            weight, bias = _packed_on_gpu(x, given, bias)
             arrays = (arrays[0], weight, bias, arrays[3])
-        multiply = functools.partial(_arrays.product_on_gpu, x, weight)
-        result = _arrays.call_on_gpu("linear", "linear", (*arrays, out), (code, multiply))
+        if held == _HELD["int8"]:
+            eight = (arrays[0], weight, given.scale, bias, arrays[3], out)
+            result = _arrays.call_on_gpu("linear", "linear_bytes", eight, (code,))
+        else:
+            multiply = functools.partial(_arrays.product_on_gpu, x, weight)
+            result = _arrays.call_on_gpu("linear", "linear", (*arrays, out), (code, multiply))
     elif packed_out >= 0 and type(weight) is not np.ndarray:
         raise TypeError("weight: expected a PackedLinear on the CPU, where x is, got one on a GPU")
     else:

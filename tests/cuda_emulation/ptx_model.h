@@ -104,6 +104,43 @@ template <class T> void product(void* const* all) {
   }
 }
 
+struct ByteProduct {
+  std::int32_t* c;
+  const std::uint32_t* a;
+  std::uint32_t b[2];
+};
+
+// Byte n of a register, signed.
+inline std::int32_t byte_of(std::uint32_t x, int n) { return static_cast<std::int8_t>(x >> (8 * n)); }
+
+// With g = l / 4 and t = l % 4, lane l holds
+//   a[0]: (g, 4t) to (g, 4t + 3)   a[1]: rows + 8   a[2]: columns + 16   a[3]: both
+//   b[0]: (4t, g) to (4t + 3, g)   b[1]: rows + 16
+//   c as above
+inline void byte_product(void* const* all) {
+  ++emulation::counters().products;
+  std::int32_t a[16][32];
+  std::int32_t b[32][8];
+  for (int l = 0; l < kWarp; ++l) {
+    const auto& p = *static_cast<ByteProduct*>(all[l]);
+    const int g = l / 4;
+    for (int n = 0; n < 4; ++n) {
+      const int k = l % 4 * 4 + n;
+      a[g][k] = byte_of(p.a[0], n);
+      a[g + 8][k] = byte_of(p.a[1], n);
+      a[g][k + 16] = byte_of(p.a[2], n);
+      a[g + 8][k + 16] = byte_of(p.a[3], n);
+      b[k][g] = byte_of(p.b[0], n);
+      b[k + 16][g] = byte_of(p.b[1], n);
+    }
+  }
+  for (int l = 0; l < kWarp; ++l) {
+    const auto& p = *static_cast<ByteProduct*>(all[l]);
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 32; ++k) p.c[i] += a[l / 4 + i / 2 * 8][k] * b[k][l % 4 * 2 + i % 2];
+  }
+}
+
 }  // namespace model
 
 inline void load_matrices(std::uint32_t (&to)[4], SharedAddress row, Where where = Where::current()) {
@@ -123,11 +160,24 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
   emulation::meet("mma", &p, model::product<T>, where);
 }
 
+inline void multiply_add_bytes(std::int32_t (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
+                               Where where = Where::current()) {
+  model::ByteProduct p{c, a, {b0, b1}};
+  emulation::meet("mma of bytes", &p, model::byte_product, where);
+}
+
 template <class T> std::uint32_t pack_pair(float low, float high) {
   return static_cast<std::uint32_t>(from_float<T>(low).bits) | static_cast<std::uint32_t>(from_float<T>(high).bits) << 16;
 }
 
+inline std::int32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
+  for (int n = 0; n < 4; ++n) sum += model::byte_of(a, n) * model::byte_of(b, n);
+  return sum;
+}
+
 inline int opaque(int x) { return x; }
+
+inline float rounded_product(float a, float b) { return a * b; }
 
 inline float exp2_fast(float x) {
   const float y = std::exp2(x);

@@ -195,6 +195,11 @@ def test_errors_leave_the_cache_as_it_was(cupy):
     assert cache.lengths.tolist() == [0]
     cache.append(cupy.asarray(key), cupy.asarray(key))
     assert cache.lengths.tolist() == [3]
+    place = cupy.asarray(np.zeros(1, np.int64))
+    for call, name in ((cache.reorder, "indices"), (cache.truncate, "lengths")):
+        with pytest.raises(TypeError, match=f"{name}: expected an array on the CPU, where caches keep their lengths"):
+            call(place)
+    assert cache.lengths.tolist() == [3]
     want = quantise(key, np.int8)[0]  # the reference's own conversion, beside the CPU's in the tests above
     eight = regard.KVCache(1, 2, 4, 8, dtype="int8", like=cupy.asarray(key))
     eight.append(cupy.asarray(key), cupy.asarray(key))

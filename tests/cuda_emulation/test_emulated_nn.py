@@ -290,14 +290,6 @@ def flat(x: Any) -> list[Any]:
     return [z for y in x for z in flat(y)] if isinstance(x, tuple) else [x]
 
 
-def test_a_recurrent_translator(cupy):
-    model = with_random_weights(nn.RNNSearch(9, 8, 6, 5))
-    source, target = np.array([[1, 8, 3, 2], [4, 2, 0, 0]]), np.array([[1, 5, 3], [1, 7, 2]])
-    lengths = np.array([4, 2])
-    assert_agree(cupy, model, "float32", source, target, lengths, return_weights=True, size=8)
-    assert_agree(cupy, model, "float32", source, target[:, :0], return_weights=True)
-
-
 # ---- Generation ----------------------------------------------------------------------------------------------
 
 
@@ -489,14 +481,20 @@ def test_errors(cupy):
         heads(x, x, x, out=normal(0, 2, 3, 16))
     with pytest.raises(TypeError, match="target: expected an array on the device of source"):
         nn.RNNSearch(9, 8, 6, 5)(cupy.asarray(np.array([[1, 2]])), np.array([[1, 2]]))
-    with pytest.raises(TypeError, match="MultiheadAttention: expected all arrays on the CPU, where the first one is"):
-        heads(normal(0, 2, 3, 16), x, x)
+    for misplaced in ((normal(0, 2, 3, 16), x, x), (normal(0, 2, 3, 16), normal(1, 2, 3, 16), x)):
+        name = "key" if misplaced[1] is x else "value"
+        with pytest.raises(TypeError, match=f"{name}: expected an array on the CPU, where query is, got one on a GPU"):
+            heads(*misplaced)
+    with pytest.raises(TypeError, match="hx: expected an array on the CPU, where input is, got one on a GPU"):
+        nn.LSTM(16, 4)(normal(0, 2, 3, 16), (x, x))
+    with pytest.raises(TypeError, match="source_lengths: expected an array on the CPU, where target is"):
+        nn.RNNSearch(9, 8, 6, 5)(target=np.array([[1]]), source=np.array([[1]]), source_lengths=x)
     with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 7, in_features = 16\)"):
         nn.Linear(5, 7)(x)
     with pytest.raises(TypeError, match="x: expected an array of dtype float32"):
         nn.LayerNorm(16)(cupy.asarray(np.zeros((3, 16), np.int64)))
-    with pytest.raises(NotImplementedError, match="held as int8 are not available on CUDA yet"):
-        nn.Linear(16, 4).to(weights="int8")(x)
+    with pytest.raises(TypeError, match="because weights are held as int8, got float64"):
+        nn.Linear(16, 4).to(weights="int8")(x.astype(np.float64))
     with pytest.raises(TypeError, match="because weights are held as bfloat16, got float64"):
         nn.Linear(16, 4).to(weights="bfloat16")(x.astype(np.float64))
     with pytest.raises(TypeError, match="embed: expected it to give arrays on the device of memory"):

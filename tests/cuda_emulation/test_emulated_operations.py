@@ -125,6 +125,15 @@ def test_errors_name_the_argument(cupy):
         regard.squeeze_excitation(cupy.asarray(x), *on_device(cupy, (w[0], w[3], w[2], w[1])))
 
 
+def test_managed_memory_is_a_device_s(cupy, monkeypatch):
+    """As DLPack counts it: memory that the driver moves between host and device."""
+    x = normal(0, 3, 100)
+    want = cupy.asnumpy(regard.layer_norm(cupy.asarray(x)))
+    monkeypatch.setattr(cupy.ndarray, "__dlpack_device__", lambda self: (13, 0))
+    assert_same_bits(cupy.asnumpy(regard.layer_norm(cupy.asarray(x))), want)
+    assert_same_bits(cupy.asnumpy(regard.nn.LayerNorm(100)(cupy.asarray(x))), want)
+
+
 def test_what_no_kernel_does_is_named(cupy):
     """Hidden units beyond a block's shared memory: NotImplementedError with the operation, as for a missing kernel."""
     hidden = 1 << 20

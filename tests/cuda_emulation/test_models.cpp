@@ -1,5 +1,6 @@
 // The emulator itself: every model of an instruction, and that mistakes are seen.
 
+#include <bit>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -208,9 +209,46 @@ template <class T> void test_products() {
   });
 }
 
+// Of every byte there is: -128 too.
+void test_byte_products() {
+  Random random(8);
+  std::int8_t a[16][32];
+  std::int8_t b[32][8];
+  std::int32_t c[16][8];
+  for (auto& row : a)
+    for (auto& x : row) x = static_cast<std::int8_t>(random.bits());
+  for (auto& row : b)
+    for (auto& x : row) x = static_cast<std::int8_t>(random.bits());
+  for (auto& row : c)
+    for (auto& x : row) x = static_cast<std::int32_t>(random.bits() >> 40);
+  a[0][0] = b[0][0] = -128;
+  run(1, 32, 0, [&] {
+    const int g = thread_index() / 4;
+    const int t = thread_index() % 4;
+    const auto four = [](std::int8_t x0, std::int8_t x1, std::int8_t x2, std::int8_t x3) {
+      const std::int8_t bytes[4] = {x0, x1, x2, x3};
+      return std::bit_cast<std::uint32_t>(bytes);
+    };
+    const auto a_at = [&](int i, int k) { return four(a[i][k], a[i][k + 1], a[i][k + 2], a[i][k + 3]); };
+    const auto b_at = [&](int k) { return four(b[k][g], b[k + 1][g], b[k + 2][g], b[k + 3][g]); };
+    const std::uint32_t fa[4] = {a_at(g, 4 * t), a_at(g + 8, 4 * t), a_at(g, 4 * t + 16), a_at(g + 8, 4 * t + 16)};
+    std::int32_t fc[4] = {c[g][2 * t], c[g][2 * t + 1], c[g + 8][2 * t], c[g + 8][2 * t + 1]};
+    multiply_add_bytes(fc, fa, b_at(4 * t), b_at(4 * t + 16));
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + i / 2 * 8;
+      const int column = 2 * t + i % 2;
+      std::int32_t want = c[row][column];
+      for (int k = 0; k < 32; ++k) want += a[row][k] * b[k][column];
+      CHECK(fc[i] == want);
+    }
+    CHECK(dot_bytes(four(-128, 127, -1, 5), four(-128, -127, 3, 0), 7) == 7 + 128 * 128 - 127 * 127 - 3);
+  });
+}
+
 void test_scalars() {
   CHECK(pack_pair<BFloat16>(1.0f, -2.0f) == 0xc0003f80u);
   CHECK(pack_pair<Half>(1.0f, -2.0f) == 0xc0003c00u);
+  CHECK(rounded_product(1.1f, 1.3f) == 1.1f * 1.3f);
   CHECK(exp2_fast(3.0f) == 8.0f && exp2_fast(-127.0f) == 0.0f && exp2_fast(-INFINITY) == 0.0f);
 }
 
@@ -226,6 +264,7 @@ void test_models() {
   test_matrix_loads();
   test_products<Half>();
   test_products<BFloat16>();
+  test_byte_products();
   test_scalars();
 }
 

@@ -25,10 +25,13 @@ PORTABLE = "attention_portable.cuh"
 SCORES = "attention_scores.cuh"
 PROJECT = "project.cuh"
 RECURRENT = "recurrent.cuh"
+LANE_SUMS = "lane_sums.cuh"
+BYTES = "linear_bytes.cuh"
 
 #: The test that sees a file's mutants; test_kernels where none is named.
 TESTS = {HOPPER: "test_hopper_kernels", HOPPER_PTX: "test_hopper_kernels"}
-TESTS |= {PROJECT: "test_row_kernels", RECURRENT: "test_row_kernels"}
+TESTS |= {PROJECT: "test_row_kernels", RECURRENT: "test_row_kernels", LANE_SUMS: "test_row_kernels"}
+TESTS |= {BYTES: "test_byte_kernels"}
 
 Objects = Callable[[bool], list[str]]
 
@@ -97,10 +100,24 @@ MUTATIONS = [
     Mutation("a step behind a sequence's end", RECURRENT, "own.time < length_of", "own.time <= length_of"),
     Mutation("a unit too many", RECURRENT, "if (unit >= a.hidden) return;", "if (unit > a.hidden) return;",
              sanitizer=True),
-    Mutation("sums given to other lanes", RECURRENT, "upper ? x[n] : x[n + kHalf]", "upper ? x[n + kHalf] : x[n]"),
+    Mutation("sums given to other lanes", LANE_SUMS, "upper ? x[n] : x[n + kHalf]", "upper ? x[n + kHalf] : x[n]"),
     Mutation("no barrier before rows overwrite rows", PROJECT,
              "    block_barrier();\n    for (int n = thread_index(); n < kProjectTile",
              "    for (int n = thread_index(); n < kProjectTile"),
+    Mutation("no barrier before a stage is used again, bytes", BYTES,
+             "    block_barrier();  // all have what", "    // all have what"),
+    Mutation("no wait for the copies, bytes", BYTES, "await_copies<kByteStages - 2>()", "await_copies<kByteStages>()"),
+    Mutation("no barrier before sums overwrite stages", BYTES,
+             "  await_copies<0>();\n  block_barrier();\n", "  await_copies<0>();\n"),
+    Mutation("no barrier before sums are read", BYTES, "  block_barrier();\n  static_assert", "  static_assert"),
+    Mutation("a swizzle that leaves bank conflicts, bytes", BYTES, "(c ^ (r >> 1 & 3))", "(c ^ (r & 1))"),
+    Mutation("halves of the depth exchanged", BYTES, "c + lane / 8 % 2)", "c + 1 - lane / 8 % 2)"),
+    Mutation("the last step left out", BYTES, "(a.pitch + kByteDepth - 1) / kByteDepth", "a.pitch / kByteDepth"),
+    Mutation("a row too many fetched, bytes", BYTES, "row < (of_x ? a.rows", "row <= (of_x ? a.rows", sanitizer=True),
+    Mutation("an output too many read", BYTES, "out0 + o < a.outputs ? out0 + o : a.outputs - 1)", "out0 + o)",
+             sanitizer=True),
+    Mutation("no barrier before the largest is known", BYTES,
+             "  block_barrier();\n  for (int w = 0;", "  for (int w = 0;"),
     Mutation("a window past the last key", PROJECT, "at >= 0 && at < a.len", "at >= 0 && at <= a.len", sanitizer=True),
 ]  # fmt: skip
 
@@ -149,7 +166,7 @@ def _wanted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [False, True])
-@pytest.mark.parametrize("test", ["test_kernels", "test_hopper_kernels", "test_row_kernels"])
+@pytest.mark.parametrize("test", ["test_kernels", "test_hopper_kernels", "test_row_kernels", "test_byte_kernels"])
 def test_the_kernels_as_they_are_pass(tmp_path: Path, emulator_objects: Objects, test: str, sanitizer: bool) -> None:
     result = run(build(CSRC, tmp_path, test, emulator_objects(sanitizer), sanitizer))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -56,6 +56,7 @@ class MultiheadAttention(Module):
     """
 
     _float32_serves_16_bit = ("cpu",)
+    _holds = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class Linear(Module):
     """
 
     _float32_serves_16_bit = ("cpu",)
+    _holds = True
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -111,12 +112,16 @@ class Embedding(Module):
         """
         if not _arrays.is_array(input) or input.dtype.kind not in "iu":
             raise TypeError(f"input: expected an array of integers, got {describe(input)}")
-        last = self.num_embeddings - 1
         if not isinstance(input, np.ndarray):
             table = self._weights(self.dtype, _arrays.memory_of(type(self).__name__, input))
-            return table.take(input.astype(np.int64, copy=False).clip(0, last), axis=0)
+            return table.take(input.astype(np.int64, copy=False).clip(0, self.num_embeddings - 1), axis=0)
         table = self._weights(self.dtype)
+        self._check(input)
+        return np.take(table, input, axis=0)
+
+    def _check(self, input: np.ndarray) -> None:
+        """Refuse numbers that are not in the table."""
+        last = self.num_embeddings - 1
         if input.size and (input.min() < 0 or input.max() > last):
             outside = input[(input < 0) | (input > last)].flat[0]
             raise ValueError(f"input: expected numbers from 0 to num_embeddings - 1 = {last}, got {outside}")
-        return np.take(table, input, axis=0)

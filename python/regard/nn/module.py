@@ -113,6 +113,8 @@ class Module:
 
     #: Where 16-bit inputs take the weights as packed for float32: "cpu", because it computes in float32; or "gpu" too.
     _float32_serves_16_bit: tuple[str, ...] = ()
+    #: Whether weights are held as to() says; int8 is made of float32, whatever the inputs' dtype.
+    _holds = False
 
     def __init__(self, device: Any = None, dtype: Any = None) -> None:
         if str(device) not in ("None", "cpu"):
@@ -250,8 +252,7 @@ class Module:
 
         Notes
         -----
-        float64 inputs need weights held as "float32" or None: others are refused at the call, and so are arrays
-        on a GPU with "int8".
+        float64 inputs need weights held as "float32" or None: others are refused at the call.
         """
         if weights is not None and weights not in _HELD:
             raise ValueError(f"weights: expected {', '.join(map(repr, _HELD))} or None, got {weights!r}")
@@ -279,12 +280,15 @@ class Module:
         Those inputs will be where the array `like` is; by default on the CPU, or on the GPU from whose memory weights
         were loaded.
         """
-        if like is None:
-            loaded = (parameter.value for _, parameter in self._named().values())
-            like = next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
+        like = self._loaded_on_gpu() if like is None else like
         memory = _arrays.memory_of(type(self).__name__, like)
         for _, module in self.named_modules():
             module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
+
+    def _loaded_on_gpu(self) -> Any:
+        """A weight that was loaded from a GPU's memory, or None."""
+        loaded = (parameter.value for _, parameter in self._named().values())
+        return next((x for x in loaded if x is not None and _arrays.on_gpu(x)), None)
 
     def _weights(self, dtype: Any, memory: Memory = _arrays.HOST) -> Any:
         """What _pack made for this dtype. Threads that meet here at first both pack, with the same result."""
@@ -292,7 +296,8 @@ class Module:
         made = self._packed  # weights loaded meanwhile come with a new one: what is packed here is not theirs
         packed = made.get(key)
         if packed is None:
-            if dtype.itemsize == 2 and memory.kind in self._float32_serves_16_bit:
+            float32_serves = memory.kind in self._float32_serves_16_bit or (self._holds and self._held == "int8")
+            if dtype.itemsize == 2 and float32_serves:
                 packed = self._weights(np.dtype(np.float32), memory)
             else:
                 packed = self._pack(dtype, memory)

@@ -31,15 +31,28 @@ class _Decoding(NamedTuple):
     """Sequences in decoding: what stays as encoded, and the decoder's states."""
 
     keys: ProjectedKeys  # of (batch, len_source, 2 dim_hidden)
-    lengths: np.ndarray  # (batch,)
+    lengths: Any  # (batch,), where the keys are: kernels read them at each step
     state: Any  # (batch, beams, dim_hidden)
 
-    def of(self, which: np.ndarray) -> _Decoding:
-        """Some of the sequences, without the padding that none of them needs."""
-        lengths = self.lengths[which]
-        longest = int(lengths.max(initial=0))
+    def of(self, which: Any, longest: int) -> _Decoding:
+        """Some of the sequences, as far as the longest of them."""
         keys = ProjectedKeys(self.keys.projected[which, :longest], self.keys.keys[which, :longest])
-        return _Decoding(keys, lengths, self.state[which])
+        return _Decoding(keys, self.lengths[which], self.state[which])
+
+
+class _Found(NamedTuple):
+    """A translation whose weights are still where they were computed."""
+
+    value: float  # by which translations are compared
+    tokens: list[int]
+    score: float
+    rows: list[int]  # of each step's weights
+    length: int  # of the source
+
+    def translation(self, history: list[np.ndarray], dtype: Any) -> Translation:
+        """`history` is each step's weights, (rows, len_source), of `dtype`."""
+        weights = [step[row, : self.length] for step, row in zip(history, self.rows, strict=False)]
+        return Translation(self.tokens, self.score, np.array(weights, dtype).reshape(len(self.rows), self.length))
 
 
 class RNNSearch(Module):
@@ -103,6 +116,7 @@ class RNNSearch(Module):
         annotations, last = self.encoder.forward(self.source_embedding.forward(source), lengths=lengths)
         xp = _arrays.namespace(annotations)
         state = xp.tanh(self.bridge.forward(last[1]))
+        lengths = _arrays.beside(annotations, lengths)
         return _Decoding(self.attention.precompute(annotations), lengths, xp.repeat(state[:, None], beams, axis=1))
 
     def _step(self, previous: Any, decoding: _Decoding) -> tuple[Any, Any, _Decoding]:
@@ -163,7 +177,13 @@ class RNNSearch(Module):
     # ---- Search ----
 
     def greedy(
-        self, sources: Sequence[Sequence[int]], max_length: int = 50, *, batch_size: int = 64, progress: bool = False
+        self,
+        sources: Sequence[Sequence[int]],
+        max_length: int = 50,
+        *,
+        batch_size: int = 64,
+        progress: bool = False,
+        like: Any = None,
     ) -> list[Translation]:
         """Translate by the most probable token at each step.
 
@@ -177,16 +197,19 @@ class RNNSearch(Module):
             Sequences at a time.
         progress : bool
             Show a bar on standard error, where that is a terminal; rich draws it where installed.
+        like : array, optional
+            The search runs where this is: on the CPU, or on the GPU of CuPy's arrays or PyTorch's, where each
+            step waits for its tokens. By default on the CPU, or on the GPU from whose memory weights were loaded.
 
         Returns
         -------
         list of Translation, in the order of sources
         """
 
-        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[Translation]:
+        def run(source: Any, lengths: np.ndarray, one_more: Callable[[], None]) -> list[Translation]:
             return self._greedy(source, lengths, one_more, max_length)
 
-        return self._search(sources, batch_size, progress, run)
+        return self._search(sources, batch_size, progress, like, run)
 
     def beam_search(
         self,
@@ -197,12 +220,13 @@ class RNNSearch(Module):
         length_penalty: float = 1.0,
         batch_size: int = 32,
         progress: bool = False,
+        like: Any = None,
     ) -> list[list[Translation]]:
         """Translate, keeping the beam_size best beginnings at each step.
 
         Parameters
         ----------
-        sources, max_length, batch_size, progress
+        sources, max_length, batch_size, progress, like
             As for greedy.
         beam_size : int
             Beginnings kept of each sequence, and translations returned at most.
@@ -217,62 +241,72 @@ class RNNSearch(Module):
         if beam_size < 1:
             raise ValueError(f"beam_size: expected a count >= 1, got {beam_size}")
 
-        def run(source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None]) -> list[list[Translation]]:
+        def run(source: Any, lengths: np.ndarray, one_more: Callable[[], None]) -> list[list[Translation]]:
             return self._beam(source, lengths, one_more, beam_size, max_length, length_penalty)
 
-        return self._search(sources, batch_size, progress, run)
+        return self._search(sources, batch_size, progress, like, run)
 
-    def _search(self, sources: Any, batch_size: int, progress: bool, run: Callable[..., list[Any]]) -> list[Any]:
+    def _search(
+        self, sources: Any, batch_size: int, progress: bool, like: Any, run: Callable[..., list[Any]]
+    ) -> list[Any]:
         """run(padded tokens, lengths, a function to call for each translation) over batches of like length."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a count >= 1, got {batch_size}")
+        like = self._loaded_on_gpu() if like is None else like
+        memory = _arrays.memory_of(_NAME, like)
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         found: list[Any] = [None] * len(order)
-        with progress_bar(len(order), progress) as tick:
+        with _arrays.working_beside(_NAME, like), progress_bar(len(order), progress) as tick:
             for start in range(0, len(order), batch_size):
                 which = order[start : start + batch_size]
-                batch = padded([sources[i] for i in which])
-                for i, result in zip(which, run(*batch, lambda: tick("translating")), strict=True):
+                tokens, lengths = padded([sources[i] for i in which])
+                self.source_embedding._check(tokens)
+                source = memory.put(_NAME, tokens, tokens.dtype)
+                for i, result in zip(which, run(source, lengths, lambda: tick("translating")), strict=True):
                     found[i] = result
         return found
 
     def _greedy(
-        self, source: np.ndarray, lengths: np.ndarray, one_more: Callable[[], None], max_length: int
+        self, source: Any, lengths: np.ndarray, one_more: Callable[[], None], max_length: int
     ) -> list[Translation]:
-        batch = len(lengths)
+        batch, xp = len(lengths), _arrays.namespace(source)
         tokens: list[list[int]] = [[] for _ in range(batch)]
-        rows: list[list[np.ndarray]] = [[] for _ in range(batch)]
+        rows: list[list[int]] = [[] for _ in range(batch)]
+        history: list[Any] = []
         scores = np.zeros(batch)
         decoding = self._encode(source, lengths)
         running = np.arange(batch)
-        previous = np.full(batch, self.begin)
+        previous = _arrays.beside(source, np.full(batch, self.begin))
         for _ in range(max_length):
             features, weights, decoding = self._step(previous[:, None], decoding)
+            history.append(weights[:, 0])
             log_p = _log_softmax(self._logits(features)[:, 0])
             previous = log_p.argmax(axis=-1)
-            scores[running] += log_p[np.arange(len(running)), previous]
-            going = previous != self.end
+            gained = xp.take_along_axis(log_p, previous[:, None], axis=-1)[:, 0]
+            chosen, gained = _on_host(xp.stack((previous.astype(np.float64), gained)))  # one copy a step
+            scores[running] += gained
+            going = chosen != self.end
             for k in np.flatnonzero(going):
-                i = running[k]
-                tokens[i].append(int(previous[k]))
-                rows[i].append(weights[k, 0, : lengths[i]].copy())
+                tokens[running[k]].append(int(chosen[k]))
+                rows[running[k]].append(int(k))
             if not going.all():
                 for _ in range(int((~going).sum())):
                     one_more()
                 kept = np.flatnonzero(going)
-                running, previous, decoding = running[kept], previous[kept], decoding.of(kept)
-            if not len(running):
-                break
+                running = running[kept]
+                if not len(running):
+                    break
+                which = _arrays.beside(source, kept)
+                previous, decoding = previous[which], decoding.of(which, int(lengths[running].max()))
         for _ in running:
             one_more()
-        return [
-            Translation(t, float(s), np.array(r, self.dtype).reshape(len(t), n))
-            for t, s, r, n in zip(tokens, scores, rows, lengths, strict=True)
-        ]
+        seen = list(map(_on_host, history))
+        ends = zip(scores.tolist(), tokens, scores.tolist(), rows, lengths.tolist(), strict=True)
+        return [_Found(*end).translation(seen, self.dtype) for end in ends]
 
     def _beam(
         self,
-        source: np.ndarray,
+        source: Any,
         lengths: np.ndarray,
         one_more: Callable[[], None],
         beams: int,
@@ -280,67 +314,83 @@ class RNNSearch(Module):
         length_penalty: float,
     ) -> list[list[Translation]]:
         batch, vocabulary = len(lengths), self.target_vocabulary
-        done: list[list[tuple[float, Translation]]] = [[] for _ in range(batch)]
+        done: list[list[_Found]] = [[] for _ in range(batch)]
+        history: list[Any] = []
         decoding = self._encode(source, lengths, beams)
         running = np.arange(batch)
         scores = np.full((batch, beams), -np.inf)
         scores[:, 0] = 0.0
-        tokens = np.zeros((batch, beams, 0), np.int64)
-        rows = np.zeros((batch, beams, 0, source.shape[1]), self.dtype)
-        previous = np.full((batch, beams), self.begin)
+        tokens, rows = np.zeros((2, batch, beams, 0), np.int64)
+        previous = _arrays.beside(source, np.full((batch, beams), self.begin))
 
-        def translation(k: int, beam: int, score: float, steps: int) -> tuple[float, Translation]:
-            n = int(decoding.lengths[k])
-            t = Translation(tokens[k, beam].tolist(), score, rows[k, beam, :, :n].copy())
-            return score / max(steps, 1) ** length_penalty, t
+        def ending(k: int, beam: int, score: float, steps: int) -> _Found:
+            value = score / max(steps, 1) ** length_penalty
+            i = running[k]
+            return _Found(value, tokens[k, beam].tolist(), score, rows[k, beam].tolist(), int(lengths[i]))
 
         for step in range(1, max_length + 1):
             features, weights, decoding = self._step(previous, decoding)
-            totals = scores[..., None] + _log_softmax(self._logits(features))
+            history.append(weights.reshape(len(running) * beams, weights.shape[-1]))
+            totals = _arrays.beside(source, scores)[..., None] + _log_softmax(self._logits(features))
             # A beam ends in one way only: among twice as many, enough go on.
-            best = _largest(totals.reshape(len(running), -1), min(2 * beams, beams * vocabulary))
-            scores = np.take_along_axis(totals.reshape(len(running), -1), best, axis=1)
+            best, scores = _largest(totals.reshape(len(running), -1), min(2 * beams, beams * vocabulary))
             origin, chosen = best // vocabulary, best % vocabulary
             ended = chosen == self.end
             for k, j in zip(*np.nonzero(ended[:, :beams] & np.isfinite(scores[:, :beams])), strict=True):
-                done[running[k]].append(translation(int(k), int(origin[k, j]), float(scores[k, j]), step))
+                done[running[k]].append(ending(int(k), int(origin[k, j]), float(scores[k, j]), step))
             on = np.argsort(ended, axis=1, kind="stable")[:, :beams]
-            scores, origin, previous = (np.take_along_axis(x, on, axis=1) for x in (scores, origin, chosen))
+            scores, origin, chosen = (np.take_along_axis(x, on, axis=1) for x in (scores, origin, chosen))
             each = np.arange(len(running))[:, None]
-            tokens = np.concatenate((tokens[each, origin], previous[..., None]), axis=2)
-            rows = np.concatenate((rows[each, origin], weights[each, origin][:, :, None]), axis=2)
-            decoding = decoding._replace(state=decoding.state[each, origin])
+            row = each * beams + origin
+            tokens = np.concatenate((tokens[each, origin], chosen[..., None]), axis=2)
+            rows = np.concatenate((rows[each, origin], row[..., None]), axis=2)
             # What still runs can be no better than its score over the most steps that it might take.
             bound = scores[:, 0] / max_length**length_penalty
             kept = [k for k, i in enumerate(running) if not _settled(done[i], beams, bound[k])]
+            state = decoding.state.reshape(len(running) * beams, -1)
             if len(kept) < len(running):
                 for _ in range(len(running) - len(kept)):
                     one_more()
                 which = np.array(kept, np.int64)
-                running, decoding = running[which], decoding.of(which)
-                longest = decoding.keys.projected.shape[1]
-                scores, previous, tokens, rows = (x[which] for x in (scores, previous, tokens, rows[..., :longest]))
-            if not kept:
-                break
+                running, scores, chosen, tokens, rows, row = (
+                    x[which] for x in (running, scores, chosen, tokens, rows, row)
+                )
+                if not kept:
+                    break
+                decoding = decoding.of(_arrays.beside(source, which), int(lengths[running].max()))
+            moved = _arrays.beside(source, np.stack((chosen, row)))
+            previous, decoding = moved[0], decoding._replace(state=state.take(moved[1], axis=0))
         for k, i in enumerate(running):
             if not done[i]:
-                done[i].append(translation(k, 0, float(scores[k, 0]), max_length))
+                done[i].append(ending(k, 0, float(scores[k, 0]), max_length))
             one_more()
-        return [[t for _, t in sorted(d, key=lambda x: -x[0])[:beams]] for d in done]
+        seen = list(map(_on_host, history))
+        return [[f.translation(seen, self.dtype) for f in sorted(d, key=lambda f: -f.value)[:beams]] for d in done]
 
 
-def _settled(done: list[tuple[float, Translation]], beams: int, bound: float) -> bool:
+_NAME = RNNSearch.__name__
+
+
+def _on_host(x: Any) -> np.ndarray:
+    return _arrays.on_host(_NAME, x)
+
+
+def _settled(done: list[_Found], beams: int, bound: float) -> bool:
     """Whether no running beginning can be among the best any more."""
-    return len(done) >= beams and sorted((value for value, _ in done), reverse=True)[beams - 1] >= bound
+    return len(done) >= beams and sorted((found.value for found in done), reverse=True)[beams - 1] >= bound
 
 
-def _log_softmax(x: np.ndarray) -> np.ndarray:
+def _log_softmax(x: Any) -> Any:
+    xp = _arrays.namespace(x)
     x = x.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
 
 
-def _largest(x: np.ndarray, n: int) -> np.ndarray:
-    """Places of the n largest in each row, largest first."""
-    some = np.sort(np.argpartition(-x, n - 1, axis=1)[:, :n], axis=1)
-    return np.take_along_axis(some, np.argsort(-np.take_along_axis(x, some, axis=1), axis=1, kind="stable"), axis=1)
+def _largest(x: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the n largest in each row and what they hold, largest first: on the host, by one copy."""
+    xp = _arrays.namespace(x)
+    some = xp.argpartition(-x, n - 1, axis=1)[:, :n]
+    places, values = _on_host(xp.stack((some.astype(np.float64), xp.take_along_axis(x, some, axis=1))))
+    order = np.lexsort((places, -values))
+    return np.take_along_axis(places.astype(np.int64), order, axis=1), np.take_along_axis(values, order, axis=1)

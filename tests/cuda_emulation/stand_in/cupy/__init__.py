@@ -73,8 +73,14 @@ class ndarray:
     def clip(self, low: Any, high: Any) -> ndarray:
         return _made(self._host.clip(low, high))
 
-    def max(self, axis: int) -> ndarray:
-        return _made(self._host.max(axis))
+    def max(self, axis: int, keepdims: bool = False) -> ndarray:
+        return _made(self._host.max(axis, keepdims=keepdims))
+
+    def sum(self, axis: int, keepdims: bool = False) -> ndarray:
+        return _made(self._host.sum(axis, keepdims=keepdims))
+
+    def argmax(self, axis: int) -> ndarray:
+        return _made(self._host.argmax(axis))
 
     def mean(self, axis: int) -> ndarray:
         return _made(self._host.mean(axis))
@@ -95,11 +101,21 @@ class ndarray:
     def __add__(self, other: ndarray) -> ndarray:
         return _made(self._host + other._host)
 
+    def __sub__(self, other: ndarray) -> ndarray:
+        return _made(self._host - other._host)
+
+    def __neg__(self) -> ndarray:
+        return _made(-self._host)
+
     def __and__(self, other: ndarray) -> ndarray:
         return _made(self._host & other._host)
 
     def __iadd__(self, other: ndarray) -> ndarray:
         self._host += other._host
+        return self
+
+    def __isub__(self, other: ndarray) -> ndarray:
+        self._host -= other._host
         return self
 
     def __imul__(self, other: ndarray) -> ndarray:
@@ -178,8 +194,28 @@ def pad(x: ndarray, pad_width: Any) -> ndarray:
     return _made(np.pad(x._host, pad_width))
 
 
+def stack(arrays: Any) -> ndarray:
+    return _made(np.stack([x._host for x in arrays]))
+
+
+def argpartition(x: ndarray, kth: int, axis: int) -> ndarray:
+    return _made(np.argpartition(x._host, kth, axis))
+
+
+def take_along_axis(x: ndarray, indices: ndarray, axis: int) -> ndarray:
+    return _made(np.take_along_axis(x._host, indices._host, axis))
+
+
 def tanh(x: ndarray) -> ndarray:
     return _made(np.tanh(x._host))
+
+
+def exp(x: ndarray) -> ndarray:
+    return _made(np.exp(x._host))
+
+
+def log(x: ndarray) -> ndarray:
+    return _made(np.log(x._host))
 
 
 def from_dlpack(x: Any) -> ndarray:
