@@ -21,12 +21,11 @@ bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;
 }
 
-// Where whole warpgroups multiply. Beyond the rule above, which holds: rows that tensor maps have, heads of up to kHopperDim,
-// and something to see, as there is no map of an empty array. The tile of queries is no larger than the other kernel's, so
-// that nothing is lost in short sequences.
+// Where whole warpgroups multiply. Beyond the rule above, which holds: rows that tensor maps have, and something to see, as
+// there is no map of an empty array. Short sequences: a tile of queries is as large as the other kernel's, but for heads
+// above 128, where that has 64.
 bool takes_warpgroups(const AttentionProblem& p, const Device& device) {
-  return device.capability / 10 == 9 && p.storage != Storage::paged && std::max(p.dim_qk(), p.dim_v()) <= kHopperDim &&
-         p.key.shape[2] > 0 && p.dim_v() > 0;
+  return device.capability / 10 == 9 && p.storage != Storage::paged && p.key.shape[2] > 0 && p.dim_v() > 0;
 }
 
 [[maybe_unused]] void launch_hopper(AttentionProblem p, const AttentionArguments& a, const Device& device, const Queue& queue) {

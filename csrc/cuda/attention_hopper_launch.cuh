@@ -7,15 +7,15 @@
 namespace regard::cuda {
 
 // The problem's arrays have tensor maps.
-inline HopperArguments hopper_arguments(const AttentionProblem& problem, AttentionArguments a) {
+inline HopperArguments hopper_arguments(const AttentionProblem& problem, AttentionArguments a, int keys) {
   HopperArguments p{};
   const std::int64_t items = blocks_of(a, kHopperQueries);
   if (items > kMostElements) throw NoKernel("no CUDA kernel for so many heads and queries");
   p.items = static_cast<int>(items);
   p.a = a;
   p.query = tensor_map_of(problem.query, kHopperQueries);
-  p.key = tensor_map_of(problem.key, kHopperKeys);
-  p.value = tensor_map_of(problem.value, kHopperKeys);
+  p.key = tensor_map_of(problem.key, keys);
+  p.value = tensor_map_of(problem.value, keys);
   // Keys and values of a section may take half of an H100's L2 cache of 50 MiB.
   constexpr std::int64_t kSectionBytes = 25 << 20;
   const std::int64_t bytes = static_cast<std::int64_t>(a.len_kv) * (a.dim_qk + a.dim_v) * 2;
@@ -24,18 +24,22 @@ inline HopperArguments hopper_arguments(const AttentionProblem& problem, Attenti
   return p;
 }
 
-template <class T, int kDim> void launch_hopper_dim(const HopperArguments& p, int processors, Stream stream) {
-  chosen({"warpgroups", kHopperQueries, kHopperKeys, true});
+template <class T, int kDim>
+void launch_hopper_dim(const AttentionProblem& problem, const AttentionArguments& a, int processors, Stream stream) {
+  const HopperArguments p = hopper_arguments(problem, a, hopper_keys(kDim));
+  chosen({"warpgroups", kHopperQueries, hopper_keys(kDim), true});
   launch(is_plain(p.a) ? attention_hopper<T, kDim, true> : attention_hopper<T, kDim, false>, std::min(p.items, processors), kHopperThreads,
          HopperShared<kDim>::kSharedBytes, stream, p);
 }
 
 template <class T> void launch_hopper(const AttentionProblem& problem, const AttentionArguments& a, const Device& device, Stream stream) {
-  const HopperArguments p = hopper_arguments(problem, a);
-  if (std::max(a.dim_qk, a.dim_v) <= 64)
-    launch_hopper_dim<T, 64>(p, device.processors, stream);
+  const int dim = std::max(a.dim_qk, a.dim_v);
+  if (dim <= 64)
+    launch_hopper_dim<T, 64>(problem, a, device.processors, stream);
+  else if (dim <= 128)
+    launch_hopper_dim<T, 128>(problem, a, device.processors, stream);
   else
-    launch_hopper_dim<T, 128>(p, device.processors, stream);
+    launch_hopper_dim<T, 256>(problem, a, device.processors, stream);
 }
 
 }  // namespace regard::cuda

@@ -8,9 +8,8 @@
 
 namespace regard::cuda {
 
-constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
+constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernels have registers for
 
-constexpr int kHopperDim = 128;  // the widest of the warpgroup kernel
 #ifdef REGARD_HOPPER
 constexpr bool kHasHopper = true;  // this build has code for sm_90a
 #else

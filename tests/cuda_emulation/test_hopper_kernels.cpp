@@ -6,23 +6,30 @@
 namespace regard::test {
 namespace {
 
-// Several items a block, blocks without one, several tiles of keys, rows that see nothing, a panel and two.
+template <int kDim> void launch_two_blocks(const AttentionProblem& p, const AttentionArguments& a, bool plain) {
+  const HopperArguments arguments = hopper_arguments(p, a, hopper_keys(kDim));
+  launch(plain ? attention_hopper<BFloat16, kDim, true> : attention_hopper<BFloat16, kDim, false>, 2, kHopperThreads,
+         HopperShared<kDim>::kSharedBytes, nullptr, arguments);
+}
+
+// Several items a block, blocks without one, several tiles of keys, rows that see nothing, a panel, two and four.
 void test_hopper() {
   constexpr Shape kHopperShapes[] = {{2, 2, 130, 400, 64, 64, false, false},
                                      {3, 1, 300, 300, 64, 64, true, false},
                                      {1, 1, 200, 150, 40, 56, true, true},
-                                     {1, 1, 70, 300, 128, 72, true, false}};
+                                     {1, 1, 70, 300, 128, 72, true, false},
+                                     {1, 1, 70, 200, 136, 256, true, true}};
   for (const bool random : {false, true}) {
     emulation::settings() = {random, 5};
     emulation::counters() = {};
     for (const Shape& x : kHopperShapes)
       compare<BFloat16>(x, 2 * 3 * 0x1p-8, [&](const AttentionProblem& p, AttentionArguments& a) {
-        const HopperArguments arguments = hopper_arguments(p, a);
-        if (x.dim > 64)
-          launch(attention_hopper<BFloat16, 128, true>, 2, kHopperThreads, HopperShared<128>::kSharedBytes, nullptr, arguments);
+        if (x.dim > 128)
+          launch_two_blocks<256>(p, a, !x.masked);
+        else if (x.dim > 64)
+          launch_two_blocks<128>(p, a, !x.masked);
         else
-          launch(x.masked ? attention_hopper<BFloat16, 64, false> : attention_hopper<BFloat16, 64, true>, 2, kHopperThreads,
-                 HopperShared<64>::kSharedBytes, nullptr, arguments);
+          launch_two_blocks<64>(p, a, !x.masked);
       });
     CHECK(emulation::counters().group_products > 0 && emulation::counters().boxes > 0);
   }
@@ -48,7 +55,7 @@ void test_items() {
         int last = p.a.len_q;
         for (int round = 0; round * blocks < p.items && thread_index() == 0; ++round)
           if (item_of(round) < p.items) {
-            const HopperItem x = hopper_item(p, item_of(round));
+            const HopperItem x = hopper_item<128>(p, item_of(round));
             ++seen[static_cast<std::size_t>((x.b * 5 + x.h) * 3 + x.i0 / kHopperQueries)];
             CHECK(x.first == 0 && x.last == 6);
             if (section == 10) CHECK(x.i0 <= last);
