@@ -14,6 +14,8 @@
 
 namespace regard::cuda {
 
+constexpr int kMostTileKeys = 128;  // of a tile, in any kernel
+
 struct AttentionArguments {
   View query;              // [batch, heads, len_q, dim_qk]          packed: [1, heads, total_q, dim_qk], as out and lse
   View key;                // [batch, heads_kv, len_kv, dim_qk]      packed: [1, heads_kv, total_kv, dim_qk]
@@ -167,8 +169,11 @@ template <class... Index> REGARD_DEVICE char* query_row(const AttentionArguments
 }
 
 // Key j of sequence b in key, value or their scales.
+REGARD_DEVICE int page_of(const AttentionArguments& a, int b, int j) {
+  return static_cast<int>(held(a.page_table.at(b, j / a.page_size), 0, a.pages - 1));
+}
 REGARD_DEVICE char* paged_row(const AttentionArguments& a, const View& x, int b, int h, int j) {
-  return x.at(held(a.page_table.at(b, j / a.page_size), 0, a.pages - 1), h, j % a.page_size);
+  return x.at(page_of(a, b, j), h, j % a.page_size);
 }
 REGARD_DEVICE char* key_row(const AttentionArguments& a, const View& x, int b, int h, int j) {
   return a.page_table.present() ? paged_row(a, x, b, h, j) : x.at(b, h, first_key(a, b) + j);

@@ -45,6 +45,7 @@ struct HopperArguments {
   TensorMap query;
   TensorMap key;
   TensorMap value;
+  int box;      // rows of keys that are copied at once: a tile, or what divides it and the pages
   int items;    // tiles of queries, of all heads
   int section;  // heads that are gone through together: their keys and values fit the L2 cache
 };
@@ -58,7 +59,7 @@ template <int kDim> struct HopperShared {
   static constexpr int kTileBytes = kPanels * kKeys * kRowBytes;  // of keys or values
   static constexpr int kBarriers = 2 + 4 * kHopperStages;
   static constexpr int kSharedBytes = kQueryBytes + 2 * kHopperStages * kTileBytes + kBarriers * 8;
-  static_assert(kKeys % 16 == 0 && kSharedBytes <= 227 * 1024);
+  static_assert(kKeys % 16 == 0 && kKeys <= kMostTileKeys && kSharedBytes <= 227 * 1024);
 
   SharedAddress base;
 
@@ -88,10 +89,9 @@ template <int kDim> struct HopperShared {
     publish_barriers();
   }
 
-  // All panels of so many rows, in one box each.
+  // One box of each panel of a tile of so many rows.
   template <int kRows>
-  REGARD_DEVICE void fetch(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) const {
-    arrive_expecting(landed, kPanels * kRows * kRowBytes);
+  static REGARD_DEVICE void fetch(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) {
     for (int panel = 0; panel < kPanels; ++panel)
       copy_box(to + static_cast<SharedAddress>(panel * kRows * kRowBytes), map, panel * kPanelColumns, row, head, batch, landed);
   }
@@ -148,6 +148,25 @@ template <int kKeys> REGARD_DEVICE HopperItem hopper_item(const HopperArguments&
   return x;
 }
 
+// A tile of keys or values, whose first row is `row` where sequences lie in one piece. Pages give it box by box; boxes behind
+// the sequence's end are asked for behind the last page: zeros, and nothing is read.
+template <int kDim>
+REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const TensorMap& map, int b, int head, int row, int tile,
+                              SharedAddress landed) {
+  using Shared = HopperShared<kDim>;
+  constexpr int kKeys = Shared::kKeys;
+  const AttentionArguments& a = p.a;
+  arrive_expecting(landed, Shared::kTileBytes);
+  if (!a.tiles_are_paged) return Shared::template fetch<kKeys>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
+  const int keys = length_of(a.key_lengths, b, a.len_kv);
+#pragma unroll 1
+  for (int r = 0; r < kKeys; r += p.box) {
+    const int j = tile * kKeys + r;
+    Shared::template fetch<kKeys>(to + static_cast<SharedAddress>(r * Shared::kRowBytes), map, j % a.page_size, head,
+                                  j < keys ? page_of(a, b, j) : a.pages, landed);
+  }
+}
+
 // The lane that orders copies.
 template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, const HopperShared<kDim>& shared) {
   constexpr int kKeys = HopperShared<kDim>::kKeys;
@@ -159,23 +178,23 @@ template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, con
     if (item >= p.items) continue;
     const HopperItem x = hopper_item<kKeys>(p, item);
     if (x.first >= x.last) continue;
-    const int batch = a.query_starts.present() ? 0 : x.b;
     const int head = x.h / a.group;
     const int first = first_key(a, x.b);
     await_phase(shared.query_free(), (queries++ & 1) ^ 1);
-    shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, batch, shared.query_landed());
+    arrive_expecting(shared.query_landed(), HopperShared<kDim>::kQueryBytes);
+    shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
+                                          shared.query_landed());
     // A tile's keys are wanted before the values of the tile before.
     int before = -1;
     for (int tile = x.first; before < x.last; before = tile, tile = seen_tile<kKeys>(a, x, tile + 1)) {
       if (tile < x.last) {
         await_phase(shared.key_free(key.stage()), key.parity() ^ 1);
-        shared.template fetch<kKeys>(shared.key(key.stage()), p.key, first + tile * kKeys, head, batch, shared.key_landed(key.stage()));
+        fetch_tile<kDim>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
         ++key.n;
       }
       if (before >= 0) {
         await_phase(shared.value_free(value.stage()), value.parity() ^ 1);
-        shared.template fetch<kKeys>(shared.value(value.stage()), p.value, first + before * kKeys, head, batch,
-                                     shared.value_landed(value.stage()));
+        fetch_tile<kDim>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
         ++value.n;
       }
     }

@@ -18,11 +18,18 @@ constexpr bool kHasHopper = false;
 
 constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
 
+// Query, key and value as a tensor-core kernel fetches them, of the query's type: the problem's own or copies.
+struct TileArrays {
+  Array query;
+  Array key;
+  Array value;
+};
+
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
-void launch_hopper_half(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
-void launch_hopper_bfloat16(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
+void launch_hopper_half(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream);
+void launch_hopper_bfloat16(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream);
 void launch_portable(AttentionArguments arguments, Stream stream);
 
 // Whether the splitting kernel has this problem's types, dimensions and options on a device where a block may have
