@@ -63,7 +63,9 @@ struct AttentionArguments {
   double scale;
   double softcap;
   Dropout dropout;
-  float scale_float;  // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
+  std::uint64_t dropout_least;  // words from here on keep a weight
+  float dropout_kept;           // what is kept is multiplied by it
+  float scale_float;            // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
   float scale_to_exp2;
 };
 
@@ -121,6 +123,8 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.scale = p.scale;
   a.softcap = p.softcap;
   a.dropout = p.dropout;
+  a.dropout_least = p.dropout.threshold();
+  a.dropout_kept = static_cast<float>(p.dropout.kept_scale());
   a.scale_float = static_cast<float>(p.scale);
   a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;

@@ -15,7 +15,7 @@ namespace {
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
   if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
-  if (p.dropout.present() || p.weights.present()) return false;
+  if (p.weights.present()) return false;
   if (device.capability < 80 || std::max(p.dim_qk(), p.dim_v()) > kTensorDim) return false;
   // Unscaled products must not overflow where scaled scores do not.
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;

@@ -32,13 +32,14 @@ constexpr int kHopperStages = 2;
 constexpr int kTurn = 1;  // the named barriers kTurn and kTurn + 1: the turns of the computing warpgroups
 
 // Keys of a tile, as many as a block may have room for: 227 KiB of shared memory, and 64 K registers, 128 x 24 + 256 x 240.
-// One block an SM, whatever the dimension.
-//   kDim  keys   shared memory: Q, two stages of K and V    of a computing lane's 240 registers: S, P, out
-//     64   128     16 +  64 =  80 KiB                          64 + 32 +  32 = 128
-//    128   128     32 + 128 = 160 KiB                          64 + 32 +  64 = 160
-//    256    80     64 + 160 = 224 KiB                          40 + 20 + 128 = 188     (96: 256 KiB)
+// One block an SM, whatever the dimension. Without kPlain scores need some 50 registers for themselves.
+//   kDim  keys          shared memory: Q, two stages of K and V    of a computing lane's 240 registers: S, P, out
+//     64   128             16 +  64 =  80 KiB                          64 + 32 +  32 = 128
+//    128   128             32 + 128 = 160 KiB                          64 + 32 +  64 = 160
+//    256    80  kPlain     64 + 160 = 224 KiB  (96 keys: 256 KiB)      40 + 20 + 128 = 188
+//    256    64             64 + 128 = 192 KiB                          32 + 16 + 128 = 176  (80 keys: spills with dropout)
 // P V takes 16 keys at a time.
-constexpr int hopper_keys(int dim) { return dim <= 128 ? 128 : 80; }
+constexpr int hopper_keys(int dim, bool plain) { return dim <= 128 ? 128 : plain ? 80 : 64; }
 
 struct HopperArguments {
   AttentionArguments a;
@@ -51,8 +52,8 @@ struct HopperArguments {
 };
 
 // Where a block's things lie in shared memory.
-template <int kDim> struct HopperShared {
-  static constexpr int kKeys = hopper_keys(kDim);
+template <int kDim, bool kPlain> struct HopperShared {
+  static constexpr int kKeys = hopper_keys(kDim, kPlain);
   static constexpr int kRowBytes = kPanelColumns * 2;  // of a panel
   static constexpr int kPanels = kDim / kPanelColumns;
   static constexpr int kQueryBytes = kPanels * kHopperQueries * kRowBytes;
@@ -150,10 +151,9 @@ template <int kKeys> REGARD_DEVICE HopperItem hopper_item(const HopperArguments&
 
 // A tile of keys or values, whose first row is `row` where sequences lie in one piece. Pages give it box by box; boxes behind
 // the sequence's end are asked for behind the last page: zeros, and nothing is read.
-template <int kDim>
+template <class Shared>
 REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const TensorMap& map, int b, int head, int row, int tile,
                               SharedAddress landed) {
-  using Shared = HopperShared<kDim>;
   constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
   arrive_expecting(landed, Shared::kTileBytes);
@@ -168,8 +168,8 @@ REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const 
 }
 
 // The lane that orders copies.
-template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, const HopperShared<kDim>& shared) {
-  constexpr int kKeys = HopperShared<kDim>::kKeys;
+template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p, const Shared& shared) {
+  constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
   Ring key;
   Ring value;
@@ -181,7 +181,7 @@ template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, con
     const int head = x.h / a.group;
     const int first = first_key(a, x.b);
     await_phase(shared.query_free(), (queries++ & 1) ^ 1);
-    arrive_expecting(shared.query_landed(), HopperShared<kDim>::kQueryBytes);
+    arrive_expecting(shared.query_landed(), Shared::kQueryBytes);
     shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
                                           shared.query_landed());
     // A tile's keys are wanted before the values of the tile before.
@@ -189,12 +189,12 @@ template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, con
     for (int tile = x.first; before < x.last; before = tile, tile = seen_tile<kKeys>(a, x, tile + 1)) {
       if (tile < x.last) {
         await_phase(shared.key_free(key.stage()), key.parity() ^ 1);
-        fetch_tile<kDim>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
+        fetch_tile<Shared>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
         ++key.n;
       }
       if (before >= 0) {
         await_phase(shared.value_free(value.stage()), value.parity() ^ 1);
-        fetch_tile<kDim>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
+        fetch_tile<Shared>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
         ++value.n;
       }
     }
@@ -203,7 +203,7 @@ template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, con
 
 // What one warpgroup has of its item, and the steps of its loop.
 template <class T, int kDim, bool kPlain> struct HopperRows {
-  using Shared = HopperShared<kDim>;
+  using Shared = HopperShared<kDim, kPlain>;
   static constexpr int kKeys = Shared::kKeys;
   static constexpr int kKeyTiles = kKeys / 8;
   static constexpr int kDimTiles = kDim / 8;
@@ -362,9 +362,12 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
       await_turn();
       order_scores(ring.stage());
       pass_turn();
+      Kept<kKeyTiles> kept;
+      if (p.a.dropout.present()) kept.draw(p.a, x.b, x.h, row(), tile * kKeys);
       end_scores<0>(ring);
       weigh(tile, alpha);
       rescale_outputs(alpha);
+      if (p.a.dropout.present()) kept.apply(s);
       pack();
       await_phase(shared.value_landed(ring.stage()), ring.parity());
       order_outputs(ring.stage());
@@ -397,13 +400,13 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
 };
 
 template <class T, int kDim, bool kPlain> REGARD_KERNEL(kHopperThreads, 1) attention_hopper(const REGARD_GRID_CONSTANT HopperArguments p) {
-  const HopperShared<kDim> shared{shared_address(dynamic_shared())};
+  const HopperShared<kDim, kPlain> shared{shared_address(dynamic_shared())};
   if (thread_index() == 0) shared.start();
   block_barrier();
   const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);  // the same for a warp, as the compiler sees
   if (warpgroup == 0) {
     give_up_registers<24>();
-    if (thread_index() == 0) fetch_items<kDim>(p, shared);
+    if (thread_index() == 0) fetch_items(p, shared);
     return;
   }
   take_registers<240>();

@@ -27,11 +27,16 @@ inline HopperArguments hopper_arguments(const TileArrays& tiles, AttentionArgume
   return p;
 }
 
+template <class T, int kDim, bool kPlain>
+void launch_hopper_shape(const TileArrays& tiles, const AttentionArguments& a, int processors, Stream stream) {
+  using Shared = HopperShared<kDim, kPlain>;
+  const HopperArguments p = hopper_arguments(tiles, a, Shared::kKeys);
+  chosen({"warpgroups", kHopperQueries, Shared::kKeys, true});
+  launch(attention_hopper<T, kDim, kPlain>, std::min(p.items, processors), kHopperThreads, Shared::kSharedBytes, stream, p);
+}
+
 template <class T, int kDim> void launch_hopper_dim(const TileArrays& tiles, const AttentionArguments& a, int processors, Stream stream) {
-  const HopperArguments p = hopper_arguments(tiles, a, hopper_keys(kDim));
-  chosen({"warpgroups", kHopperQueries, hopper_keys(kDim), true});
-  launch(is_plain(p.a) ? attention_hopper<T, kDim, true> : attention_hopper<T, kDim, false>, std::min(p.items, processors), kHopperThreads,
-         HopperShared<kDim>::kSharedBytes, stream, p);
+  (is_plain(a) ? launch_hopper_shape<T, kDim, true> : launch_hopper_shape<T, kDim, false>)(tiles, a, processors, stream);
 }
 
 template <class T> void launch_hopper(const TileArrays& tiles, const AttentionArguments& a, const Device& device, Stream stream) {

@@ -40,10 +40,11 @@ void launch_decode(const AttentionProblem& problem, AttentionArguments arguments
 // Additive attention of one head; all arrays but out, weights and mask, v as well, in the compute type.
 void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);
 
-// Whether a score is nothing but a product with a positive scale, seen or not: kernels then scale it in the exponent.
+// Whether a score is nothing but a product with a positive scale, seen or not, and its weight stays: kernels then scale it in
+// the exponent.
 inline bool is_plain(const AttentionArguments& a) {
   return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
-         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0;
+         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0 && !a.dropout.present();
 }
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {

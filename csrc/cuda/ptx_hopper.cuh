@@ -147,6 +147,8 @@ template <class T, int kTiles> REGARD_DEVICE void multiply_rows(float (&c)[kTile
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                                        \
   }
 #define REGARD_PRODUCTS(T, name)                                                                  \
+  REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 8, "m64n64k16", REGARD_NAMES_32, "%32", "%33")    \
+  REGARD_PRODUCT_OF_PANELS(T, name, true, "1", 8, "m64n64k16", REGARD_NAMES_32, "%32", "%33")     \
   REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 10, "m64n80k16", REGARD_NAMES_40, "%40", "%41")   \
   REGARD_PRODUCT_OF_PANELS(T, name, true, "1", 10, "m64n80k16", REGARD_NAMES_40, "%40", "%41")    \
   REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 16, "m64n128k16", REGARD_NAMES_64, "%64", "%65")  \

@@ -14,8 +14,9 @@ from regard.reference.cache import quantise
 
 GROUP_PRODUCTS = 4  # of what `counters` counts
 
-#: Keys of a tile by head dimension; a tile of queries has 128, half of which is a warpgroup's.
-KEYS = {64: 128, 128: 128, 256: 80}
+#: Keys of a tile by head dimension, and of one where scores are more than products; a tile of queries has 128, half of
+#: which is a warpgroup's.
+KEYS = {64: (128, 128), 128: (128, 128), 256: (80, 64)}
 
 SLOPES = np.array([0.5, 0.25], np.float32)
 LOWER: dict[str, Any] = {"alignment": "lower_right"}
@@ -63,14 +64,14 @@ def counted(emulator: Any, function: Any, *args: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize(("tiles", "more"), [(1, -1), (1, 0), (1, 1), (2, -1), (2, 0), (2, 1), (3, 1)])
-def test_edges_of_tiles_of_keys(cupy, emulator, tiles, more, causal, dtype):
+def test_edges_of_tiles_of_keys(cupy, emulator, tiles, more, softcap, dtype):
     for dim, keys in KEYS.items():
-        len_kv = tiles * keys + more
+        len_kv = tiles * keys[softcap is not None] + more
         query = normal(0, 1, 1, 66, dim - 8, dtype=dtype)
         key, value = normal(1, 1, 1, len_kv, dim - 8, dtype=dtype), normal(2, 1, 1, len_kv, dim, dtype=dtype)
-        options: dict[str, Any] = dict(causal=causal, return_lse=True, **LOWER)
+        options: dict[str, Any] = dict(causal=dtype == "float16", softcap=softcap, return_lse=True, **LOWER)
         want = reference.attention(*as_float64(query, key, value), **options)
         got = counted(emulator, regard.attention, *map(cupy.asarray, (query, key, value)), **options)
         check(cupy, got, want, dtype)
@@ -95,8 +96,10 @@ def test_every_option(cupy, emulator, dims, options):
     want = reference.attention(*as_float64(query, key, value), return_lse=True, **for_reference(options))
     arrays = [cupy.asarray(x) for x in (query, key, value)]
     given = on_device(cupy, options)
-    found = regard.explain("attention", *arrays, **given)
-    assert found.kernel == "warpgroups" and found.tiles["keys"] == KEYS[128 if dims == (128, 128) else 256]
+    on_host = {k: x for k, x in options.items() if k.endswith("lengths")}
+    found = regard.explain("attention", *arrays, **(given | on_host))
+    more = bool(options.keys() & {"mask", "bias", "alibi_slopes", "softcap"})
+    assert found.kernel == "warpgroups" and found.tiles["keys"] == KEYS[128 if dims == (128, 128) else 256][more]
     got = counted(emulator, regard.attention, *arrays, return_lse=True, **given)
     check(cupy, got, want, "float16")
     emulator.set_order(True, 1)

@@ -375,6 +375,7 @@ void test_hopper_models() {
   test_which_arrays_have_a_map();
   test_products_of_panels<Half, 16>();
   test_products_of_panels<BFloat16, 10>();
+  test_products_of_panels<BFloat16, 8>();
   test_products_of_rows<Half, 8>();
   test_products_of_rows<BFloat16, 16>();
   test_products_of_rows<BFloat16, 32>();
