@@ -14,6 +14,8 @@
 
 namespace regard::cuda {
 
+constexpr int kMostTileKeys = 128;  // of a tile, in any kernel
+
 struct AttentionArguments {
   View query;              // [batch, heads, len_q, dim_qk]          packed: [1, heads, total_q, dim_qk], as out and lse
   View key;                // [batch, heads_kv, len_kv, dim_qk]      packed: [1, heads_kv, total_kv, dim_qk]
@@ -61,7 +63,9 @@ struct AttentionArguments {
   double scale;
   double softcap;
   Dropout dropout;
-  float scale_float;  // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
+  std::uint64_t dropout_least;  // words from here on keep a weight
+  float dropout_kept;           // what is kept is multiplied by it
+  float scale_float;            // scale, and scale * log2(e), rounded: operands of the tensor-core kernel
   float scale_to_exp2;
 };
 
@@ -119,6 +123,8 @@ inline AttentionArguments arguments_of(const AttentionProblem& p) {
   a.scale = p.scale;
   a.softcap = p.softcap;
   a.dropout = p.dropout;
+  a.dropout_least = p.dropout.threshold();
+  a.dropout_kept = static_cast<float>(p.dropout.kept_scale());
   a.scale_float = static_cast<float>(p.scale);
   a.scale_to_exp2 = static_cast<float>(p.scale * 1.4426950408889634);
   return a;
@@ -167,8 +173,11 @@ template <class... Index> REGARD_DEVICE char* query_row(const AttentionArguments
 }
 
 // Key j of sequence b in key, value or their scales.
+REGARD_DEVICE int page_of(const AttentionArguments& a, int b, int j) {
+  return static_cast<int>(held(a.page_table.at(b, j / a.page_size), 0, a.pages - 1));
+}
 REGARD_DEVICE char* paged_row(const AttentionArguments& a, const View& x, int b, int h, int j) {
-  return x.at(held(a.page_table.at(b, j / a.page_size), 0, a.pages - 1), h, j % a.page_size);
+  return x.at(page_of(a, b, j), h, j % a.page_size);
 }
 REGARD_DEVICE char* key_row(const AttentionArguments& a, const View& x, int b, int h, int j) {
   return a.page_table.present() ? paged_row(a, x, b, h, j) : x.at(b, h, first_key(a, b) + j);

@@ -15,45 +15,42 @@ namespace {
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
   if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
   if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
-  if (p.dropout.present() || p.weights.present()) return false;
+  if (p.weights.present()) return false;
   if (device.capability < 80 || std::max(p.dim_qk(), p.dim_v()) > kTensorDim) return false;
   // Unscaled products must not overflow where scaled scores do not.
   return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;
 }
 
-// Where whole warpgroups multiply. Beyond the rule above, which holds: rows that tensor maps have, heads of up to kHopperDim,
-// and something to see, as there is no map of an empty array. The tile of queries is no larger than the other kernel's, so
-// that nothing is lost in short sequences.
+// Where whole warpgroups multiply. Beyond the rule above, which holds: something to see, as there is no tensor map of an empty
+// array, and pages of a multiple of eight rows, as a swizzle has eight, within which no box starts. Nothing is lost in short
+// sequences: a tile of queries is as large as the other kernel's, but for heads above 128, where that has 64.
 bool takes_warpgroups(const AttentionProblem& p, const Device& device) {
-  return device.capability / 10 == 9 && p.storage != Storage::paged && std::max(p.dim_qk(), p.dim_v()) <= kHopperDim &&
-         p.key.shape[2] > 0 && p.dim_v() > 0;
+  const bool in_boxes = p.storage != Storage::paged || is_scaled(p.key.dtype) || p.page_size() % 8 == 0;
+  return device.capability / 10 == 9 && in_boxes && p.key.size() > 0 && p.value.size() > 0 && p.len_kv() > 0;
 }
 
-[[maybe_unused]] void launch_hopper(AttentionProblem p, const AttentionArguments& a, const Device& device, const Queue& queue) {
-  for (Array* x : {&p.query, &p.key, &p.value}) *x = for_tensor_map(*x, queue);
-  if (p.query.dtype == DType::float16)
-    launch_hopper_half(p, a, device, queue.stream);
-  else
-    launch_hopper_bfloat16(p, a, device, queue.stream);
+// The arrays as a kernel fetches them: as they lie where `fits` says so, else copied. Of pages all are gathered or none.
+template <class Fits> TileArrays tile_arrays(const AttentionProblem& p, AttentionArguments& a, const Queue& queue, Fits&& fits) {
+  const auto fitting = [&](const Array& x) { return fits(x) ? x : packed(x, queue); };
+  if (p.storage != Storage::paged || (p.key.dtype == p.query.dtype && fits(p.key) && fits(p.value)))
+    return {fitting(p.query), fitting(p.key), fitting(p.value)};
+  a.tiles_are_paged = false;
+  return {fitting(p.query), gathered(a, p.key, a.key_scales, queue), gathered(a, p.value, a.value_scales, queue)};
 }
 
 void launch_tiles(const AttentionProblem& p, AttentionArguments a, const Device& device, const Queue& queue) {
   if (!takes_tensor_cores(p, device)) return launch_portable(a, queue.stream);
+  const bool half = p.query.dtype == DType::float16;
   if constexpr (kHasHopper)
-    if (takes_warpgroups(p, device)) return launch_hopper(p, a, device, queue);
-  a.query = view_of(in_chunks(p.query, queue));
-  if (p.storage == Storage::paged && (p.key.dtype != p.query.dtype || !fits_chunks(p.key) || !fits_chunks(p.value))) {
-    a.tile_key = gathered(a, a.key, a.key_scales, a.dim_qk, queue);
-    a.tile_value = gathered(a, a.value, a.value_scales, a.dim_v, queue);
-    a.tiles_are_paged = false;
-  } else {
-    a.tile_key = view_of(in_chunks(p.key, queue));
-    a.tile_value = view_of(in_chunks(p.value, queue));
-  }
-  if (p.query.dtype == DType::float16)
-    launch_tensor_half(a, device.shared_bytes, queue.stream);
-  else
-    launch_tensor_bfloat16(a, device.shared_bytes, queue.stream);
+    if (takes_warpgroups(p, device)) {
+      const TileArrays tiles = tile_arrays(p, a, queue, has_tensor_map);
+      return (half ? launch_hopper_half : launch_hopper_bfloat16)(tiles, a, device, queue.stream);
+    }
+  const TileArrays tiles = tile_arrays(p, a, queue, fits_chunks);
+  a.query = view_of(tiles.query);
+  a.tile_key = view_of(tiles.key);
+  a.tile_value = view_of(tiles.value);
+  (half ? launch_tensor_half : launch_tensor_bfloat16)(a, device.shared_bytes, queue.stream);
 }
 
 // Whether any packed sequence has up to kDecodeQueries queries, and whether any rows are left for the other kernels.

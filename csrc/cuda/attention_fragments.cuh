@@ -67,6 +67,43 @@ template <int kTiles> REGARD_DEVICE float take_in(RowState& x, float (&s)[kTiles
   return alpha;
 }
 
+// Which weights dropout leaves, a bit for each of a lane's.
+template <int kTiles> struct Kept {
+  static constexpr int kWords = (kTiles + 7) / 8;
+  std::uint32_t bits[kWords];
+
+  // Of queries i, in half 0, and i + 8, and the keys from j0 on. A counter has the words of four keys of a row, half of them
+  // a lane's own: one lane of two asks for the upper row, the other for the lower, and they exchange what they found.
+  REGARD_DEVICE void draw(const AttentionArguments& a, int b, int h, int i, int j0) {
+    const int lane = opaque(thread_index()) % kWarp;
+    const int odd = lane % 2;
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      std::uint32_t mine = 0;
+#pragma unroll 1
+      for (int n = kTiles - word * 8 < 8 ? kTiles - word * 8 : 8; n-- > 0;) {
+        std::uint32_t words[4];
+        Dropout::counter_of(b, h, i + odd * 8, j0 + (word * 8 + n) * 8 + lane / 2 % 2 * 4, words);
+        Philox(a.dropout.seed).words(words);
+        for (int w = 3; w >= 0; --w) mine = mine << 1 | (words[w] >= a.dropout_least ? 1u : 0u);
+      }
+      const std::uint32_t other = shuffle_xor(mine, 1);
+      constexpr std::uint32_t kTwoOfFour = 0x33333333;
+      const std::uint32_t upper = (odd ? other : mine) >> odd * 2 & kTwoOfFour;
+      const std::uint32_t lower = (odd ? mine : other) >> odd * 2 & kTwoOfFour;
+      bits[word] = upper | lower << 2;
+    }
+  }
+
+  REGARD_DEVICE void apply(float (&s)[kTiles][4]) const {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if ((bits[n / 8] >> (n % 8 * 4 + c) & 1) == 0) s[n][c] = 0;
+  }
+};
+
 template <int kTiles> REGARD_DEVICE void rescale(float (&o)[kTiles][4], int half, float alpha) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
@@ -98,7 +135,7 @@ REGARD_DEVICE bool write_row(const AttentionArguments& a, int b, int h, int i, i
   float l = x.l;
   l += shuffle_xor(l, 1);
   l += shuffle_xor(l, 2);
-  const float inverse = 1.0f / l;
+  const float inverse = a.dropout_kept / l;
   float rest = l > 0 ? 0.0f : infinity<float>();
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)

@@ -1,9 +1,9 @@
 // Dot-product attention, forward, for float16 and bfloat16 on sm_90a: products by whole warpgroups, bulk copies.
 //
 //   a block stays on its SM and goes through items: 128 queries of one head each, the longest first; of its warpgroups
-//     one has a single lane that orders copies: Q once an item, K and V in tiles of 128 keys, two stages of each
+//     one has a single lane that orders copies: Q once an item, K and V in tiles of keys, two stages of each
 //     two compute, 64 queries each:
-//       S = Q K^T                  wgmma m64n128k16, both in shared memory
+//       S = Q K^T                  wgmma, both in shared memory
 //       P = exp2(S - max)          while out += P V of the tile before runs
 //       out = out * alpha + P V    P in registers: those of S are, in pairs, what wgmma wants on the left
 //     and take turns in ordering products: one's softmax runs beside the other's products
@@ -14,10 +14,9 @@
 // length weigh nothing, and what they spoil all the same (0 x inf) the plain path mends.
 //
 // What bounds it, a tile of 128 queries and 128 keys, at 2048 multiply-adds and 16 powers of two a clock and SM:
-//   products 1024 clocks at kDim 64, 2048 at 128; exp2 1024; Q and K read by wgmma at 128 bytes a clock: 3/4 of the products'
-//   time. So at 128 the products bound it, at 64 they and exp2 alike. Shared memory: kSharedBytes, 80 KiB at 64 and 160 KiB at
-//   128: one block an SM either way, as 64 K registers are 128 x 24 + 256 x 240. Of a computing lane's 240, S takes 64, P 32,
-//   out kDim / 2. None of this has been measured.
+//   products 1024 clocks at kDim 64, 2048 at 128, 4096 at 256; exp2 1024; Q and K read by wgmma at 128 bytes a clock: 3/4 of
+//   the products' time, 9/10 where a tile has 80 keys. So from 128 on the products bound it, at 64 they and exp2 alike. None
+//   of this has been measured.
 //
 // Shah et al., "FlashAttention-3" (2024).
 #pragma once
@@ -29,32 +28,44 @@ namespace regard::cuda {
 
 constexpr int kHopperThreads = 3 * kWarpgroup;
 constexpr int kHopperQueries = 128;
-constexpr int kHopperKeys = 128;
 constexpr int kHopperStages = 2;
 constexpr int kTurn = 1;  // the named barriers kTurn and kTurn + 1: the turns of the computing warpgroups
+
+// Keys of a tile, as many as a block may have room for: 227 KiB of shared memory, and 64 K registers, 128 x 24 + 256 x 240.
+// One block an SM, whatever the dimension. Without kPlain scores need some 50 registers for themselves.
+//   kDim  keys          shared memory: Q, two stages of K and V    of a computing lane's 240 registers: S, P, out
+//     64   128             16 +  64 =  80 KiB                          64 + 32 +  32 = 128
+//    128   128             32 + 128 = 160 KiB                          64 + 32 +  64 = 160
+//    256    80  kPlain     64 + 160 = 224 KiB  (96 keys: 256 KiB)      40 + 20 + 128 = 188
+//    256    64             64 + 128 = 192 KiB                          32 + 16 + 128 = 176  (80 keys: spills with dropout)
+// P V takes 16 keys at a time.
+constexpr int hopper_keys(int dim, bool plain) { return dim <= 128 ? 128 : plain ? 80 : 64; }
 
 struct HopperArguments {
   AttentionArguments a;
   TensorMap query;
   TensorMap key;
   TensorMap value;
+  int box;      // rows of keys that are copied at once: a tile, or what divides it and the pages
   int items;    // tiles of queries, of all heads
   int section;  // heads that are gone through together: their keys and values fit the L2 cache
 };
 
 // Where a block's things lie in shared memory.
-template <int kDim> struct HopperShared {
-  static constexpr int kPanelBytes = 128 * kPanelColumns * 2;  // of 128 rows, be they queries or keys
+template <int kDim, bool kPlain> struct HopperShared {
+  static constexpr int kKeys = hopper_keys(kDim, kPlain);
+  static constexpr int kRowBytes = kPanelColumns * 2;  // of a panel
   static constexpr int kPanels = kDim / kPanelColumns;
-  static constexpr int kTileBytes = kPanels * kPanelBytes;
+  static constexpr int kQueryBytes = kPanels * kHopperQueries * kRowBytes;
+  static constexpr int kTileBytes = kPanels * kKeys * kRowBytes;  // of keys or values
   static constexpr int kBarriers = 2 + 4 * kHopperStages;
-  static constexpr int kSharedBytes = (1 + 2 * kHopperStages) * kTileBytes + kBarriers * 8;
-  static_assert(kHopperQueries == 128 && kHopperKeys == 128);
+  static constexpr int kSharedBytes = kQueryBytes + 2 * kHopperStages * kTileBytes + kBarriers * 8;
+  static_assert(kKeys % 16 == 0 && kKeys <= kMostTileKeys && kSharedBytes <= 227 * 1024);
 
   SharedAddress base;
 
   REGARD_DEVICE SharedAddress query() const { return base; }
-  REGARD_DEVICE SharedAddress key(int stage) const { return base + static_cast<SharedAddress>((1 + stage) * kTileBytes); }
+  REGARD_DEVICE SharedAddress key(int stage) const { return base + static_cast<SharedAddress>(kQueryBytes + stage * kTileBytes); }
   REGARD_DEVICE SharedAddress value(int stage) const { return key(kHopperStages + stage); }
 
   REGARD_DEVICE SharedAddress barrier(int n) const { return key(2 * kHopperStages) + static_cast<SharedAddress>(n * 8); }
@@ -79,10 +90,11 @@ template <int kDim> struct HopperShared {
     publish_barriers();
   }
 
-  REGARD_DEVICE void fetch(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) const {
-    arrive_expecting(landed, kTileBytes);
+  // One box of each panel of a tile of so many rows.
+  template <int kRows>
+  static REGARD_DEVICE void fetch(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) {
     for (int panel = 0; panel < kPanels; ++panel)
-      copy_box(to + static_cast<SharedAddress>(panel * kPanelBytes), map, panel * kPanelColumns, row, head, batch, landed);
+      copy_box(to + static_cast<SharedAddress>(panel * kRows * kRowBytes), map, panel * kPanelColumns, row, head, batch, landed);
   }
 };
 
@@ -111,13 +123,13 @@ struct HopperItem {
 };
 
 // The first tile from this one on that the block mask lets any query see.
-REGARD_DEVICE int seen_tile(const AttentionArguments& a, const HopperItem& x, int tile) {
+template <int kKeys> REGARD_DEVICE int seen_tile(const AttentionArguments& a, const HopperItem& x, int tile) {
   if (!a.blocks.present() || tile >= x.last) return tile;
-  return a.blocks.next(x.b, x.h, x.i0, x.end, tile * kHopperKeys) / kHopperKeys;
+  return a.blocks.next(x.b, x.h, x.i0, x.end, tile * kKeys) / kKeys;
 }
 
 // Late queries see the most keys under a causal mask: of the heads of a section, they go first.
-REGARD_DEVICE HopperItem hopper_item(const HopperArguments& p, int item) {
+template <int kKeys> REGARD_DEVICE HopperItem hopper_item(const HopperArguments& p, int item) {
   const AttentionArguments& a = p.a;
   const int full = p.section * a.tiles;
   const int section = item / full;
@@ -132,37 +144,57 @@ REGARD_DEVICE HopperItem hopper_item(const HopperArguments& p, int item) {
   x.end = static_cast<int>(sequence.len_q) < end ? static_cast<int>(sequence.len_q) : end;
   const KeyRange any = sequence.seen_by_any(x.i0, end);
   if (any.last <= any.first) return x;
-  x.last = static_cast<int>((any.last + kHopperKeys - 1) / kHopperKeys);
-  x.first = seen_tile(a, x, static_cast<int>(any.first) / kHopperKeys);
+  x.last = static_cast<int>((any.last + kKeys - 1) / kKeys);
+  x.first = seen_tile<kKeys>(a, x, static_cast<int>(any.first) / kKeys);
   return x;
 }
 
+// A tile of keys or values, whose first row is `row` where sequences lie in one piece. Pages give it box by box; boxes behind
+// the sequence's end are asked for behind the last page: zeros, and nothing is read.
+template <class Shared>
+REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const TensorMap& map, int b, int head, int row, int tile,
+                              SharedAddress landed) {
+  constexpr int kKeys = Shared::kKeys;
+  const AttentionArguments& a = p.a;
+  arrive_expecting(landed, Shared::kTileBytes);
+  if (!a.tiles_are_paged) return Shared::template fetch<kKeys>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
+  const int keys = length_of(a.key_lengths, b, a.len_kv);
+#pragma unroll 1
+  for (int r = 0; r < kKeys; r += p.box) {
+    const int j = tile * kKeys + r;
+    Shared::template fetch<kKeys>(to + static_cast<SharedAddress>(r * Shared::kRowBytes), map, j % a.page_size, head,
+                                  j < keys ? page_of(a, b, j) : a.pages, landed);
+  }
+}
+
 // The lane that orders copies.
-template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, const HopperShared<kDim>& shared) {
+template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p, const Shared& shared) {
+  constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
   Ring key;
   Ring value;
   int queries = 0;
   for (int round = 0, item = item_of(0); round * block_count() < p.items; item = item_of(++round)) {
     if (item >= p.items) continue;
-    const HopperItem x = hopper_item(p, item);
+    const HopperItem x = hopper_item<kKeys>(p, item);
     if (x.first >= x.last) continue;
-    const int batch = a.query_starts.present() ? 0 : x.b;
     const int head = x.h / a.group;
     const int first = first_key(a, x.b);
     await_phase(shared.query_free(), (queries++ & 1) ^ 1);
-    shared.fetch(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, batch, shared.query_landed());
+    arrive_expecting(shared.query_landed(), Shared::kQueryBytes);
+    shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
+                                          shared.query_landed());
     // A tile's keys are wanted before the values of the tile before.
     int before = -1;
-    for (int tile = x.first; before < x.last; before = tile, tile = seen_tile(a, x, tile + 1)) {
+    for (int tile = x.first; before < x.last; before = tile, tile = seen_tile<kKeys>(a, x, tile + 1)) {
       if (tile < x.last) {
         await_phase(shared.key_free(key.stage()), key.parity() ^ 1);
-        shared.fetch(shared.key(key.stage()), p.key, first + tile * kHopperKeys, head, batch, shared.key_landed(key.stage()));
+        fetch_tile<Shared>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
         ++key.n;
       }
       if (before >= 0) {
         await_phase(shared.value_free(value.stage()), value.parity() ^ 1);
-        shared.fetch(shared.value(value.stage()), p.value, first + before * kHopperKeys, head, batch, shared.value_landed(value.stage()));
+        fetch_tile<Shared>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
         ++value.n;
       }
     }
@@ -171,8 +203,9 @@ template <int kDim> REGARD_DEVICE void fetch_items(const HopperArguments& p, con
 
 // What one warpgroup has of its item, and the steps of its loop.
 template <class T, int kDim, bool kPlain> struct HopperRows {
-  using Shared = HopperShared<kDim>;
-  static constexpr int kKeyTiles = kHopperKeys / 8;
+  using Shared = HopperShared<kDim, kPlain>;
+  static constexpr int kKeys = Shared::kKeys;
+  static constexpr int kKeyTiles = kKeys / 8;
   static constexpr int kDimTiles = kDim / 8;
 
   const HopperArguments& p;
@@ -186,7 +219,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
   float slope;
   RowState state[2];
   float s[kKeyTiles][4];
-  std::uint32_t weights[kHopperKeys / 16][4];
+  std::uint32_t weights[kKeys / 16][4];
   float o[kDimTiles][4];
 
   REGARD_DEVICE HopperRows(const HopperArguments& arguments, const Shared& at, int which) : p(arguments), shared(at), group(which) {}
@@ -204,7 +237,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
   }
 
   REGARD_DEVICE void begin(int item) {
-    x = hopper_item(p, item);
+    x = hopper_item<kKeys>(p, item);
     i0 = x.i0 + group * (kHopperQueries / 2);
     const SequenceMask whole = sequence();
     const int end = static_cast<int>(whole.len_q) < i0 + kHopperQueries / 2 ? static_cast<int>(whole.len_q) : i0 + kHopperQueries / 2;
@@ -222,37 +255,39 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
 
   // s = Q K^T
   REGARD_DEVICE void order_scores(int stage) {
-    const std::uint64_t query = panel_descriptor(shared.query() + static_cast<SharedAddress>(group * 64 * 128), 0);
+    const std::uint64_t query =
+        panel_descriptor(shared.query() + static_cast<SharedAddress>(group * (kHopperQueries / 2) * Shared::kRowBytes), 0);
     const std::uint64_t key = panel_descriptor(shared.key(stage), 0);
     pin(s);
     open_products();
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      const std::uint64_t at = static_cast<std::uint64_t>(k / 4 * Shared::kPanelBytes + k % 4 * 32) >> 4;
+      const auto at = [k](int rows) { return static_cast<std::uint64_t>(k / 4 * rows * Shared::kRowBytes + k % 4 * 32) >> 4; };
       if (k == 0)
-        multiply_panels<T, false>(s, query + at, key + at);
+        multiply_panels<T, false>(s, query + at(kHopperQueries), key + at(kKeys));
       else
-        multiply_panels<T, true>(s, query + at, key + at);
+        multiply_panels<T, true>(s, query + at(kHopperQueries), key + at(kKeys));
     }
     close_products();
   }
 
   // o += P V
   REGARD_DEVICE void order_outputs(int stage) {
-    const std::uint64_t value = panel_descriptor(shared.value(stage), Shared::kPanelBytes);
+    const std::uint64_t value = panel_descriptor(shared.value(stage), kKeys * Shared::kRowBytes);
     pin(o);
     pin(weights);
     open_products();
 #pragma unroll
-    for (int k = 0; k < kHopperKeys / 16; ++k) multiply_rows<T>(o, weights[k], value + static_cast<std::uint64_t>(k * 16 * 128 >> 4));
+    for (int k = 0; k < kKeys / 16; ++k)
+      multiply_rows<T>(o, weights[k], value + static_cast<std::uint64_t>(k * 16 * Shared::kRowBytes >> 4));
     close_products();
   }
 
   // Scores to weights; what earlier outputs are to be multiplied by.
   REGARD_DEVICE void weigh(int tile, float (&alpha)[2]) {
-    const int j0 = tile * kHopperKeys;
-    const bool blocked = !kPlain && p.a.blocks.present() && i0 < x.end && !p.a.blocks.all(x.b, x.h, i0, x.end, j0, j0 + kHopperKeys);
-    if (!kPlain || all_first > j0 || all_last < j0 + kHopperKeys) {
+    const int j0 = tile * kKeys;
+    const bool blocked = !kPlain && p.a.blocks.present() && i0 < x.end && !p.a.blocks.all(x.b, x.h, i0, x.end, j0, j0 + kKeys);
+    if (!kPlain || all_first > j0 || all_last < j0 + kKeys) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         finish_scores<kPlain>(p.a, sequence(), x.b, x.h, row() + half * 8, j0 + column(), slope, blocked, s, half);
@@ -263,7 +298,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
 
   REGARD_DEVICE void pack() {
 #pragma unroll
-    for (int k = 0; k < kHopperKeys / 16; ++k) pack_weights<T>(weights[k], s, k);
+    for (int k = 0; k < kKeys / 16; ++k) pack_weights<T>(weights[k], s, k);
   }
 
   // The scores are there, and their keys are not wanted any more.
@@ -322,14 +357,17 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
   // they stand.
   REGARD_DEVICE void compute_apart(Ring& ring) {
     float alpha[2];
-    for (int tile = x.first; tile < x.last; tile = seen_tile(p.a, x, tile + 1)) {
+    for (int tile = x.first; tile < x.last; tile = seen_tile<kKeys>(p.a, x, tile + 1)) {
       await_phase(shared.key_landed(ring.stage()), ring.parity());
       await_turn();
       order_scores(ring.stage());
       pass_turn();
+      Kept<kKeyTiles> kept;
+      if (p.a.dropout.present()) kept.draw(p.a, x.b, x.h, row(), tile * kKeys);
       end_scores<0>(ring);
       weigh(tile, alpha);
       rescale_outputs(alpha);
+      if (p.a.dropout.present()) kept.apply(s);
       pack();
       await_phase(shared.value_landed(ring.stage()), ring.parity());
       order_outputs(ring.stage());
@@ -362,13 +400,13 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
 };
 
 template <class T, int kDim, bool kPlain> REGARD_KERNEL(kHopperThreads, 1) attention_hopper(const REGARD_GRID_CONSTANT HopperArguments p) {
-  const HopperShared<kDim> shared{shared_address(dynamic_shared())};
+  const HopperShared<kDim, kPlain> shared{shared_address(dynamic_shared())};
   if (thread_index() == 0) shared.start();
   block_barrier();
   const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);  // the same for a warp, as the compiler sees
   if (warpgroup == 0) {
     give_up_registers<24>();
-    if (thread_index() == 0) fetch_items<kDim>(p, shared);
+    if (thread_index() == 0) fetch_items(p, shared);
     return;
   }
   take_registers<240>();

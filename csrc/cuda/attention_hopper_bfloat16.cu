@@ -2,8 +2,8 @@
 
 namespace regard::cuda {
 
-void launch_hopper_bfloat16(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream) {
-  launch_hopper<BFloat16>(problem, arguments, device, stream);
+void launch_hopper_bfloat16(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream) {
+  launch_hopper<BFloat16>(tiles, arguments, device, stream);
 }
 
 }  // namespace regard::cuda

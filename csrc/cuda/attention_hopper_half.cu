@@ -2,8 +2,8 @@
 
 namespace regard::cuda {
 
-void launch_hopper_half(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream) {
-  launch_hopper<Half>(problem, arguments, device, stream);
+void launch_hopper_half(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream) {
+  launch_hopper<Half>(tiles, arguments, device, stream);
 }
 
 }  // namespace regard::cuda

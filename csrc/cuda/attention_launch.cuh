@@ -8,9 +8,8 @@
 
 namespace regard::cuda {
 
-constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernel has registers for
+constexpr int kTensorDim = 256;  // the widest head that the tensor-core kernels have registers for
 
-constexpr int kHopperDim = 128;  // the widest of the warpgroup kernel
 #ifdef REGARD_HOPPER
 constexpr bool kHasHopper = true;  // this build has code for sm_90a
 #else
@@ -19,11 +18,18 @@ constexpr bool kHasHopper = false;
 
 constexpr int kDecodeQueries = 8;  // the most that the splitting kernel takes
 
+// Query, key and value as a tensor-core kernel fetches them, of the query's type: the problem's own or copies.
+struct TileArrays {
+  Array query;
+  Array key;
+  Array value;
+};
+
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
-void launch_hopper_half(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
-void launch_hopper_bfloat16(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, Stream stream);
+void launch_hopper_half(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream);
+void launch_hopper_bfloat16(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream);
 void launch_portable(AttentionArguments arguments, Stream stream);
 
 // Whether the splitting kernel has this problem's types, dimensions and options on a device where a block may have
@@ -34,10 +40,11 @@ void launch_decode(const AttentionProblem& problem, AttentionArguments arguments
 // Additive attention of one head; all arrays but out, weights and mask, v as well, in the compute type.
 void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);
 
-// Whether a score is nothing but a product with a positive scale, seen or not: kernels then scale it in the exponent.
+// Whether a score is nothing but a product with a positive scale, seen or not, and its weight stays: kernels then scale it in
+// the exponent.
 inline bool is_plain(const AttentionArguments& a) {
   return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
-         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0;
+         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0 && !a.dropout.present();
 }
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {

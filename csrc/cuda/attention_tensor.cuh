@@ -78,7 +78,7 @@ struct LanePlace {
   REGARD_DEVICE LanePlace(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
 };
 
-// kPlain: no bias, ALiBi, softcap, mask, blocks or sinks, and a positive scale: scores stay unscaled until exp2.
+// kPlain: no bias, ALiBi, softcap, mask, blocks, sinks or dropout, and a positive scale: scores stay unscaled until exp2.
 template <class T, int kDim, int kQueries, int kKeys, bool kPlain>
 REGARD_KERNEL(kTensorThreads, 1)
 attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
@@ -192,6 +192,14 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) rescale(o[r], half, take_in(state[r][half], s[r], half, factor()));
+    if (!kPlain && a.dropout.present()) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        Kept<kKeyTiles> kept;
+        kept.draw(a, b, h, i0 + LanePlace(opaque(thread_index()), kRowTiles).row + r * 16, j0);
+        kept.apply(s[r]);
+      }
+    }
 
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {

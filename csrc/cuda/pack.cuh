@@ -59,12 +59,6 @@ inline Array packed(const Array& x, const Queue& queue) {
   return copy;
 }
 
-// The array itself where its rows do, else a copy that does.
-inline Array in_chunks(const Array& x, const Queue& queue) { return fits_chunks(x) ? x : packed(x, queue); }
-
-// Likewise where a tensor map can describe it. A copy, and no other kernel: bits do not depend on strides.
-inline Array for_tensor_map(const Array& x, const Queue& queue) { return has_tensor_map(x) ? x : packed(x, queue); }
-
 struct GatherArguments {
   AttentionArguments a;
   View from;    // the pages, of any type
@@ -74,7 +68,7 @@ struct GatherArguments {
   int columns;
 };
 
-// Rows behind a sequence's length are left as they are: nobody fetches them.
+// Behind a sequence's length there are zeros as far as a tile goes; the rest is left as it is, since nobody fetches it.
 REGARD_KERNEL(kPackThreads, 1)
 gather_pages(const REGARD_GRID_CONSTANT GatherArguments p) {
   const AttentionArguments& a = p.a;
@@ -86,22 +80,34 @@ gather_pages(const REGARD_GRID_CONSTANT GatherArguments p) {
     const int j = static_cast<int>(n / p.columns % a.len_kv);
     const int head = static_cast<int>(n / p.columns / a.len_kv);
     const int b = head / heads_kv;
-    if (j >= length_of(a.key_lengths, b, a.len_kv)) continue;
-    const float x = d < p.dim ? load_as<float>(paged_row(a, p.from, b, head % heads_kv, j) + d * p.from.stride[3], a.stored) : 0.0f;
-    store_as(p.to + n * 2, a.type, x * row_scale(a, p.scales, b, head % heads_kv, j));
+    const int behind = j - length_of(a.key_lengths, b, a.len_kv);
+    if (behind >= kMostTileKeys) continue;
+    float x = 0;
+    if (behind < 0 && d < p.dim) {
+      x = load_as<float>(paged_row(a, p.from, b, head % heads_kv, j) + d * p.from.stride[3], a.stored);
+      x *= row_scale(a, p.scales, b, head % heads_kv, j);
+    }
+    store_as(p.to + n * 2, a.type, x);
   }
 }
 
-// Keys or values of pages, one sequence's after another's, rounded to the query's type.
-inline View gathered(const AttentionArguments& a, const View& from, const View& scales, int dim, const Queue& queue) {
-  const int heads_kv = a.heads / a.group;
-  GatherArguments p{a, from, scales, nullptr, dim, (dim + 7) / 8 * 8};
-  const std::int64_t elements = static_cast<std::int64_t>(a.batch) * heads_kv * a.len_kv * p.columns;
-  if (elements == 0) return from;
-  p.to = queue.scratch(elements * 2);
-  launch(gather_pages, pack_blocks(elements), kPackThreads, 0, queue.stream, p);
-  const std::int64_t row = p.columns * 2;
-  return {p.to, {heads_kv * a.len_kv * row, a.len_kv * row, row, 2}};
+// Keys or values of pages, one sequence's after another's, rounded to the query's type; rows are filled up with zeros.
+inline Array gathered(const AttentionArguments& a, const Array& from, const View& scales, const Queue& queue) {
+  const int dim = static_cast<int>(from.shape[3]);
+  GatherArguments p{a, view_of(from), scales, nullptr, dim, (dim + 7) / 8 * 8};
+  Array copy = from;
+  copy.dtype = a.type;
+  const std::int64_t shape[] = {a.batch, from.shape[1], a.len_kv, p.columns};
+  std::int64_t stride = 2;
+  for (int axis = 3; axis >= 0; --axis) {
+    copy.shape[axis] = shape[axis];
+    copy.stride[axis] = stride;
+    stride *= shape[axis];
+  }
+  if (copy.size() == 0) return copy;
+  copy.data = p.to = queue.scratch(stride);
+  launch(gather_pages, pack_blocks(copy.size()), kPackThreads, 0, queue.stream, p);
+  return copy;
 }
 
 struct FillArguments {

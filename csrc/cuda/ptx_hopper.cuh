@@ -110,52 +110,66 @@ template <int kGroups> REGARD_DEVICE void await_products() {
 }
 
 // c[64][8 kTiles] (+)= a[64][16] b[8 kTiles][16]^T: both in shared memory, 16 columns of a panel.
-template <class T, bool kAdd> REGARD_DEVICE void multiply_panels(float (&c)[16][4], std::uint64_t a, std::uint64_t b);
+template <class T, bool kAdd, int kTiles> REGARD_DEVICE void multiply_panels(float (&c)[kTiles][4], std::uint64_t a, std::uint64_t b);
 // c[64][8 kTiles] += a[64][16] b[16][8 kTiles]: a in registers, b 16 rows of panels.
-template <class T> REGARD_DEVICE void multiply_rows(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b);
-template <class T> REGARD_DEVICE void multiply_rows(float (&c)[16][4], const std::uint32_t (&a)[4], std::uint64_t b);
+template <class T, int kTiles> REGARD_DEVICE void multiply_rows(float (&c)[kTiles][4], const std::uint32_t (&a)[4], std::uint64_t b);
 
 #define REGARD_SUMS_1(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-#define REGARD_SUMS_4(n) REGARD_SUMS_1(n), REGARD_SUMS_1(n + 1), REGARD_SUMS_1(n + 2), REGARD_SUMS_1(n + 3)
-#define REGARD_SUMS_8(n) REGARD_SUMS_4(n), REGARD_SUMS_4(n + 4)
+#define REGARD_SUMS_2(n) REGARD_SUMS_1(n), REGARD_SUMS_1(n + 1)
+#define REGARD_SUMS_8(n) REGARD_SUMS_2(n), REGARD_SUMS_2(n + 2), REGARD_SUMS_2(n + 4), REGARD_SUMS_2(n + 6)
+#define REGARD_SUMS_10(n) REGARD_SUMS_8(n), REGARD_SUMS_2(n + 8)
+#define REGARD_SUMS_16(n) REGARD_SUMS_8(n), REGARD_SUMS_8(n + 8)
+#define REGARD_SUMS_32(n) REGARD_SUMS_16(n), REGARD_SUMS_16(n + 16)
 #define REGARD_NAMES_32                                                                                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, " \
   "%28, %29, %30, %31"
-#define REGARD_NAMES_64                                                                                                                  \
-  REGARD_NAMES_32                                                                                                                        \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
-  "%58, %59, %60, %61, %62, %63"
+#define REGARD_NAMES_40 REGARD_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define REGARD_NAMES_64                                                                                                   \
+  REGARD_NAMES_40                                                                                                         \
+  ", %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, " \
+  "%63"
+#define REGARD_NAMES_128                                                                                                            \
+  REGARD_NAMES_64                                                                                                                   \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, " \
+  "%89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-#define REGARD_PRODUCTS(T, name)                                                                                                   \
-  template <> REGARD_DEVICE void multiply_panels<T, false>(float (&c)[16][4], std::uint64_t a, std::uint64_t b) {                  \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" REGARD_NAMES_64 "}, %64, %65, 0, 1, 1, 0, 0;\n" \
-                 : REGARD_SUMS_8(0), REGARD_SUMS_8(8)                                                                              \
-                 : "l"(a), "l"(b));                                                                                                \
-  }                                                                                                                                \
-  template <> REGARD_DEVICE void multiply_panels<T, true>(float (&c)[16][4], std::uint64_t a, std::uint64_t b) {                   \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" REGARD_NAMES_64 "}, %64, %65, 1, 1, 1, 0, 0;\n" \
-                 : REGARD_SUMS_8(0), REGARD_SUMS_8(8)                                                                              \
-                 : "l"(a), "l"(b));                                                                                                \
-  }                                                                                                                                \
-  template <> REGARD_DEVICE void multiply_rows<T>(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {                \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" REGARD_NAMES_32                                  \
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"                                                                     \
-                 : REGARD_SUMS_8(0)                                                                                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                            \
-  }                                                                                                                                \
-  template <> REGARD_DEVICE void multiply_rows<T>(float (&c)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {               \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" REGARD_NAMES_64                                 \
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                                                                     \
-                 : REGARD_SUMS_8(0), REGARD_SUMS_8(8)                                                                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                            \
+#define REGARD_PRODUCT_OF_PANELS(T, name, adds, add, tiles, shape, names, a, b)                                                   \
+  template <> REGARD_DEVICE void multiply_panels<T, adds>(float (&c)[tiles][4], std::uint64_t left, std::uint64_t right) {        \
+    asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." name "." name " {" names "}, " a ", " b ", " add ", 1, 1, 0, 0;\n" \
+                 : REGARD_SUMS_##tiles(0)                                                                                         \
+                 : "l"(left), "l"(right));                                                                                        \
   }
+#define REGARD_PRODUCT_OF_ROWS(T, name, tiles, shape, names, a, b)                                                             \
+  template <> REGARD_DEVICE void multiply_rows<T>(float (&c)[tiles][4], const std::uint32_t (&left)[4], std::uint64_t right) { \
+    asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." name "." name " {" names "}, {" a "}, " b ", 1, 1, 1, 1;\n"     \
+                 : REGARD_SUMS_##tiles(0)                                                                                      \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                                        \
+  }
+#define REGARD_PRODUCTS(T, name)                                                                  \
+  REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 8, "m64n64k16", REGARD_NAMES_32, "%32", "%33")    \
+  REGARD_PRODUCT_OF_PANELS(T, name, true, "1", 8, "m64n64k16", REGARD_NAMES_32, "%32", "%33")     \
+  REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 10, "m64n80k16", REGARD_NAMES_40, "%40", "%41")   \
+  REGARD_PRODUCT_OF_PANELS(T, name, true, "1", 10, "m64n80k16", REGARD_NAMES_40, "%40", "%41")    \
+  REGARD_PRODUCT_OF_PANELS(T, name, false, "0", 16, "m64n128k16", REGARD_NAMES_64, "%64", "%65")  \
+  REGARD_PRODUCT_OF_PANELS(T, name, true, "1", 16, "m64n128k16", REGARD_NAMES_64, "%64", "%65")   \
+  REGARD_PRODUCT_OF_ROWS(T, name, 8, "m64n64k16", REGARD_NAMES_32, "%32, %33, %34, %35", "%36")   \
+  REGARD_PRODUCT_OF_ROWS(T, name, 16, "m64n128k16", REGARD_NAMES_64, "%64, %65, %66, %67", "%68") \
+  REGARD_PRODUCT_OF_ROWS(T, name, 32, "m64n256k16", REGARD_NAMES_128, "%128, %129, %130, %131", "%132")
 REGARD_PRODUCTS(Half, "f16")
 REGARD_PRODUCTS(BFloat16, "bf16")
 #undef REGARD_PRODUCTS
+#undef REGARD_PRODUCT_OF_ROWS
+#undef REGARD_PRODUCT_OF_PANELS
+#undef REGARD_NAMES_128
 #undef REGARD_NAMES_64
+#undef REGARD_NAMES_40
 #undef REGARD_NAMES_32
+#undef REGARD_SUMS_32
+#undef REGARD_SUMS_16
+#undef REGARD_SUMS_10
 #undef REGARD_SUMS_8
-#undef REGARD_SUMS_4
+#undef REGARD_SUMS_2
 #undef REGARD_SUMS_1
 
 }  // namespace regard::cuda

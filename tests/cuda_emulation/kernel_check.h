@@ -35,6 +35,7 @@ struct Shape {
   int dim_v;
   bool causal;
   bool masked;
+  double dropout = 0;
 };
 
 inline Array rows_of(void* data, DType dtype, int heads, int len, int dim) {
@@ -76,6 +77,7 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
   p.window_right = x.causal ? 0 : kUnlimited;
   p.alignment = Alignment::lower_right;
   p.scale = 0.3;
+  p.dropout = {x.dropout, 0x123456789abcull};
   AttentionArguments a = arguments_of(p);
   run(p, a);
 
@@ -93,7 +95,8 @@ template <class T, class Launch> void compare(const Shape& x, double tolerance, 
                static_cast<double>(to_float(k[key * x.dim + d]));
         const double weight = std::exp(s * p.scale);
         sum += weight;
-        for (int d = 0; d < x.dim_v; ++d) o[static_cast<std::size_t>(d)] += weight * static_cast<double>(to_float(v[key * x.dim_v + d]));
+        const double kept = x.dropout > 0 ? weight * p.dropout.factor(0, h, i, j) : weight;
+        for (int d = 0; d < x.dim_v; ++d) o[static_cast<std::size_t>(d)] += kept * static_cast<double>(to_float(v[key * x.dim_v + d]));
       }
       const std::int64_t row = static_cast<std::int64_t>(h) * x.len_q + i;
       bool ok = sum == 0 ? lse[row] == -INFINITY : std::abs(static_cast<double>(lse[row]) - std::log(sum)) < 1e-4;

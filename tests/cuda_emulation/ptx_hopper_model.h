@@ -342,8 +342,9 @@ inline void open_products() { model::hopper().lane().fenced = true; }
 inline void close_products() { ++model::hopper().lane().group; }
 template <int kGroups> void await_products(Where where = Where::current()) { model::await_group_products(kGroups, where); }
 
-template <class T, bool kAdd> void multiply_panels(float (&c)[16][4], std::uint64_t a, std::uint64_t b, Where where = Where::current()) {
-  model::issue<T, 16, false>(c, nullptr, a, b, kAdd, where);
+template <class T, bool kAdd, int kTiles>
+void multiply_panels(float (&c)[kTiles][4], std::uint64_t a, std::uint64_t b, Where where = Where::current()) {
+  model::issue<T, kTiles, false>(c, nullptr, a, b, kAdd, where);
 }
 template <class T, int kTiles>
 void multiply_rows(float (&c)[kTiles][4], const std::uint32_t (&a)[4], std::uint64_t b, Where where = Where::current()) {

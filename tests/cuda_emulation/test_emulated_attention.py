@@ -103,9 +103,11 @@ def test_other_devices(cupy, emulator, name, device):
         ("sm_80", 64, 64, {}, PRODUCTS),
         ("sm_90", 64, 64, {}, GROUP_PRODUCTS),
         ("sm_90", 128, 72, {"softcap": 5.0}, GROUP_PRODUCTS),
-        ("sm_90", 129, 64, {}, PRODUCTS),
-        ("sm_90", 64, 129, {}, PRODUCTS),
-        ("sm_90", 64, 64, {"dropout_p": 0.5, "seed": 1}, None),
+        ("sm_90", 129, 64, {}, GROUP_PRODUCTS),
+        ("sm_90", 64, 256, {"causal": True}, GROUP_PRODUCTS),
+        ("sm_90", 257, 64, {}, None),
+        ("sm_90", 64, 64, {"dropout_p": 0.5, "seed": 1}, GROUP_PRODUCTS),
+        ("sm_80", 64, 64, {"dropout_p": 0.5, "seed": 1}, PRODUCTS),
         ("sm_90", 64, 64, {"scale": 1e-30}, None),
         ("sm_100", 64, 64, {}, PRODUCTS),
     ],
@@ -257,18 +259,42 @@ def test_misaligned_arrays_are_refused(cupy):
         regard.attention(q, shifted, v)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
-    # Values of 1 turn the output into the sum of the weights that stay.
-    query, key = (normal(i, 2, 2, 33, 24, dtype=dtype) for i in range(2))
-    value = np.eye(33, dtype=query.dtype)[None, None].repeat(2, 0).repeat(2, 1)
-    options = dict(dropout_p=0.4, seed=2**40 + 7, return_lse=True)
-    out, lse = regard.attention(*map(cupy.asarray, (query, key, value)), **options)
+def check_dropout(cupy, query, key, value, **options):
+    """What the CPU's kernel gives, with the same weights dropped; values of 1 turn outputs into weights."""
+    options = dict(dropout_p=0.4, seed=2**40 + 7, return_lse=True) | options
+    out, lse = regard.attention(*map(cupy.asarray, (query, key, value)), **on_device(cupy, options))
     want, want_lse = regard.attention(query, key, value, **options)
     assert ((cupy.asnumpy(out) == 0) == (want == 0)).all() and (want == 0).any()
-    tolerance = output_tolerance(query, key, value, {}, dtype) / 0.6
+    dtype = query.dtype.name
+    tolerance = output_tolerance(query, key, value, {}, dtype) / (1 - options["dropout_p"])
     assert_near(cupy.asnumpy(out), as_float64(want)[0], 2 * tolerance)
     assert_near(cupy.asnumpy(lse), as_float64(want_lse)[0], 2 * lse_tolerance(query, key, want_lse, {}, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_drops_what_the_cpu_drops(cupy, dtype):
+    query, key = (normal(i, 2, 2, 33, 24, dtype=dtype) for i in range(2))
+    check_dropout(cupy, query, key, np.eye(33, dtype=query.dtype)[None, None].repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(dropout_p=0.999999), dict(mask=np.random.default_rng(2).random((70, 140)) < 0.7, softcap=5.0)],
+    ids=["plain", "hardly any weight", "mask, softcap"],
+)
+@pytest.mark.parametrize("len_kv", [60, 140])  # the head dimension of the values as well
+def test_dropout_on_tensor_cores(cupy, emulator, tensor_cores, len_kv, options):
+    query, key = normal(0, 2, 2, 70, 40, dtype="bfloat16"), normal(1, 2, 1, len_kv, 40, dtype="bfloat16")
+    options = options | ({"mask": options["mask"][:, :len_kv]} if "mask" in options else {})
+    before = emulator.counters()
+    check_dropout(cupy, query, key, np.eye(len_kv, dtype=query.dtype)[None, None].repeat(2, 0), **options)
+    assert sum(emulator.counters()[c] - before[c] for c in (PRODUCTS, GROUP_PRODUCTS)) > 0
+
+
+def test_dropout_of_all_weights(cupy, tensor_cores):
+    query, key, value = arrays_on(cupy, dtype="float16")
+    out, lse = regard.attention(query, key, value, dropout_p=1.0, seed=1, return_lse=True)
+    assert (cupy.asnumpy(out) == 0).all() and np.isfinite(cupy.asnumpy(lse)).all()
 
 
 def test_weights_packed_on_the_host_are_refused(cupy):

@@ -211,10 +211,12 @@ void test_which_arrays_have_a_map() {
 
 // Small integers, whose products are exact, laid out by the manual: rows of 64 elements, chunk c of row r at c ^ (r % 8).
 struct Matrices {
+  static constexpr int kColumns = 256;      // four panels
   static constexpr int kPanel = 128 * 128;  // bytes: 128 rows
-  std::vector<float> a = draw(64 * 128, 1);
-  std::vector<float> b = draw(128 * 128, 2);
-  std::vector<float> c = draw(64 * 128, 3);
+  static constexpr int kBytes = kColumns / 64 * kPanel;
+  std::vector<float> a = draw(64 * kColumns, 1);
+  std::vector<float> b = draw(128 * kColumns, 2);
+  std::vector<float> c = draw(64 * kColumns, 3);
 
   static std::vector<float> draw(int n, std::uint64_t seed) {
     Random random(seed);
@@ -222,37 +224,38 @@ struct Matrices {
     for (float& y : x) y = std::floor(static_cast<float>(random.uniform(-8, 9)));
     return x;
   }
-  float left(int i, int k) const { return a[static_cast<std::size_t>(i * 128 + k)]; }
-  float right(int i, int k) const { return b[static_cast<std::size_t>(i * 128 + k)]; }
-  float sum(int i, int k) const { return c[static_cast<std::size_t>(i * 128 + k)]; }
+  float left(int i, int k) const { return a[static_cast<std::size_t>(i * kColumns + k)]; }
+  float right(int i, int k) const { return b[static_cast<std::size_t>(i * kColumns + k)]; }
+  float sum(int i, int k) const { return c[static_cast<std::size_t>(i * kColumns + k)]; }
 
-  // Row r, column k of two panels that start at `start`.
+  // Row r, column k of the panels that start at `start`.
   static std::uint16_t& place(int start, int r, int k) {
     const int at = start + k / 64 * kPanel + r * 128 + ((k % 64 / 8) ^ (r % 8)) * 16 + k % 8 * 2;
     return *reinterpret_cast<std::uint16_t*>(dynamic_shared() + at);
   }
   template <class T> void lay(int start, int rows, bool of_left) const {
-    for (int n = thread_index(); n < rows * 128; n += kWarpgroup)
-      place(start, n / 128, n % 128) = from_float<T>(of_left ? left(n / 128, n % 128) : right(n / 128, n % 128)).bits;
+    for (int n = thread_index(); n < rows * kColumns; n += kWarpgroup)
+      place(start, n / kColumns, n % kColumns) =
+          from_float<T>(of_left ? left(n / kColumns, n % kColumns) : right(n / kColumns, n % kColumns)).bits;
   }
 };
 
 int row_of(int i) { return thread_index() / 32 * 16 + thread_index() % 32 / 4 + i / 2 * 8; }
 int column_of(int n, int i) { return n * 8 + thread_index() % 4 * 2 + i % 2; }
 
-// All of two panels, in steps of 16 columns.
-template <class T> void test_products_of_panels() {
+// All panels, in steps of 16 columns.
+template <class T, int kTiles> void test_products_of_panels() {
   const Matrices m;
-  run(kWarpgroup, 4 * Matrices::kPanel, [&] {
-    constexpr int kRight = 2 * Matrices::kPanel;
+  run(kWarpgroup, 2 * Matrices::kBytes, [&] {
+    constexpr int kRight = Matrices::kBytes;
     m.lay<T>(0, 64, true);
     m.lay<T>(kRight, 128, false);
     block_barrier();
-    float c[16][4];
+    float c[kTiles][4];
     const std::uint64_t a = panel_descriptor(0, 0);
     const std::uint64_t b = panel_descriptor(kRight, 0);
     open_products();
-    for (int k = 0; k < 8; ++k) {
+    for (int k = 0; k < Matrices::kColumns / 16; ++k) {
       const auto at = static_cast<std::uint64_t>(k / 4 * Matrices::kPanel + k % 4 * 32) >> 4;
       if (k == 0)
         multiply_panels<T, false>(c, a + at, b + at);
@@ -260,21 +263,21 @@ template <class T> void test_products_of_panels() {
         multiply_panels<T, true>(c, a + at, b + at);
     }
     close_products();
-    CHECK(poisoned(c[0][0]) && poisoned(c[15][3]));
+    CHECK(poisoned(c[0][0]) && poisoned(c[kTiles - 1][3]));
     await_products<0>();
-    for (int n = 0; n < 16; ++n)
+    for (int n = 0; n < kTiles; ++n)
       for (int i = 0; i < 4; ++i) {
         float want = 0;
-        for (int k = 0; k < 128; ++k) want += m.left(row_of(i), k) * m.right(column_of(n, i), k);
+        for (int k = 0; k < Matrices::kColumns; ++k) want += m.left(row_of(i), k) * m.right(column_of(n, i), k);
         CHECK(c[n][i] == want);
       }
   });
 }
 
-// 32 rows of one panel or two on the right; on the left registers.
+// 32 rows of one panel or more on the right; on the left registers.
 template <class T, int kTiles> void test_products_of_rows() {
   const Matrices m;
-  run(kWarpgroup, 2 * Matrices::kPanel, [&] {
+  run(kWarpgroup, Matrices::kBytes, [&] {
     m.lay<T>(0, 128, false);
     block_barrier();
     std::uint32_t a[2][4];
@@ -307,7 +310,7 @@ template <class T, int kTiles> void test_products_of_rows() {
 
 void test_mistakes_with_products() {
   using T = BFloat16;
-  constexpr int kBytes = 2 * Matrices::kPanel;
+  constexpr int kBytes = Matrices::kBytes;
   const Matrices m;
   // One product, with something done before it, while it runs, and after; `registers` is its left operand.
   const auto product = [&](auto&& before, auto&& between, auto&& after) {
@@ -336,7 +339,7 @@ void test_mistakes_with_products() {
                          [] {
                            float c[16][4] = {};
                            open_products();
-                           multiply_panels<T, false>(c, panel_descriptor(Matrices::kPanel + 65 * 128, 0), panel_descriptor(0, 0));
+                           multiply_panels<T, false>(c, panel_descriptor(Matrices::kBytes - 63 * 128, 0), panel_descriptor(0, 0));
                          }),
                  "beyond"));
   CHECK(contains(failure(kWarpgroup, kBytes,
@@ -370,10 +373,12 @@ void test_hopper_models() {
   test_registers();
   test_boxes();
   test_which_arrays_have_a_map();
-  test_products_of_panels<Half>();
-  test_products_of_panels<BFloat16>();
+  test_products_of_panels<Half, 16>();
+  test_products_of_panels<BFloat16, 10>();
+  test_products_of_panels<BFloat16, 8>();
   test_products_of_rows<Half, 8>();
   test_products_of_rows<BFloat16, 16>();
+  test_products_of_rows<BFloat16, 32>();
   test_mistakes_with_products();
 }
 

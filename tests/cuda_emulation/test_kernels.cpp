@@ -10,8 +10,10 @@
 namespace regard::test {
 namespace {
 
-constexpr Shape kShapes[] = {
-    {2, 2, 70, 150, 64, 64, false, false}, {1, 1, 130, 200, 64, 64, true, false}, {2, 1, 33, 65, 40, 56, true, true}};
+constexpr Shape kShapes[] = {{2, 2, 70, 150, 64, 64, false, false},
+                             {1, 1, 130, 200, 64, 64, true, false},
+                             {2, 1, 33, 65, 40, 56, true, true},
+                             {2, 1, 40, 90, 64, 64, true, false, 0.25}};
 
 void test_tensor() {
   for (const bool random : {false, true}) {
@@ -22,8 +24,8 @@ void test_tensor() {
       compare<BFloat16>(x, 2 * 3 * 0x1p-8, [&](const AttentionProblem&, AttentionArguments& a) {
         constexpr int kQueries = 64;
         const std::int64_t blocks = blocks_of(a, kQueries);
-        launch(x.masked ? attention_tensor<BFloat16, 64, kQueries, 32, false> : attention_tensor<BFloat16, 64, kQueries, 32, true>, blocks,
-               kTensorThreads, TensorShape<64, kQueries, 32>::kSharedBytes, nullptr, a);
+        launch(is_plain(a) ? attention_tensor<BFloat16, 64, kQueries, 32, true> : attention_tensor<BFloat16, 64, kQueries, 32, false>,
+               blocks, kTensorThreads, TensorShape<64, kQueries, 32>::kSharedBytes, nullptr, a);
       });
     CHECK(emulation::counters().products > 0);
     CHECK(emulation::counters().bank_conflicts == 0);
