@@ -207,6 +207,28 @@ void test_which_arrays_have_a_map() {
   CHECK(!with([](Array& x) { x.data += 2; }));
 }
 
+// The emulated driver refuses what the real one does.
+void test_maps_that_the_driver_refuses() {
+  const auto refused = [](int rows, auto&& change) {
+    Source s;
+    change(s.array);
+    try {
+      tensor_map_of(s.array, rows);
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
+  };
+  CHECK(!refused(kRows, [](Array&) {}) && !refused(256, [](Array&) {}));
+  CHECK(refused(0, [](Array&) {}) && refused(257, [](Array&) {}));
+  CHECK(refused(kRows, [](Array& x) { x.data += 2; }));
+  CHECK(refused(kRows, [](Array& x) { x.shape[2] = 0; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[1] = -432; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[2] = 152; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[3] = 4; }));
+  CHECK(refused(kRows, [](Array& x) { x.dtype = DType::float32; }));
+}
+
 // ---- Products ------------------------------------------------------------------------------------------------------
 
 // Small integers, whose products are exact, laid out by the manual: rows of 64 elements, chunk c of row r at c ^ (r % 8).
@@ -373,6 +395,7 @@ void test_hopper_models() {
   test_registers();
   test_boxes();
   test_which_arrays_have_a_map();
+  test_maps_that_the_driver_refuses();
   test_products_of_panels<Half, 16>();
   test_products_of_panels<BFloat16, 10>();
   test_products_of_panels<BFloat16, 8>();
