@@ -215,6 +215,8 @@ inline void AttentionProblem::check_paged(Checker& c) {
   for (std::int64_t b = 0; b < batch() && !key_lengths.on_device && !c.result(); ++b) {
     const std::int64_t keys = key_ends[static_cast<std::size_t>(b)];
     longest_kv_ = std::max(longest_kv_, keys);
+    // A device's table is not looked at here, and without pages its entries have no range to be held to.
+    c.entry(keys == 0 || key.shape[0] > 0 || !page_table.on_device, "key_lengths", b);
     // Entries past a sequence's last page are never read: tables are often padded with -1.
     for (std::int64_t k = 0; k < (keys + page_size() - 1) / page_size() && !page_table.on_device; ++k) {
       const std::int64_t page = pages[static_cast<std::size_t>(b * width + k)];

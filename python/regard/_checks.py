@@ -232,7 +232,7 @@ ENTRIES: dict[tuple[str, str], str] = {
     ("attention_varlen", "key_lengths"): "entries from 0 to the length of each sequence",
     ("attention_paged", "page_table"): "entries from 0 to pages - 1, pages = {pages}, where a sequence has keys",
     ("attention_paged", "key_lengths"): "entries from 0 to pages_per_sequence * page_size"
-    " = {pages_per_sequence} * {page_size}",
+    " = {pages_per_sequence} * {page_size}, and 0 without pages",
     ("rotary_embedding", "positions"): "entries from 0 to max_positions - 1, max_positions = {max_positions}",
     ("append", "positions"): "entries from 0 to max_positions - 1, max_positions = {max_positions}",
 }

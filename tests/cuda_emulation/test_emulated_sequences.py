@@ -187,6 +187,16 @@ def test_pages_of_any_type(cupy, tensor_cores, stored, dtype, len_q):
     assert_near(lse, want[1], 20 * {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype] if rounded else 1e-4)
 
 
+def test_a_page_table_on_the_device_without_pages(cupy):
+    """There is no page to hold its entries to: sequences with keys are refused, or, told on the device, see none."""
+    query, pages = cupy.asarray(normal(0, 1, 2, 20, 16, dtype="float16")), cupy.zeros((0, 8, 1, 16), np.float16)
+    table = cupy.asarray(np.zeros((1, 2), np.int64))
+    with pytest.raises(ValueError, match=r"key_lengths: expected .*and 0 without pages, got 9 at index 0"):
+        regard.attention_paged(query, pages, pages, table, np.array([9]))
+    for lengths in (np.array([0]), cupy.asarray(np.array([9]))):
+        assert not cupy.asnumpy(regard.attention_paged(query, pages, pages, table, lengths)).any()
+
+
 def test_a_page_table_on_the_device_is_held_to_its_range(cupy):
     key, value, table = pages_of("float16", 16)
     for entry, n in ((-1, 40), (10**6, 40), (0, 10**6), (0, -3)):
