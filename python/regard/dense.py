@@ -66,9 +66,9 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
     Parameters
     ----------
     weight : array, (out_features, in_features)
-        float32, float64, float16 or bfloat16; any strides. It is copied.
+        float32, float64, float16 or bfloat16; any strides. It is copied, but on a GPU where `held` leaves it as it is.
     bias : array, (out_features,), optional
-        Of the weight's dtype.
+        Of the weight's dtype. On a GPU it is held as it is.
     held : {"float32", "bfloat16", "int8"}
         "float32" (float64 for a float64 weight): as the kernels compute; the same bits come out as
         without packing, except where bfloat16 runs on matrix tiles. "bfloat16": rounded to that dtype;
