@@ -534,7 +534,7 @@ def through_modules(
 
 def _misplaced(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], like: Any) -> str:
     """Which argument is on a GPU, though `like` is not."""
-    named = inspect.signature(function).bind(*args, **kwargs).arguments
+    named = {**inspect.signature(function).bind(*args, **kwargs).arguments, **kwargs}
     held = {name: list(_arrays_in(x)) for name, x in named.items()}
     first = next(name for name, found in held.items() if any(x is like for x in found))
     wrong = next(name for name, found in held.items() if any(map(on_gpu, found)))

@@ -193,16 +193,16 @@ def linear(
             named = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
             raise _checks.error("linear", ("shape", "weight", 0), named)
         weight, packed_out, held = weight.packed, weight.out_features, _HELD[weight.held]
+    on_gpu = _arrays.on_gpu(x)
+    if on_gpu and packed_out >= 0:
+        weight, bias = _packed_on_gpu(x, given, bias)
     arrays = (x, weight, bias, residual)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    if _arrays.on_gpu(x):
-        if packed_out >= 0:
-            weight, bias = _packed_on_gpu(x, given, bias)
-            arrays = (arrays[0], weight, bias, arrays[3])
+    if on_gpu:
         if held == _HELD["int8"]:
-            eight = (arrays[0], weight, given.scale, bias, arrays[3], out)
-            result = _arrays.call_on_gpu("linear", "linear_bytes", eight, (code,))
+            bytes_with_scale = (*arrays[:2], given.scale, *arrays[2:], out)
+            result = _arrays.call_on_gpu("linear", "linear_bytes", bytes_with_scale, (code,))
         else:
             multiply = functools.partial(_arrays.product_on_gpu, x, weight)
             result = _arrays.call_on_gpu("linear", "linear", (*arrays, out), (code, multiply))

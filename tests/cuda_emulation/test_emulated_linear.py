@@ -44,6 +44,18 @@ def test_without_matrix_units_of_bytes(cupy, emulator):
     assert kernels.kernel == "int8 rows"
 
 
+@pytest.mark.parametrize("held", ["float32", "int8"])
+def test_out_may_hold_the_bias_of_a_packed_weight(cupy, held):
+    """It is the caller's array itself: the first row of the result would be the bias of the others."""
+    x, weight, bias = layer(3, 20, 20)
+    out = cupy.zeros((3, 20), np.float32)
+    out[0] = cupy.asarray(bias)
+    packed = dense.pack_linear(cupy.asarray(weight), out[0], held)
+    expected = cupy.asnumpy(regard.linear(cupy.asarray(x), packed))
+    regard.linear(cupy.asarray(x), packed, out=out)
+    assert_same_bits(cupy.asnumpy(out), expected)
+
+
 @pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_either_framework_and_every_dtype(gpu, dtype, rows):

@@ -489,6 +489,13 @@ def test_errors(cupy):
         nn.LSTM(16, 4)(normal(0, 2, 3, 16), (x, x))
     with pytest.raises(TypeError, match="source_lengths: expected an array on the CPU, where target is"):
         nn.RNNSearch(9, 8, 6, 5)(target=np.array([[1]]), source=np.array([[1]]), source_lengths=x)
+
+    class Named(nn.Module):
+        def forward(self, given, **named):
+            return given
+
+    with pytest.raises(TypeError, match="other: expected an array on the CPU, where given is, got one on a GPU"):
+        Named()(normal(0, 2, 3), other=x)
     with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 7, in_features = 16\)"):
         nn.Linear(5, 7)(x)
     with pytest.raises(TypeError, match="x: expected an array of dtype float32"):
