@@ -23,24 +23,35 @@ py::object norm(const py::object& x, const py::object& residual, const py::objec
   return call.outputs;
 }
 
+// What both kinds of linear call have. The bias of a packed weight goes by the weight's name.
+LinearProblem linear_problem(DeviceCall& call, const py::object& x, const py::object& weight, const py::object& bias, const char* bias_name,
+                             const py::object& residual, const py::object& out, int activation) {
+  LinearProblem p;
+  p.x = call.view(x, "x");
+  p.weight = call.view(weight, "weight");
+  p.bias = call.view(bias, bias_name);
+  p.residual = call.view(residual, "residual");
+  p.out = call.view(out, "out");
+  p.activation = static_cast<LinearProblem::Activation>(activation);
+  return p;
+}
+
+void allocate_linear(DeviceCall& call, LinearProblem& p, const py::object& out) {
+  std::vector<std::int64_t> shape(p.x.shape, p.x.shape + p.x.rank);
+  shape.back() = p.out_features();
+  p.out = call.output(out, p.out, shape, "");
+}
+
 // The product itself is the framework's: multiply() gives it as an array and as this binding sees it.
 py::object linear(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual, const py::object& out,
                   int activation, const py::function& multiply, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
-  LinearProblem p;
-  p.x = call.view(x, "x");
-  p.weight = call.view(weight, "weight");
-  p.bias = call.view(bias, "bias");
-  p.residual = call.view(residual, "residual");
-  p.out = call.view(out, "out");
-  p.activation = static_cast<LinearProblem::Activation>(activation);
+  LinearProblem p = linear_problem(call, x, weight, bias, "bias", residual, out, activation);
   if (call.refusal) return refused(call.refusal);
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
   if (cuda::rehearsal() != nullptr) {  // the framework's product is no launch of this module's: it would run
-    std::vector<std::int64_t> shape(p.x.shape, p.x.shape + p.x.rank);
-    shape.back() = p.out_features();
-    p.out = call.output(out, p.out, shape, "");
+    allocate_linear(call, p, out);
     cuda::finish_linear(p, p.out, call.queue);
     return call.outputs;
   }
@@ -61,20 +72,12 @@ py::object linear_bytes(const py::object& x, const py::object& weight, const py:
                         const py::object& residual, const py::object& out, int activation, std::uintptr_t stream,
                         const py::function& allocate) {
   DeviceCall call(stream, allocate);
-  LinearProblem p;
-  p.x = call.view(x, "x");
-  p.weight = call.view(weight, "weight");
+  LinearProblem p = linear_problem(call, x, weight, bias, "weight", residual, out, activation);
   p.scale = call.view(scale, "weight");
-  p.bias = call.view(bias, "weight");
-  p.residual = call.view(residual, "residual");
-  p.out = call.view(out, "out");
-  p.activation = static_cast<LinearProblem::Activation>(activation);
   if (call.refusal) return refused(call.refusal);
   if (const Refusal r = p.check()) return refused(r);
   if (const Refusal r = p.check_outputs()) return refused(r);
-  std::vector<std::int64_t> shape(p.x.shape, p.x.shape + p.x.rank);
-  shape.back() = p.out_features();
-  p.out = call.output(out, p.out, shape, "");
+  allocate_linear(call, p, out);
   cuda::linear_bytes(p, call.queue);
   return call.outputs;
 }
