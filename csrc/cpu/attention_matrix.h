@@ -47,7 +47,7 @@ template <class Split> class MatrixProducts {
   static constexpr int kColumns = 2 * kTileColumns;
   static constexpr int kRows = kTileRows;
   static constexpr bool kOverlaps = true;
-  // Items of four times as many queries as on vector units: packing K and V of 96 keys of 64 bfloat16 takes 2,700 cycles, as
+  // The largest items are of so many times the fewest queries: packing K and V of 96 keys of 64 bfloat16 takes 2,700 cycles, as
   // long as the softmax of 64 queries; items of 768 queries were 3 % faster than of 384 at 4,096.
   static constexpr int kShare = 4;
   // Blocks of keys are copied as many at once as fit a part of L2: then each tile of queries meets them one after another,

@@ -12,7 +12,7 @@ template <class T> class VectorProducts {
  public:
   static constexpr int kColumns = Tile<T>::kColumns;  // queries of a tile
   static constexpr int kRows = Tile<T>::kRows;        // dim_v is padded to whole ones
-  static constexpr int kShare = 1;                    // items are of so many times queries_per_item()
+  static constexpr int kShare = 2;                    // the largest items are of so many times the fewest queries
   static constexpr bool kOverlaps = false;            // both products run where the softmax runs
   static constexpr int kMostBlocks = 1;               // of keys, copied at once
   using Scores = ScoreTiles<T, kColumns>;

@@ -1,8 +1,8 @@
 #include "cpu/plan.h"
 
-#include <algorithm>
-
 #include "cpu/attention_tiles.h"
+#include "cpu/attention_vector.h"
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/tile_amx.h"
 #include "cpu/tile_simd.h"
@@ -19,11 +19,11 @@ TileSizes tile_sizes(DType dtype) {
 }
 
 AttentionSizes attention_sizes(const AttentionProblem& p) {
-  AttentionSizes sizes{queries_per_item(std::max(p.dim_qk(), p.dim_v())), kKeys, kFewQueries, kSplit, 0};
+  AttentionSizes sizes{queries_per_item(p, VectorProducts<float>::kShare, get_num_threads()), kKeys, kFewQueries, kSplit, 0};
 #ifdef REGARD_MATRIX_TILES
   with_matrix_products(p, [&](auto split) {
     using Split = decltype(split);
-    sizes.queries_per_item *= MatrixProducts<Split>::kShare;
+    sizes.queries_per_item = queries_per_item(p, MatrixProducts<Split>::kShare, get_num_threads());
     sizes.matrix_products = Split::kScores.kCount;
   });
 #endif
