@@ -25,6 +25,8 @@ py::dict attention_sizes(const Array& query, const Array& key, const Array& valu
   AttentionProblem p;
   p.query.dtype = query.dtype;
   p.key.dtype = key.dtype;
+  p.query.shape[0] = p.query.shape[1] = p.query.shape[2] = 1;
+  for (int axis = 0; axis + 1 < query.rank; ++axis) p.query.shape[2] *= query.shape[axis];
   p.query.shape[3] = query.rank > 0 ? query.shape[query.rank - 1] : 0;
   p.value.shape[3] = value.rank > 0 ? value.shape[value.rank - 1] : 0;
   p.precision = static_cast<Precision>(precision);
