@@ -46,6 +46,9 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
   for (int start = 0; start == 0 || start < depth; start += Chain) {
     const int end = std::min(depth, start + Chain);
     V acc[rows][Vectors] = {};
+    // By twos: 0.96 of the time of single steps, with which the end of a short loop is foreseen less often (Zen 3). By fours
+    // or eights it is no more.
+#pragma GCC unroll 2
     for (int k = start; k < end; ++k) {
       V right[Vectors];
 #pragma GCC unroll 3
