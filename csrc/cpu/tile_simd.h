@@ -60,11 +60,14 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
         for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
       }
     }
+    // Hidden from gcc 12, which would keep the addresses of all sums ready on the stack: linear takes 0.98 to 0.99 of the time.
+    T* row = c;
+    asm volatile("" : "+r"(row));
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r, row += ldc)
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) {
-        T* const at = c + r * ldc + v * w;
+        T* const at = row + v * w;
         const V sum = acc[r][v];
         store(at, start > 0 ? load<V>(at) + sum : scale ? fma(load<V>(at), scale[v], sum) : sum);
       }
