@@ -54,11 +54,9 @@ template <class T> class VectorProducts {
   // K and V of one block as contiguous compute values, padded with zeros to whole register tiles.
   void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int) const {
     scores_.read_keys(w, b, h, j0, keys);
-    for (int r = 0; r < keys; ++r) {
-      T* const value = m.values + r * value_row_;
-      scores_.read_stored(p_.value, p_.value_scales, b, h, j0 + r, p_.dim_v(), value);
-      std::fill(value + p_.dim_v(), value + dim_v_padded_, T(0));
-    }
+    scores_.read_stored_rows(p_.value, p_.value_scales, b, h, j0, keys, p_.dim_v(), m.values, value_row_);
+    if (p_.dim_v() < dim_v_padded_)
+      for (int r = 0; r < keys; ++r) std::fill(m.values + r * value_row_ + p_.dim_v(), m.values + r * value_row_ + dim_v_padded_, T(0));
   }
 
   void multiply_keys(const Memory& m, const Buffers& w, const SequenceMask& sequence, const TileOf& t, std::int64_t index) const {
