@@ -34,6 +34,14 @@ class _Capsule:
         return (_CPU, 0)
 
 
+def _device(x: Any) -> tuple[int, int]:
+    """The device of an array as DLPack numbers it."""
+    if type(x).__module__.partition(".")[0] == "cupy":  # asks the driver about the pointer; empty arrays have none
+        return _CUDA[0], int(x.device.id)
+    kind, number = x.__dlpack_device__()
+    return int(kind), int(number)
+
+
 def native(operation: str, x: Any) -> Any:
     """`x` as the binding reads it: NumPy arrays as they are, others through DLPack without a copy.
 
@@ -41,7 +49,7 @@ def native(operation: str, x: Any) -> Any:
     """
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
         return x
-    device = int(x.__dlpack_device__()[0])
+    device = _device(x)[0]
     if device != _CPU:
         raise NotImplementedError(
             f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}"
@@ -82,14 +90,6 @@ def name_of_dtype(dtype: Any) -> str:
 
 def _framework(x: Any) -> Any:
     return sys.modules[type(x).__module__.partition(".")[0]]
-
-
-def _device(x: Any) -> tuple[int, int]:
-    """The device of an array as DLPack numbers it."""
-    if type(x).__module__.partition(".")[0] == "cupy":  # asks the driver about the pointer; empty arrays have none
-        return _CUDA[0], int(x.device.id)
-    kind, number = x.__dlpack_device__()
-    return int(kind), int(number)
 
 
 def on_gpu(x: Any) -> bool:
