@@ -17,7 +17,7 @@ namespace regard::bindings {
 
 namespace rules {
 constexpr const char* kDevice = "device";    // not on the device of the first array
-constexpr const char* kAligned = "aligned";  // data at an address that is no multiple of an element's size
+constexpr const char* kAligned = "aligned";  // an element at an address that is no multiple of its size
 }  // namespace rules
 
 inline void require_kernel(bool there, const char* what) {
@@ -55,6 +55,15 @@ inline Array view_of_device(const py::object& x) {
   return a;
 }
 
+// Whether each element lies at a multiple of its size: a GPU reads no others, and a fault is the whole process's.
+inline bool aligned(const Array& a) {
+  const std::int64_t size = size_of(a.dtype);
+  auto odd = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size));
+  for (int i = 0; i < a.rank && i < kMaxRank; ++i)
+    if (a.shape[i] > 1) odd |= a.stride[i] % size;
+  return odd == 0;
+}
+
 // One call on a device: its arrays, all of which must be there, and its stream.
 class DeviceCall {
  public:
@@ -81,8 +90,7 @@ class DeviceCall {
     const Array a = view_of_device(x);
     if (first_) queue.device = device;
     if (a.kind != Array::Kind::array || device != queue.device) refusal = {rules::kDevice, argument};
-    if (reinterpret_cast<std::uintptr_t>(a.data) % static_cast<std::uintptr_t>(size_of(a.dtype)) != 0)
-      refusal = {rules::kAligned, argument};
+    if (!aligned(a)) refusal = {rules::kAligned, argument};
     first_ = false;
     return a;
   }

@@ -42,7 +42,7 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   p.most_queries = kAdditive ? len_q : kDecodeQueries;
   p.rows = a.group * len_q;
   p.row_tiles = (p.rows + kRows - 1) / kRows;
-  p.splits = splits_of<C>(len_kv);
+  p.splits = most_splits<C>(len_kv);
   p.key_vectors = in_vectors(problem.key);
   p.value_vectors = in_vectors(problem.value);
   const std::int64_t heads = static_cast<std::int64_t>(a.batch) * (a.heads / a.group);

@@ -44,6 +44,12 @@ template <class C> constexpr int splits_of(int len_kv) {
   const int keys = keys_per_split<C>(len_kv);
   return len_kv <= keys ? 1 : (len_kv + keys - 1) / keys;
 }
+// The most that a sequence of up to len_kv keys has: one of a few keys less, where splits are shorter, may have more of them.
+template <class C> constexpr int most_splits(int len_kv) {
+  constexpr int kOfAnyLength = 65;  // 64 n + 63 keys in splits of n, as long as n may grow
+  const int own = splits_of<C>(len_kv);
+  return keys_per_split<C>(len_kv) > keys_per_split<C>(0) && own < kOfAnyLength ? kOfAnyLength : own;
+}
 
 // The lanes that share a row of `dim` elements: a power of two.
 template <class T> REGARD_DEVICE int lanes_for(int dim) {

@@ -8,6 +8,7 @@ import inspect
 import itertools
 import math
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,14 @@ class _Capsule:
         return (_CPU, 0)
 
 
+def _device(x: Any) -> tuple[int, int]:
+    """The device of an array as DLPack numbers it."""
+    if type(x).__module__.partition(".")[0] == "cupy":  # asks the driver about the pointer; empty arrays have none
+        return _CUDA[0], int(x.device.id)
+    kind, number = x.__dlpack_device__()
+    return int(kind), int(number)
+
+
 def native(operation: str, x: Any) -> Any:
     """`x` as the binding reads it: NumPy arrays as they are, others through DLPack without a copy.
 
@@ -40,7 +49,7 @@ def native(operation: str, x: Any) -> Any:
     """
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
         return x
-    device = int(x.__dlpack_device__()[0])
+    device = _device(x)[0]
     if device != _CPU:
         raise NotImplementedError(
             f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}"
@@ -85,7 +94,7 @@ def _framework(x: Any) -> Any:
 
 def on_gpu(x: Any) -> bool:
     """Whether `x` is an array on a CUDA device."""
-    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in _CUDA
+    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and _device(x)[0] in _CUDA
 
 
 def _seen(x: Any) -> Any:
@@ -118,7 +127,7 @@ class _Gpu:
                 f"{operation}: no kernel for {name} arrays on a GPU; CuPy's and PyTorch's have one"
             )
         self._cupy = name == "cupy"
-        self.device = int(like.__dlpack_device__()[1])
+        self.device = _device(like)[1]
 
     def stream(self) -> int:
         """The stream that the framework works on, as a number."""
@@ -181,13 +190,13 @@ class Beside:
                 f"{operation}: not available for {name} arrays on a GPU, only CuPy's and PyTorch's"
             )
         self._torch, self._gpu = name == "torch", on_gpu(like)
-        self._device = int(like.__dlpack_device__()[1])
+        self._device = _device(like)[1]
 
     def holds(self, x: Any) -> bool:
         """Whether `x` is this framework's, in the same place."""
         if not self._gpu:
             return isinstance(x, np.ndarray)
-        return on_gpu(x) and _framework(x) is self._framework and int(x.__dlpack_device__()[1]) == self._device
+        return on_gpu(x) and _framework(x) is self._framework and _device(x)[1] == self._device
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
         """Within it CuPy works on this device; PyTorch works where its tensors are."""
@@ -288,7 +297,7 @@ def memory_of(operation: str, like: Any) -> HostMemory | CupyMemory:
     """Where a module's weights must be for calls with arrays like this one."""
     if like is None or not on_gpu(like):
         return HOST
-    return CupyMemory(_cupy_for(operation, like), int(like.__dlpack_device__()[1]))
+    return CupyMemory(_cupy_for(operation, like), _device(like)[1])
 
 
 def _cupy_for(operation: str, like: Any) -> Any:
@@ -340,7 +349,7 @@ def namespace(x: Any) -> Any:
 
 def device_of(x: Any) -> int | None:
     """The GPU on which an array is; None is the CPU."""
-    return int(x.__dlpack_device__()[1]) if on_gpu(x) else None
+    return _device(x)[1] if on_gpu(x) else None
 
 
 def beside(like: Any, x: Any) -> Any:
@@ -547,13 +556,20 @@ def working_beside(operation: str, like: Any) -> Iterator[None]:
     if like is None or not on_gpu(like):
         yield
         return
-    cupy, framework, device = _cupy_for(operation, like), _framework(like), int(like.__dlpack_device__()[1])
+    cupy, framework, device = _cupy_for(operation, like), _framework(like), _device(like)[1]
     with cupy.cuda.Device(device):
         if framework is cupy:
             yield
         else:
-            with cupy.cuda.ExternalStream(framework.cuda.current_stream(device).cuda_stream, device):
+            with _as_stream(cupy, framework.cuda.current_stream(device).cuda_stream, device):
                 yield
+
+
+def _as_stream(cupy: Any, number: int, device: int) -> Any:
+    """Another framework's stream as CuPy's."""
+    if hasattr(cupy.cuda.Stream, "from_external"):  # from 14 on, where ExternalStream warns that it will go
+        return cupy.cuda.Stream.from_external(types.SimpleNamespace(__cuda_stream__=lambda: (0, number)))
+    return cupy.cuda.ExternalStream(number, device)
 
 
 def _mapped(

@@ -110,7 +110,7 @@ def explained(
     chosen = [launch for launch in launches if launch.kernel]
     main = max(chosen or launches, key=lambda launch: launch.blocks * launch.threads * launch.times, default=None)
     first = next(arrays_in(named.values()))
-    capability, processors, clock, bandwidth = module.speeds(int(first.__dlpack_device__()[1]))
+    capability, processors, clock, bandwidth = module.speeds(_arrays.device_of(first))
     dtype = _arrays.name_of_dtype(first.dtype)
     products = "float64" if dtype == "float64" else "float32"
     if main is not None and main.kernel.startswith("int8"):

@@ -257,6 +257,9 @@ def test_misaligned_arrays_are_refused(cupy):
     shifted = cupy.ndarray(np.ndarray(k.shape, np.float32, cupy.empty((2 * 20 * 16 + 1) * 4, np.uint8)._host, 1))
     with pytest.raises(ValueError, match="key: expected elements at multiples of their size"):
         regard.attention(q, shifted, v)
+    packed = np.zeros(k.shape, [("key", np.float32), ("flag", np.bool_)])["key"]  # five bytes apart
+    with pytest.raises(ValueError, match="key: expected elements at multiples of their size"):
+        regard.attention(q, cupy.ndarray(packed), v)
 
 
 def check_dropout(cupy, query, key, value, **options):

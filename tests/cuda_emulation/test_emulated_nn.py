@@ -510,7 +510,7 @@ def test_errors(cupy):
 
 def test_arrays_on_another_gpu_are_refused(cupy, monkeypatch):
     x, other = (cupy.asarray(normal(i, 2, 3, 16)) for i in range(2))
-    monkeypatch.setattr(cupy.ndarray, "__dlpack_device__", lambda self: (2, int(self is other)))
+    monkeypatch.setattr(cupy.ndarray, "device", property(lambda self: cupy.cuda.Device(int(self is other))))
     with pytest.raises(TypeError, match="key: expected an array on the device of query"):
         nn.MultiheadAttention(16, 2, batch_first=True)(x, other, other)
 

@@ -258,6 +258,15 @@ def test_splits_as_long_as_any(cupy, emulator, dtype, keys):
     assert_near(cupy.asnumpy(out), reference.attention(*as_float64(query, key, value)), tolerance(dtype))
 
 
+def test_a_shorter_sequence_may_have_more_splits(cupy):
+    """Up to 8255 keys go in splits of 128, up to 65 of them; 8300 keys are 52 splits of 160."""
+    query, key, value = (normal(i, 2, 1, n, 8) for i, n in enumerate((1, 8300, 8300)))
+    lengths = np.array([8255, 8300])
+    want = reference.attention(*as_float64(query, key, value), key_lengths=lengths)
+    got = regard.attention(*map(cupy.asarray, (query, key, value)), key_lengths=lengths)
+    assert_near(cupy.asnumpy(got), want, tolerance("float32"))
+
+
 # ---- Block masks and weights --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: The stream that was current at each allocation, for tests to look at.
 allocated: list[int] = []
 #: (direction, bytes) of each copy between host and device.
@@ -24,6 +26,10 @@ class Stream:
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
 
+    @classmethod
+    def from_external(cls, stream: Any) -> Stream:
+        return cls(stream.__cuda_stream__()[1])
+
     def synchronize(self) -> None:
         pass
 
@@ -33,11 +39,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         _current.pop()
-
-
-class ExternalStream(Stream):
-    def __init__(self, ptr: int, device_id: int = -1) -> None:
-        super().__init__(ptr)
 
 
 def get_current_stream() -> Stream:
