@@ -97,14 +97,17 @@ template <class Split> class MatrixProducts {
   // Q^T of one tile, scaled by a power of two.
   void read_queries(const Memory& m, const Buffers& w, const TileOf& t, std::int64_t index) const {
     const V factor = broadcast<V>(scores_.factors.query);
+    const bool whole = Scores::lies_in_vectors(p_.query, p_.dim_qk());
     const std::int64_t padded = steps_ * kTileDepth;
     const std::int64_t row = kParts * steps_ * kTileColumns;  // dwords: all parts of a query
     for (int c = 0; c < 2; ++c) {
       const int queries = std::clamp(t.queries - c * kTileColumns, 0, kTileColumns);
       for (int r = 0; r < queries; ++r) {
         const Place at = p_.query_place(t.b, t.i0 + c * kTileColumns + r);
-        read_row(p_.query.dtype, p_.query.at(at.outer, t.h, at.position), p_.query.stride[3], p_.dim_qk(), w.staging);
-        for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(w.staging + d, load<V>(w.staging + d) * factor);
+        const char* const from = p_.query.at(at.outer, t.h, at.position);
+        if (!whole) read_row(p_.query.dtype, from, p_.query.stride[3], p_.dim_qk(), w.staging);
+        const float* const values = whole ? reinterpret_cast<const float*>(from) : w.staging;
+        for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(w.staging + d, load<V>(values + d) * factor);
         std::fill(w.staging + p_.dim_qk(), w.staging + padded, 0.0f);
         split_row<kParts>(w.staging, padded, m.pairs + r * row, kTileColumns, steps_ * kTileColumns);
       }
@@ -115,7 +118,6 @@ template <class Split> class MatrixProducts {
   // K and V of one block, padded with zeros to whole tiles.
   void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int block) const {
     const std::int64_t padded = steps_ * kTileDepth;
-    float* const row = w.staging;
     const bool copied = kParts == 1 && p_.key.dtype == DType::bfloat16 && p_.key.stride[3] == 2 && p_.dim_qk() == padded;
     const char* const first_key = stored_row(p_.key, b, h, j0);
     for (int r = 0; r < round_up(keys, kTileRows); ++r) {
@@ -124,9 +126,8 @@ template <class Split> class MatrixProducts {
         copy_row(row_of(p_.key, first_key, b, h, j0, r), padded, tiles, kTileFloats);
         continue;
       }
-      if (r < keys) scores_.read_stored(p_.key, p_.key_scales, b, h, j0 + r, p_.dim_qk(), row);
-      std::fill(row + (r < keys ? p_.dim_qk() : 0), row + padded, 0.0f);
-      split_row<kParts>(row, padded, tiles, kTileFloats, steps_ * kTileFloats);
+      split_row<kParts>(floats_of(p_.key, p_.key_scales, b, h, j0, r, keys, p_.dim_qk(), padded, w.staging), padded, tiles, kTileFloats,
+                        steps_ * kTileFloats);
     }
     for (int first = 0; first < keys; first += kTileDepth)
       read_values(m, w, b, h, j0 + first, std::min(keys - first, kTileDepth), first, block);
@@ -214,6 +215,16 @@ template <class Split> class MatrixProducts {
     return p_.storage == Storage::paged ? stored_row(x, b, h, j0 + r) : first + r * x.stride[2];
   }
 
+  // Row j0 + r of K or V up to `padded` floats, zeros beyond `keys` and `dim`: where it lies, if that is how, or in `copy`.
+  const float* floats_of(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j0, int r, int keys,
+                         std::int64_t dim, std::int64_t padded, float* copy) const {
+    const bool there = r < keys;
+    if (there && dim == padded && Scores::lies_in_vectors(x, dim)) return reinterpret_cast<const float*>(stored_row(x, b, h, j0 + r));
+    if (there) scores_.read_stored(x, scales, b, h, j0 + r, dim, copy);
+    std::fill(copy + (there ? dim : 0), copy + padded, 0.0f);
+    return copy;
+  }
+
   float* queries_of(const Memory& m, std::int64_t index, int column) const {
     return m.queries + (index * 2 + column) * kParts * steps_ * kTileFloats;
   }
@@ -221,8 +232,6 @@ template <class Split> class MatrixProducts {
   // Keys first .. first + keys of the block: one step of the depth of V^T P.
   void read_values(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int first,
                    int block) const {
-    float* const even = w.staging;
-    float* const odd = w.staging + w.staging_row;
     const char* const first_value = stored_row(p_.value, b, h, j0);
     const bool copied = kValueParts == 1 && p_.value.dtype == DType::bfloat16 && p_.value.stride[3] == 2 && p_.dim_v() == dim_v_padded_;
     for (int r = 0; r < kTileDepth; r += 2) {
@@ -233,15 +242,12 @@ template <class Split> class MatrixProducts {
           store(m.pairs + r / 2 * value_row_ + d, stored_pairs(first_row + 2 * d, second_row + 2 * d));
         continue;
       }
-      for (int i = 0; i < 2; ++i) {
-        float* const row = i == 0 ? even : odd;
-        const bool there = r + i < keys;
-        if (there) scores_.read_stored(p_.value, p_.value_scales, b, h, j0 + r + i, p_.dim_v(), row);
-        std::fill(row + (there ? p_.dim_v() : 0), row + dim_v_padded_, 0.0f);
-      }
+      const float* rows[2];
+      for (int i = 0; i < 2; ++i)
+        rows[i] = floats_of(p_.value, p_.value_scales, b, h, j0, r + i, keys, p_.dim_v(), dim_v_padded_, w.staging + i * w.staging_row);
       for (std::int64_t d = 0; d < dim_v_padded_; d += kW) {
         Words words[kValueParts];
-        split_pairs(load<V>(even + d), load<V>(odd + d), words);
+        split_pairs(load<V>(rows[0] + d), load<V>(rows[1] + d), words);
         for (int p = 0; p < kValueParts; ++p) store(m.pairs + (p * kTileRows + r / 2) * value_row_ + d, words[p]);
       }
     }
