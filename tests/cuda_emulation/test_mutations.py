@@ -60,6 +60,8 @@ MUTATIONS = [
     Mutation("the last tile left out", TENSOR, "(any.last + kKeys - 1) / kKeys", "any.last / kKeys"),
     Mutation("half of a row's sum", FRAGMENTS, "  l += shuffle_xor(l, 2);\n", ""),
     Mutation("outputs not rescaled", FRAGMENTS, "o[n][half * 2 + 1] *= alpha;", ""),
+    Mutation("earlier weights by a product that is not rounded", FRAGMENTS, "rounded_product(x.m, factor) - base",
+             "fmaf(x.m, factor, -base)"),
     Mutation("dropout's words not exchanged", FRAGMENTS, "(odd ? other : mine) >>", "mine >>"),
     Mutation("dropout of the other row", FRAGMENTS, "upper | lower << 2", "lower | upper << 2"),
     Mutation("what dropout keeps not scaled", FRAGMENTS, "a.dropout_kept / l", "1.0f / l"),
