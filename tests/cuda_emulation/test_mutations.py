@@ -74,6 +74,7 @@ MUTATIONS = [
     Mutation("no barrier before keys overwrite values", PORTABLE,
              "d += P::kDepth) {\n      block_barrier();", "d += P::kDepth) {"),
     Mutation("one key too many, portable", PORTABLE, "j >= range.last", "j > range.last"),
+    Mutation("barriers not published", HOPPER, "    publish_barriers();\n", ""),
     Mutation("no wait for the queries to land", HOPPER, "    await_phase(shared.query_landed(), queries & 1);\n", ""),
     Mutation("no wait for the keys to land", HOPPER,
              "++ring.n;\n      await_phase(shared.key_landed(ring.stage()), ring.parity());\n", "++ring.n;\n"),
