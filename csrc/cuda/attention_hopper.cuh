@@ -342,6 +342,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
       pass_turn();
       end_scores<1>(ring);
       weigh(tile, alpha);
+      finish_before_waiting(state[0].l + state[1].l);
       end_outputs(before);
       rescale_outputs(alpha);
       pack();

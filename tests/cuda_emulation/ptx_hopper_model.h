@@ -346,6 +346,8 @@ template <int kRegisters> void take_registers(Where where = Where::current()) {
 template <int kTiles> void pin(float (&)[kTiles][4]) {}
 template <int kSteps> void pin(std::uint32_t (&)[kSteps][4]) {}
 
+inline void finish_before_waiting(float) {}
+
 inline void open_products() { model::hopper().lane().fenced = true; }
 inline void close_products() {
   ++model::hopper().lane().group;
