@@ -207,12 +207,24 @@ void test_which_arrays_have_a_map() {
   CHECK(!with([](Array& x) { x.stride[1] = 0; }));
   CHECK(!with([](Array& x) { x.stride[1] = -432; }));
   CHECK(!with([](Array& x) { x.stride[2] = 152; }));
+  CHECK(!with([](Array& x) { x.stride[2] = 128; }));
+  CHECK(with([](Array& x) {  // heads inside of rows
+    x.stride[1] = 144;
+    x.stride[2] = 2 * 144;
+  }));
   CHECK(!with([](Array& x) { x.stride[3] = 4; }));
   CHECK(!with([](Array& x) { x.data += 2; }));
 }
 
 // The emulated driver refuses what the real one does.
 void test_maps_that_the_driver_refuses() {
+  Source one;
+  one.array.shape[1] = one.array.shape[2] = 1;
+  one.array.stride[1] = one.array.stride[2] = 8;
+  const MapShape told(one.array);
+  CHECK(told.length[0] == 72 && told.length[1] == 1 && told.length[2] == 1 && told.length[3] == 1);
+  CHECK(told.stride[0] == 144 && told.stride[1] == 144 && told.stride[2] == 144);
+
   const auto refused = [](int rows, auto&& change) {
     Source s;
     change(s.array);
@@ -229,6 +241,12 @@ void test_maps_that_the_driver_refuses() {
   CHECK(refused(kRows, [](Array& x) { x.shape[2] = 0; }));
   CHECK(refused(kRows, [](Array& x) { x.stride[1] = -432; }));
   CHECK(refused(kRows, [](Array& x) { x.stride[2] = 152; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[2] = 128; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[1] = std::int64_t{1} << 40; }));
+  CHECK(!refused(kRows, [](Array& x) {
+    x.shape[1] = x.shape[2] = 1;
+    x.stride[0] = x.stride[1] = x.stride[2] = 0;
+  }));
   CHECK(refused(kRows, [](Array& x) { x.stride[3] = 4; }));
   CHECK(refused(kRows, [](Array& x) { x.dtype = DType::float32; }));
 }
