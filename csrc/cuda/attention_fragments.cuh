@@ -52,15 +52,17 @@ template <int kTiles> REGARD_DEVICE float take_in(RowState& x, float (&s)[kTiles
   for (int n = 0; n < kTiles; ++n) m = fmaxf(m, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
   m = fmaxf(m, shuffle_xor(m, 1));
   m = fmaxf(m, shuffle_xor(m, 2));
-  const float base = m == -infinity<float>() ? 0.0f : m * factor;
-  const float alpha = exp2_fast(x.m * factor - base);
+  // Products rounded before they are subtracted, as the weights of earlier tiles were: where the maximum stays alpha is 1, while
+  // what one rounding leaves of x.m * factor - base would shift all earlier weights against a tile's, with every tile again.
+  const float base = m == -infinity<float>() ? 0.0f : rounded_product(m, factor);
+  const float alpha = exp2_fast(rounded_product(x.m, factor) - base);
   float sum = 0;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       float& p = s[n][half * 2 + c];
-      p = exp2_fast(p * factor - base);
+      p = exp2_fast(fmaf(p, factor, -base));
       sum += p;
     }
   x = {m, x.l * alpha + sum};

@@ -1,7 +1,7 @@
 // Dot-product attention, forward, for float16 and bfloat16 on sm_90a: products by whole warpgroups, bulk copies.
 //
 //   a block stays on its SM and goes through items: 128 queries of one head each, the longest first; of its warpgroups
-//     one has a single lane that orders copies: Q once an item, K and V in tiles of keys, two stages of each
+//     one has a single warp that orders copies: Q once an item, K and V in tiles of keys, two stages of each
 //     two compute, 64 queries each:
 //       S = Q K^T                  wgmma, both in shared memory
 //       P = exp2(S - max)          while out += P V of the tile before runs
@@ -149,25 +149,34 @@ template <int kKeys> REGARD_DEVICE HopperItem hopper_item(const HopperArguments&
   return x;
 }
 
-// A tile of keys or values, whose first row is `row` where sequences lie in one piece. Pages give it box by box; boxes behind
-// the sequence's end are asked for behind the last page: zeros, and nothing is read.
+// A tile of keys or values, whose first row is `row` where sequences lie in one piece: one lane orders it. Pages give it box by
+// box, to each of which there is a lane: table entries and divisions take long, and all boxes wait for them together. Boxes
+// behind the sequence's end are asked for behind the last page: zeros, and nothing is read.
 template <class Shared>
 REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const TensorMap& map, int b, int head, int row, int tile,
                               SharedAddress landed) {
   constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
-  arrive_expecting(landed, Shared::kTileBytes);
-  if (!a.tiles_are_paged) return Shared::template fetch<kKeys>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
-  const int keys = length_of(a.key_lengths, b, a.len_kv);
-#pragma unroll 1
-  for (int r = 0; r < kKeys; r += p.box) {
-    const int j = tile * kKeys + r;
-    Shared::template fetch<kKeys>(to + static_cast<SharedAddress>(r * Shared::kRowBytes), map, j % a.page_size, head,
-                                  j < keys ? page_of(a, b, j) : a.pages, landed);
+  if (thread_index() == 0) arrive_expecting(landed, Shared::kTileBytes);
+  if (!a.tiles_are_paged) {
+    if (thread_index() == 0) Shared::template fetch<kKeys>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
+    return;
   }
+  static_assert(kKeys / 8 <= kWarp, "a box has eight rows or more");
+  const int r = thread_index() * p.box;
+  if (r >= kKeys) return;
+  const int j = tile * kKeys + r;
+  const int keys = length_of(a.key_lengths, b, a.len_kv);
+  Shared::template fetch<kKeys>(to + static_cast<SharedAddress>(r * Shared::kRowBytes), map, j % a.page_size, head,
+                                j < keys ? page_of(a, b, j) : a.pages, landed);
 }
 
-// The lane that orders copies.
+// Of the warp that orders copies no lane goes on before all have seen the phase: one left behind by two would wait for ever.
+REGARD_DEVICE void await_room(SharedAddress barrier, int parity) {
+  await_phase(barrier, parity);
+  warp_barrier();
+}
+
 template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p, const Shared& shared) {
   constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
@@ -180,20 +189,22 @@ template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p,
     if (x.first >= x.last) continue;
     const int head = x.h / a.group;
     const int first = first_key(a, x.b);
-    await_phase(shared.query_free(), (queries++ & 1) ^ 1);
-    arrive_expecting(shared.query_landed(), Shared::kQueryBytes);
-    shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
-                                          shared.query_landed());
+    await_room(shared.query_free(), (queries++ & 1) ^ 1);
+    if (thread_index() == 0) {
+      arrive_expecting(shared.query_landed(), Shared::kQueryBytes);
+      shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
+                                            shared.query_landed());
+    }
     // A tile's keys are wanted before the values of the tile before.
     int before = -1;
     for (int tile = x.first; before < x.last; before = tile, tile = seen_tile<kKeys>(a, x, tile + 1)) {
       if (tile < x.last) {
-        await_phase(shared.key_free(key.stage()), key.parity() ^ 1);
+        await_room(shared.key_free(key.stage()), key.parity() ^ 1);
         fetch_tile<Shared>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
         ++key.n;
       }
       if (before >= 0) {
-        await_phase(shared.value_free(value.stage()), value.parity() ^ 1);
+        await_room(shared.value_free(value.stage()), value.parity() ^ 1);
         fetch_tile<Shared>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
         ++value.n;
       }
@@ -342,6 +353,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
       pass_turn();
       end_scores<1>(ring);
       weigh(tile, alpha);
+      finish_before_waiting(state[0].l + state[1].l);
       end_outputs(before);
       rescale_outputs(alpha);
       pack();
@@ -406,7 +418,7 @@ template <class T, int kDim, bool kPlain> REGARD_KERNEL(kHopperThreads, 1) atten
   const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);  // the same for a warp, as the compiler sees
   if (warpgroup == 0) {
     give_up_registers<24>();
-    if (thread_index() == 0) fetch_items(p, shared);
+    if (thread_index() < kWarp) fetch_items(p, shared);
     return;
   }
   take_registers<240>();

@@ -109,6 +109,18 @@ template <int kGroups> REGARD_DEVICE void await_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kGroups) : "memory");
 }
 
+// What `sum`, which is never negative, is made of stands before what follows. ptxas knows of nothing that await_products waits
+// for but products: it moved the wait up, past all that was to run beside them. It moves none past a branch.
+REGARD_DEVICE void finish_before_waiting(float sum) {
+  asm volatile(
+      "{\n"
+      ".reg .pred never;\n"
+      "setp.lt.f32 never, %0, 0f00000000;\n"
+      "@never nanosleep.u32 0;\n"
+      "}\n" ::"f"(sum)
+      : "memory");
+}
+
 // c[64][8 kTiles] (+)= a[64][16] b[8 kTiles][16]^T: both in shared memory, 16 columns of a panel.
 template <class T, bool kAdd, int kTiles> REGARD_DEVICE void multiply_panels(float (&c)[kTiles][4], std::uint64_t a, std::uint64_t b);
 // c[64][8 kTiles] += a[64][16] b[16][8 kTiles]: a in registers, b 16 rows of panels.

@@ -68,16 +68,13 @@ TensorMap tensor_map_of(const Array& x, int rows) {
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   }();
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
-  cuuint64_t shape[4];   // columns first
-  cuuint64_t stride[3];  // bytes; of axes of length 1 any that is valid
-  for (int axis = 0; axis < 4; ++axis) shape[axis] = static_cast<cuuint64_t>(x.shape[3 - axis]);
-  for (int axis = 1; axis < 4; ++axis) stride[axis - 1] = shape[axis] > 1 ? static_cast<cuuint64_t>(x.stride[3 - axis]) : 16;
+  const MapShape shape(x);
   const cuuint32_t box[4] = {kPanelColumns, static_cast<cuuint32_t>(rows), 1, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   TensorMap map{};
   const CUresult status = encode(reinterpret_cast<CUtensorMap*>(&map),
                                  x.dtype == DType::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data,
-                                 shape, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 shape.length, shape.stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error("CUDA: the driver refuses a tensor map, with code " + std::to_string(status));
   return map;

@@ -22,6 +22,7 @@ struct PhaseBarrier {
   int pending = 0;
   std::int64_t bytes = 0;
   int phases = 0;  // that are over
+  bool published = false;
 
   void settle() {
     if (pending > 0 || bytes != 0) return;
@@ -56,8 +57,8 @@ struct Running {
 
 struct LaneState {
   std::vector<Running> running;
-  int group = 0;  // the one that is open
-  bool fenced = false;
+  int group = 0;        // the one that is open
+  bool fenced = false;  // since the last group was closed or awaited
   int registers = 0;
 };
 
@@ -202,7 +203,10 @@ template <class T, int kTiles, bool kRows> void group_product(void* const* all) 
 template <class T, int kTiles, bool kRows>
 void issue(float (&c)[kTiles][4], const std::uint32_t* left, std::uint64_t a, std::uint64_t b, bool add, Where where) {
   LaneState& lane = hopper().lane();
-  if (!lane.fenced) emulation::fail("a product without a fence before it", where);
+  // Sums that a product of the same shape has in hand need none.
+  bool in_hand = false;
+  for (const Running& r : lane.running) in_hand |= r.sums == &c[0][0] && r.result.size() == kTiles * 4;
+  if (!lane.fenced && !in_hand) emulation::fail("a product without a fence before it", where);
   if (thread_index() % kWarpgroup == 0) {
     check_operand(b, kRows ? 16 : kTiles * 8, kRows ? kTiles * 8 : 16, where);
     if (left == nullptr) check_operand(a, 64, 16, where);
@@ -263,7 +267,10 @@ inline void start_barrier(SharedAddress barrier, int arrivals, Where where = Whe
   if (barrier % 8 != 0 || static_cast<int>(barrier) + 8 > emulation::shared_size()) emulation::fail("a barrier at no place for one", where);
   model::hopper().barriers[barrier] = {arrivals, arrivals};
 }
-inline void publish_barriers() {}
+// A barrier is started as lanes write shared memory; bulk copies go another way to it and see it after a fence.
+inline void publish_barriers() {
+  for (auto& [at, b] : model::hopper().barriers) b.published = true;
+}
 
 inline void arrive(SharedAddress barrier, Where where = Where::current()) {
   model::PhaseBarrier& b = model::barrier_at(barrier, where);
@@ -293,6 +300,7 @@ inline void copy_box(SharedAddress to, const TensorMap& map, int column, int row
   if (to % 1024 != 0) emulation::fail("a box that does not start where its swizzle does", where);
   if (to + size > static_cast<std::size_t>(emulation::shared_size())) emulation::fail("a box beyond shared memory", where);
   model::PhaseBarrier& b = model::barrier_at(barrier, where);
+  if (!b.published) emulation::fail("a copy to a barrier that was not published", where);
   ++emulation::counters().boxes;
   std::memset(emulation::shared_memory() + to, emulation::kPoison, size);
   emulation::later([=, &b] {
@@ -338,8 +346,13 @@ template <int kRegisters> void take_registers(Where where = Where::current()) {
 template <int kTiles> void pin(float (&)[kTiles][4]) {}
 template <int kSteps> void pin(std::uint32_t (&)[kSteps][4]) {}
 
+inline void finish_before_waiting(float) {}
+
 inline void open_products() { model::hopper().lane().fenced = true; }
-inline void close_products() { ++model::hopper().lane().group; }
+inline void close_products() {
+  ++model::hopper().lane().group;
+  model::hopper().lane().fenced = false;
+}
 template <int kGroups> void await_products(Where where = Where::current()) { model::await_group_products(kGroups, where); }
 
 template <class T, bool kAdd, int kTiles>

@@ -154,6 +154,7 @@ void test_boxes() {
     run(32, 2 * kBytes + 8, [&] {
       if (thread_index() == 0) {
         start_barrier(barrier, 1);
+        publish_barriers();
         arrive_expecting(barrier, kBytes);
         copy_box(kBytes, source.map, column, 1, 1, 0, barrier);
         CHECK(poisoned(*reinterpret_cast<float*>(dynamic_shared() + kBytes)));
@@ -168,9 +169,10 @@ void test_boxes() {
       CHECK(poisoned(*reinterpret_cast<float*>(dynamic_shared())));
     });
 
-  const auto copy = [&](SharedAddress to, int expected) {
+  const auto copy = [&](SharedAddress to, int expected, bool published = true) {
     if (thread_index() == 0) {
       start_barrier(barrier, 1);
+      if (published) publish_barriers();
       arrive_expecting(barrier, expected);
       copy_box(to, source.map, 0, 0, 0, 0, barrier);
     }
@@ -178,6 +180,7 @@ void test_boxes() {
     await_phase(barrier, 0);
   };
   CHECK(failure(32, 2 * kBytes + 8, [&] { copy(0, kBytes); }).empty());
+  CHECK(contains(failure(32, 2 * kBytes + 8, [&] { copy(0, kBytes, false); }), "not published"));
   CHECK(contains(failure(32, 2 * kBytes + 8, [&] { copy(128, kBytes); }), "swizzle"));
   CHECK(contains(failure(32, 2 * kBytes + 8, [&] { copy(2 * kBytes, kBytes); }), "beyond"));
   CHECK(contains(failure(32, 2 * kBytes + 8, [&] { copy(0, kBytes + 16); }), "nobody can go on"));
@@ -186,6 +189,7 @@ void test_boxes() {
                          [&] {
                            if (thread_index() > 0) return;
                            start_barrier(barrier, 1);
+                           publish_barriers();
                            arrive_expecting(barrier, kBytes);
                            copy_box(0, source.map, 0, 0, 0, 0, barrier);
                          }),
@@ -203,12 +207,24 @@ void test_which_arrays_have_a_map() {
   CHECK(!with([](Array& x) { x.stride[1] = 0; }));
   CHECK(!with([](Array& x) { x.stride[1] = -432; }));
   CHECK(!with([](Array& x) { x.stride[2] = 152; }));
+  CHECK(!with([](Array& x) { x.stride[2] = 128; }));
+  CHECK(with([](Array& x) {  // heads inside of rows
+    x.stride[1] = 144;
+    x.stride[2] = 2 * 144;
+  }));
   CHECK(!with([](Array& x) { x.stride[3] = 4; }));
   CHECK(!with([](Array& x) { x.data += 2; }));
 }
 
 // The emulated driver refuses what the real one does.
 void test_maps_that_the_driver_refuses() {
+  Source one;
+  one.array.shape[1] = one.array.shape[2] = 1;
+  one.array.stride[1] = one.array.stride[2] = 8;
+  const MapShape told(one.array);
+  CHECK(told.length[0] == 72 && told.length[1] == 1 && told.length[2] == 1 && told.length[3] == 1);
+  CHECK(told.stride[0] == 144 && told.stride[1] == 144 && told.stride[2] == 144);
+
   const auto refused = [](int rows, auto&& change) {
     Source s;
     change(s.array);
@@ -225,6 +241,12 @@ void test_maps_that_the_driver_refuses() {
   CHECK(refused(kRows, [](Array& x) { x.shape[2] = 0; }));
   CHECK(refused(kRows, [](Array& x) { x.stride[1] = -432; }));
   CHECK(refused(kRows, [](Array& x) { x.stride[2] = 152; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[2] = 128; }));
+  CHECK(refused(kRows, [](Array& x) { x.stride[1] = std::int64_t{1} << 40; }));
+  CHECK(!refused(kRows, [](Array& x) {
+    x.shape[1] = x.shape[2] = 1;
+    x.stride[0] = x.stride[1] = x.stride[2] = 0;
+  }));
   CHECK(refused(kRows, [](Array& x) { x.stride[3] = 4; }));
   CHECK(refused(kRows, [](Array& x) { x.dtype = DType::float32; }));
 }
@@ -352,6 +374,14 @@ void test_mistakes_with_products() {
   const auto wait = [] { await_products<0>(); };
   CHECK(product(open_products, nothing, wait).empty());
   CHECK(contains(product([] {}, nothing, wait), "without a fence"));
+  CHECK(contains(product(
+                     open_products,
+                     [](auto& a, auto&) {
+                       float other[16][4] = {};  // the fence before the first product says nothing of these
+                       multiply_rows<T>(other, a, panel_descriptor(0, Matrices::kPanel));
+                     },
+                     wait),
+                 "without a fence"));
   CHECK(contains(product(open_products, nothing, [] {}), "not awaited"));
   CHECK(contains(product(open_products, nothing, [] { await_products<1>(); }), "not awaited"));
   CHECK(contains(product(open_products, [](auto& a, auto&) { a[2] = 1; }, wait), "left operand"));

@@ -47,10 +47,24 @@ void test_portable() {
   emulation::settings() = {};
 }
 
+// Tiles of the same scores weigh the same, however many there are.
+void test_a_maximum_that_stays() {
+  emulation::run(1, kWarp, 0, [] {
+    RowState row = row_before(-infinity<float>(), 0);
+    for (int tile = 0; tile < 20; ++tile) {
+      float s[2][4];
+      for (auto& pair : s)
+        for (float& score : pair) score = 1234.5f;
+      CHECK(take_in(row, s, 0, 0.125f * kLog2E) == (tile == 0 ? 0.0f : 1.0f));
+    }
+  });
+}
+
 }  // namespace
 
 void test_kernels() {
   try {
+    test_a_maximum_that_stays();
     test_tensor();
     test_portable();
   } catch (const emulation::Failure& f) {
