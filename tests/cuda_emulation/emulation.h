@@ -22,9 +22,9 @@ namespace regard::emulation {
 constexpr int kWarp = 32;
 constexpr int kWarpgroup = 128;
 
-// The byte of poison: large, but finite in every float type (1.5e16, 203 in float16). Kernels mend rows that come out
-// non-finite by their plain path: NaN would hide a mistake.
-constexpr int kPoison = 0x5a;
+// The byte of poison: a number like others in every float type (3, 2.1 in float16). Kernels mend rows that come out
+// non-finite by their plain path: NaN would hide a mistake, and so did numbers whose products overflow an exponential.
+constexpr int kPoison = 0x40;
 
 class Failure : public std::runtime_error {
  public:
