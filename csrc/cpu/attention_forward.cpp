@@ -62,7 +62,7 @@ template <class T, class Products> class Blocks {
  public:
   Blocks(const AttentionProblem& problem, const AttentionOutput<T>& output)
       : p_(problem), tiles_(problem), products_(problem, tiles_), output_(output) {
-    most_ = queries_per_item(p_, Products::kShare, get_num_threads());
+    most_ = queries_per_item(p_, Products::kShare);
     dim_v_padded_ = round_up(p_.dim_v(), Products::kRows);
   }
 

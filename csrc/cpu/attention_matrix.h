@@ -96,18 +96,12 @@ template <class Split> class MatrixProducts {
 
   // Q^T of one tile, scaled by a power of two.
   void read_queries(const Memory& m, const Buffers& w, const TileOf& t, std::int64_t index) const {
-    const V factor = broadcast<V>(scores_.factors.query);
-    const bool whole = Scores::lies_in_vectors(p_.query, p_.dim_qk());
     const std::int64_t padded = steps_ * kTileDepth;
     const std::int64_t row = kParts * steps_ * kTileColumns;  // dwords: all parts of a query
     for (int c = 0; c < 2; ++c) {
       const int queries = std::clamp(t.queries - c * kTileColumns, 0, kTileColumns);
       for (int r = 0; r < queries; ++r) {
-        const Place at = p_.query_place(t.b, t.i0 + c * kTileColumns + r);
-        const char* const from = p_.query.at(at.outer, t.h, at.position);
-        if (!whole) read_row(p_.query.dtype, from, p_.query.stride[3], p_.dim_qk(), w.staging);
-        const float* const values = whole ? reinterpret_cast<const float*>(from) : w.staging;
-        for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(w.staging + d, load<V>(values + d) * factor);
+        scores_.read_query(t, c * kTileColumns + r, w.staging);
         std::fill(w.staging + p_.dim_qk(), w.staging + padded, 0.0f);
         split_row<kParts>(w.staging, padded, m.pairs + r * row, kTileColumns, steps_ * kTileColumns);
       }
@@ -126,7 +120,7 @@ template <class Split> class MatrixProducts {
         copy_row(row_of(p_.key, first_key, b, h, j0, r), padded, tiles, kTileFloats);
         continue;
       }
-      split_row<kParts>(floats_of(p_.key, p_.key_scales, b, h, j0, r, keys, p_.dim_qk(), padded, w.staging), padded, tiles, kTileFloats,
+      split_row<kParts>(floats_of(p_.key, p_.key_scales, first_key, b, h, j0, r, keys, padded, w.staging), padded, tiles, kTileFloats,
                         steps_ * kTileFloats);
     }
     for (int first = 0; first < keys; first += kTileDepth)
@@ -215,11 +209,12 @@ template <class Split> class MatrixProducts {
     return p_.storage == Storage::paged ? stored_row(x, b, h, j0 + r) : first + r * x.stride[2];
   }
 
-  // Row j0 + r of K or V up to `padded` floats, zeros beyond `keys` and `dim`: where it lies, if that is how, or in `copy`.
-  const float* floats_of(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j0, int r, int keys,
-                         std::int64_t dim, std::int64_t padded, float* copy) const {
+  // That row up to `padded` floats, zeros beyond `keys` and its own length: where it lies, if that is how, or in `copy`.
+  const float* floats_of(const Array& x, const Array& scales, const char* first, std::int64_t b, std::int64_t h, std::int64_t j0, int r,
+                         int keys, std::int64_t padded, float* copy) const {
+    const std::int64_t dim = x.shape[3];
     const bool there = r < keys;
-    if (there && dim == padded && Scores::lies_in_vectors(x, dim)) return reinterpret_cast<const float*>(stored_row(x, b, h, j0 + r));
+    if (there && dim == padded && Scores::lies_in_vectors(x, dim)) return reinterpret_cast<const float*>(row_of(x, first, b, h, j0, r));
     if (there) scores_.read_stored(x, scales, b, h, j0 + r, dim, copy);
     std::fill(copy + (there ? dim : 0), copy + padded, 0.0f);
     return copy;
@@ -244,7 +239,7 @@ template <class Split> class MatrixProducts {
       }
       const float* rows[2];
       for (int i = 0; i < 2; ++i)
-        rows[i] = floats_of(p_.value, p_.value_scales, b, h, j0, r + i, keys, p_.dim_v(), dim_v_padded_, w.staging + i * w.staging_row);
+        rows[i] = floats_of(p_.value, p_.value_scales, first_value, b, h, j0, r + i, keys, dim_v_padded_, w.staging + i * w.staging_row);
       for (std::int64_t d = 0; d < dim_v_padded_; d += kW) {
         Words words[kValueParts];
         split_pairs(load<V>(rows[0] + d), load<V>(rows[1] + d), words);

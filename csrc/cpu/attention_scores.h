@@ -104,18 +104,20 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
 
   // Q^T of one tile, scaled by a power of two.
   void read_queries(const Buffers& w, const TileOf& t, T* to) const {
-    const V factor = broadcast<V>(factors.query);
-    const bool whole = lies_in_vectors(p_.query, p_.dim_qk());
-    for (int r = 0; r < t.queries; ++r) {
-      T* const row = w.staging + r * w.staging_row;
-      const Place at = p_.query_place(t.b, t.i0 + r);
-      const char* const from = p_.query.at(at.outer, t.h, at.position);
-      if (!whole) read_row(p_.query.dtype, from, p_.query.stride[3], p_.dim_qk(), row);
-      const T* const values = whole ? reinterpret_cast<const T*>(from) : row;
-      for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(row + d, load<V>(values + d) * factor);
-    }
+    for (int r = 0; r < t.queries; ++r) read_query(t, r, w.staging + r * w.staging_row);
     transpose_padded(w.staging, w.staging_row, t.queries, static_cast<int>(p_.dim_qk()), to, kColumns,
                      static_cast<int>(round_up(t.queries, kW)));
+  }
+
+  // Query r of the tile, scaled likewise; `to` has room for whole vectors.
+  void read_query(const TileOf& t, int r, T* to) const {
+    const V factor = broadcast<V>(factors.query);
+    const bool whole = lies_in_vectors(p_.query, p_.dim_qk());
+    const Place at = p_.query_place(t.b, t.i0 + r);
+    const char* const from = p_.query.at(at.outer, t.h, at.position);
+    if (!whole) read_row(p_.query.dtype, from, p_.query.stride[3], p_.dim_qk(), to);
+    const T* const values = whole ? reinterpret_cast<const T*>(from) : to;
+    for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(to + d, load<V>(values + d) * factor);
   }
 
   // K of one block as contiguous compute values, padded with zeros to whole register tiles.

@@ -6,6 +6,7 @@
 
 #include "core/attention_problem.h"
 #include "cpu/blocks.h"
+#include "cpu/parallel.h"
 #include "cpu/tile_simd.h"
 
 namespace regard::cpu {
@@ -17,11 +18,12 @@ constexpr int kKeys = 96;
 // Q^T, out and the copies stay within 1 MiB of L2. As many as `share` times what many cores are given, where every thread
 // still has so many items that the last ones do not keep the others waiting: 384 on vector units take 0.97 of the time of 192
 // (11 shapes, one thread of a Zen 3: 0.93 for 256 queries of 32 dimensions, 1.01 at most).
-inline std::int64_t queries_per_item(const AttentionProblem& p, int share, std::int64_t threads) {
+inline std::int64_t queries_per_item(const AttentionProblem& p, int share) {
   constexpr std::int64_t kItemsPerThread = 8;
   const std::int64_t dim = std::max(p.dim_qk(), p.dim_v());
   const std::int64_t least = dim <= 128 ? 192 : dim <= 256 ? 96 : 48;
   const std::int64_t queries = p.query.shape[0] * p.query.shape[1] * p.query.shape[2];
+  const std::int64_t threads = get_num_threads();
   const std::int64_t wanted = threads > 1 ? kItemsPerThread * threads : 1;
   while (share > 1 && divide_up(queries, share * least) < wanted) share /= 2;
   return share * least;

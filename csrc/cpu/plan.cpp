@@ -2,7 +2,6 @@
 
 #include "cpu/attention_tiles.h"
 #include "cpu/attention_vector.h"
-#include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/tile_amx.h"
 #include "cpu/tile_simd.h"
@@ -19,11 +18,11 @@ TileSizes tile_sizes(DType dtype) {
 }
 
 AttentionSizes attention_sizes(const AttentionProblem& p) {
-  AttentionSizes sizes{queries_per_item(p, VectorProducts<float>::kShare, get_num_threads()), kKeys, kFewQueries, kSplit, 0};
+  AttentionSizes sizes{queries_per_item(p, VectorProducts<float>::kShare), kKeys, kFewQueries, kSplit, 0};
 #ifdef REGARD_MATRIX_TILES
   with_matrix_products(p, [&](auto split) {
     using Split = decltype(split);
-    sizes.queries_per_item = queries_per_item(p, MatrixProducts<Split>::kShare, get_num_threads());
+    sizes.queries_per_item = queries_per_item(p, MatrixProducts<Split>::kShare);
     sizes.matrix_products = Split::kScores.kCount;
   });
 #endif
