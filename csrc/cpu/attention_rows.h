@@ -320,7 +320,7 @@ template <class T> class Rows {
         at[k] = from;
       } else {
         T* const copy = copies + k * padded;
-        read_any(x, from, x.stride[3], dim, copy);
+        read_row(x.dtype, from, x.stride[3], dim, copy);
         std::fill(copy + dim, copy + padded, T(0));
         at[k] = reinterpret_cast<const char*>(copy);
       }
@@ -381,7 +381,7 @@ template <class T> class Rows {
     if (tiles_.factors.transforms) {
       const V high = broadcast<V>(tiles_.factors.score);
       const V low = broadcast<V>(tiles_.factors.score_low);
-      if (p_.bias.present()) read_any(p_.bias, p_.bias.at(t.b, t.h, t.i0, t.j0), p_.bias.stride[3], last, w.extra);
+      if (p_.bias.present()) read_row(p_.bias.dtype, p_.bias.at(t.b, t.h, t.i0, t.j0), p_.bias.stride[3], last, w.extra);
       const bool slopes = p_.alibi_slopes.present();
       const V slope = broadcast<V>(slopes ? static_cast<T>(read<float>(p_.alibi_slopes.at(t.b, t.h))) : T(0));
       for (int k = first / kW * kW; k < last; k += kW) {

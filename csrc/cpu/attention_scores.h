@@ -61,16 +61,6 @@ template <class T, class F> inline void with_loaded(DType t, F&& f) {
     with_stored<T>(t, f);
 }
 
-// Reads a mask, bias or stored row as compute values; false becomes 0, true something else.
-template <class T> inline void read_any(const Array& x, const char* p, std::int64_t stride, std::int64_t n, T* out) {
-  // Floats wider or narrower than the compute type: a cache read by a query of another dtype.
-  if (size_of(x.dtype) > 1 && !loads_as<T>(x.dtype)) {
-    for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(element(x.dtype, p + i * stride));
-    return;
-  }
-  with_stored<T>(x.dtype, [&](auto s) { read_row<decltype(s)>(p, stride, n, out); });
-}
-
 // One tile of queries against one block of keys, of one head.
 struct TileOf {
   std::int64_t b, h;
@@ -152,7 +142,7 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   void read_stored(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j, std::int64_t dim, T* to) const {
     const Place at = p_.key_place(b, j);
     const std::int64_t group = h / per_group;
-    read_any(x, x.at(at.outer, group, at.position), x.stride[3], dim, to);
+    read_row(x.dtype, x.at(at.outer, group, at.position), x.stride[3], dim, to);
     if (!scales.present()) return;
     const T factor = read<float>(scales.at(at.outer, group, at.position));
     for (std::int64_t d = 0; d < dim; ++d) to[d] *= factor;
@@ -274,7 +264,7 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
 
   // extra[r] = x[b, h, any query, j0 + r]
   void load_row(const Buffers& w, const Array& x, const TileOf& t) const {
-    read_any(x, x.at(t.b, t.h, t.i0, t.j0), x.stride[3], t.keys, w.extra);
+    read_row(x.dtype, x.at(t.b, t.h, t.i0, t.j0), x.stride[3], t.keys, w.extra);
   }
   // scores = combine(score, x[b, h, i0 + query, j0 + key]), square by square: x has keys across, scores have queries. Joined
   // in registers: a turned tile of its own would push the scores out of L1 (18 KiB each, of 32 on Zen 4).
@@ -284,25 +274,28 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
         const int keys = std::min(kW, t.keys - r);
         V square[kW];
         read_square(w, x, t, v * kW, r, keys, square);
-        transpose(square);
         T* const at = w.scores + r * kColumns + v * kW;
         for (int k = 0; k < keys; ++k) store(at + k * kColumns, combine(load<V>(at + k * kColumns), square[k]));
       }
   }
 
-  // square[q] = x[b, h, i0 + query + q, j0 + key ...], zeros beyond the tile.
-  void read_square(const Buffers& w, const Array& x, const TileOf& t, int query, int key, int keys, V* square) const {
+  // square[k] = x[b, h, i0 + query ..., j0 + key + k], zeros beyond the tile.
+  [[gnu::noinline]] void read_square(const Buffers& w, const Array& x, const TileOf& t, int query, int key, int keys, V (&square)[kW]) const {
     const int queries = std::min(kW, t.queries - query);
     const char* const at = x.at(t.b, t.h, t.i0 + query, t.j0 + key);
     const auto whole = [&](auto storage) {
       using S = decltype(storage);
       for (int q = 0; q < kW; ++q) square[q] = q < queries ? load_as(reinterpret_cast<const S*>(at + q * x.stride[2])) : V{};
     };
-    if (keys == kW && x.stride[3] == size_of(x.dtype) && loads_as<T>(x.dtype)) return with_loaded<T>(x.dtype, whole);
-    for (int q = 0; q < kW; ++q) {
-      if (q < queries) read_any(x, at + q * x.stride[2], x.stride[3], keys, w.staging);
-      square[q] = q < queries ? load<V>(w.staging) : V{};
+    if (keys == kW && x.stride[3] == size_of(x.dtype) && loads_as<T>(x.dtype)) {
+      with_loaded<T>(x.dtype, whole);
+    } else {
+      for (int q = 0; q < kW; ++q) {
+        if (q < queries) read_row(x.dtype, at + q * x.stride[2], x.stride[3], keys, w.staging);
+        square[q] = q < queries ? load<V>(w.staging) : V{};
+      }
     }
+    transpose(square);
   }
 
   // Asks for a tile's share of x.
@@ -317,5 +310,9 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   const std::int64_t key_row;
   std::int64_t per_group;
 };
+
+// Compiled once, in attention_scores.cpp.
+extern template class ScoreTiles<float>;
+extern template class ScoreTiles<double>;
 
 }  // namespace regard::cpu

@@ -51,8 +51,9 @@ template <class T> inline void activate(Activation activation, T* x, std::int64_
 }
 
 // A matrix of parameters, rows contiguous (copied where they are not).
-template <class S> struct Matrix {
-  const S* data;
+struct Matrix {
+  const char* data;
+  DType dtype;
   std::int64_t rows;
   std::int64_t columns;
   std::int64_t row;  // elements from one row to the next
@@ -65,7 +66,8 @@ template <class S, class T> class MatrixByVector {
   static constexpr int kW = kWidth<T>;
 
  public:
-  explicit MatrixByVector(const Matrix<S>& w) : w_(w), rest_(w.columns % kW), whole_(w.columns - rest_) {}
+  explicit MatrixByVector(const Matrix& w)
+      : w_(w), data_(reinterpret_cast<const S*>(w.data)), rest_(w.columns % kW), whole_(w.columns - rest_) {}
 
   void operator()(const T* x, T* y) const {
     for (std::int64_t r = 0; r < w_.rows; r += kW) {
@@ -80,7 +82,7 @@ template <class S, class T> class MatrixByVector {
   template <bool RowsFollow> V group(std::int64_t first, const T* x) const {
     const S* rows[kW];
     V acc[kW] = {};
-    for (int i = 0; i < kW; ++i) rows[i] = w_.data + (RowsFollow ? first + i : std::min(first + i, w_.rows - 1)) * w_.row;
+    for (int i = 0; i < kW; ++i) rows[i] = data_ + (RowsFollow ? first + i : std::min(first + i, w_.rows - 1)) * w_.row;
     for (std::int64_t k = 0; k < whole_; k += kW) {
       const V v = load<V>(x + k);
 #pragma GCC unroll 16
@@ -91,26 +93,21 @@ template <class S, class T> class MatrixByVector {
       const auto counted = lane_numbers<T>() < broadcast<V>(static_cast<T>(rest_));
 #pragma GCC unroll 16
       for (int i = 0; i < kW; ++i) {
-        const V w = RowsFollow ? (counted ? load_as(rows[i] + whole_) : V{}) : first_lanes(rows[i] + whole_);
+        const V w = RowsFollow ? (counted ? load_as(rows[i] + whole_) : V{}) : load_few(rows[i] + whole_, rest_);
         acc[i] = fma(w, v, acc[i]);
       }
     }
     return combine_lanes<Add, kW / 2>(acc);
   }
 
-  V first_lanes(const S* row) const {
-    alignas(64) T some[kW] = {};
-    for (std::int64_t i = 0; i < rest_; ++i) some[i] = to_float(read<S>(reinterpret_cast<const char*>(row + i)));
-    return load<V>(some);
-  }
-
-  const Matrix<S>& w_;
+  const Matrix& w_;
+  const S* data_;
   std::int64_t rest_;
   std::int64_t whole_;
 };
 
 // The parameters of one call, shared by its images, and the network itself.
-template <class S, class T> class ExcitationNetwork {
+template <class T> class ExcitationNetwork {
   using V = Vec<T>;
   static constexpr int kW = kWidth<T>;
 
@@ -120,15 +117,15 @@ template <class S, class T> class ExcitationNetwork {
     const bool mlp = p.through_mlp();
     const std::int64_t hidden = mlp ? whole_vectors(p.reduced(), kW) : 0;
     const std::int64_t kernel = p.excitation == Excitation::convolution ? p.w_channel.shape[0] : 0;
-    const auto reduce = scratch_.template reserve<S>(mlp ? copied_size(p.w_reduce) : 0);
-    const auto expand = scratch_.template reserve<S>(mlp ? copied_size(p.w_expand) : 0);
+    const auto reduce = scratch_.template reserve<T>(mlp ? copied_size(p.w_reduce) : 0);
+    const auto expand = scratch_.template reserve<T>(mlp ? copied_size(p.w_expand) : 0);
     const auto b_reduce = scratch_.template reserve<T>(hidden);
     const auto b_expand = scratch_.template reserve<T>(mlp ? channels : 0);
     const auto taps = scratch_.template reserve<T>(kernel);
     scratch_.acquire();
     if (mlp) {
-      reduce_ = matrix(p.w_reduce, scratch_.template at<S>(reduce));
-      expand_ = matrix(p.w_expand, scratch_.template at<S>(expand));
+      reduce_ = matrix(p.w_reduce, scratch_.template at<T>(reduce));
+      expand_ = matrix(p.w_expand, scratch_.template at<T>(expand));
       b_reduce_ = vector(p.b_reduce, scratch_.template at<T>(b_reduce), hidden);
       b_expand_ = vector(p.b_expand, scratch_.template at<T>(b_expand), channels);
     }
@@ -160,11 +157,11 @@ template <class S, class T> class ExcitationNetwork {
  private:
   void through_mlp(const T* x, T* hidden, T* to) const {
     const std::int64_t padded = whole_vectors(p_.reduced(), kW);
-    MatrixByVector<S, T>{reduce_}(x, hidden);
+    multiply(reduce_, x, hidden);
     for (std::int64_t r = 0; r < padded; r += kW) store(hidden + r, load<V>(hidden + r) + load<V>(b_reduce_ + r));
     activate(p_.activation, hidden, p_.reduced());
     std::fill(hidden + p_.reduced(), hidden + padded, T(0));
-    MatrixByVector<S, T>{expand_}(hidden, to);
+    multiply(expand_, hidden, to);
     for (std::int64_t c = 0; c < p_.channels(); c += kW) store(to + c, load<V>(to + c) + load<V>(b_expand_ + c));
   }
 
@@ -177,30 +174,33 @@ template <class S, class T> class ExcitationNetwork {
     }
   }
 
+  static void multiply(const Matrix& w, const T* x, T* y) {
+    with_storage<T>(w.dtype, [&](auto s) { MatrixByVector<decltype(s), T>{w}(x, y); });
+  }
+
   static bool rows_contiguous(const Array& w) {
-    return (w.shape[1] <= 1 || w.stride[1] == static_cast<std::int64_t>(sizeof(S))) &&
-           w.stride[0] >= w.shape[1] * static_cast<std::int64_t>(sizeof(S)) && w.stride[0] % static_cast<std::int64_t>(sizeof(S)) == 0;
+    const std::int64_t size = size_of(w.dtype);
+    return (w.shape[1] <= 1 || w.stride[1] == size) && w.stride[0] >= w.shape[1] * size && w.stride[0] % size == 0;
   }
   static std::int64_t copied_size(const Array& w) { return rows_contiguous(w) ? 0 : w.size(); }
-  static Matrix<S> matrix(const Array& w, S* copy) {
+  static Matrix matrix(const Array& w, T* copy) {
     const std::int64_t rows = w.shape[0];
     const std::int64_t columns = w.shape[1];
-    if (rows_contiguous(w)) return {reinterpret_cast<const S*>(w.data), rows, columns, w.stride[0] / static_cast<std::int64_t>(sizeof(S))};
-    for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t k = 0; k < columns; ++k) copy[r * columns + k] = read<S>(w.at(r, k));
-    return {copy, rows, columns, columns};
+    if (rows_contiguous(w)) return {w.data, w.dtype, rows, columns, w.stride[0] / size_of(w.dtype)};
+    for (std::int64_t r = 0; r < rows; ++r) read_row(w.dtype, w.at(r), w.stride[1], columns, copy + r * columns);
+    return {reinterpret_cast<const char*>(copy), dtype_of<T>(), rows, columns, columns};
   }
   static const T* vector(const Array& x, T* copy, std::int64_t padded) {
     std::fill_n(copy, padded, T(0));
-    if (x.present()) read_row<S>(x.data, x.stride[0], x.shape[0], copy);
+    if (x.present()) read_row(x.dtype, x.data, x.stride[0], x.shape[0], copy);
     return copy;
   }
 
   const ChannelProblem& p_;
   GateFunction<T> gate_;
   Scratch scratch_;
-  Matrix<S> reduce_{};
-  Matrix<S> expand_{};
+  Matrix reduce_{};
+  Matrix expand_{};
   const T* b_reduce_ = nullptr;
   const T* b_expand_ = nullptr;
   const T* taps_ = nullptr;

@@ -17,17 +17,17 @@ constexpr double kWorkAnElement = 3.5;
 constexpr std::int64_t kPiecesAThread = 4;
 constexpr std::int64_t kLargestPiece = std::int64_t{2} << 20;
 
-template <class S, class T, bool WithMax> void pool(const PoolProblem& p) {
+template <class T> void pool(const PoolProblem& p) {
   const std::int64_t channels = p.x.shape[1];
   const std::int64_t images = p.x.shape[0];
   if (channels == 0 || images == 0) return;
   const Map first = map_of(p.x);
-  const std::int64_t bytes = images * channels * first.positions * static_cast<std::int64_t>(sizeof(S));
-  const Cut cut(first, sizeof(S), kBlock<T>, std::clamp(bytes / (kPiecesAThread * get_num_threads()), Cut::kPieceBytes, kLargestPiece));
+  const std::int64_t bytes = images * channels * first.positions * size_of(p.x.dtype);
+  const Cut cut(first, size_of(p.x.dtype), kBlock<T>, std::clamp(bytes / (kPiecesAThread * get_num_threads()), Cut::kPieceBytes, kLargestPiece));
   const std::int64_t partials = channels * Partials<T>::count(first);
   Scratch scratch;
   const auto sums = scratch.template reserve<T>(images * partials);
-  const auto maxima = scratch.template reserve<T>(WithMax ? images * partials : 0);
+  const auto maxima = scratch.template reserve<T>(p.maximum ? images * partials : 0);
   const auto results = scratch.template reserve<T>(images * channels);
   scratch.acquire();
   const auto image = [&](std::int64_t i) {
@@ -37,40 +37,32 @@ template <class S, class T, bool WithMax> void pool(const PoolProblem& p) {
   };
   const auto partials_of = [&](std::int64_t i) {
     return Partials<T>(first, scratch.template at<T>(sums) + i * partials,
-                       WithMax ? scratch.template at<T>(maxima) + i * partials : nullptr);
+                       p.maximum ? scratch.template at<T>(maxima) + i * partials : nullptr);
   };
   const double work = static_cast<double>(images) * static_cast<double>(first.positions) * static_cast<double>(channels) * kWorkAnElement;
   T* const pooled = scratch.template at<T>(results);
   const auto finish = [&](std::int64_t i, std::int64_t c0, std::int64_t c1) {
     T* const row = pooled + i * channels;
-    totals<S, T>(image(i), partials_of(i), c0, c1, WithMax ? nullptr : row, WithMax ? row : nullptr);
+    totals<T>(image(i), partials_of(i), c0, c1, p.maximum ? nullptr : row, p.maximum ? row : nullptr);
   };
   const auto whole = [&](const Piece& piece) { return piece.p0 == 0 && piece.p1 == first.positions; };
   parallel_for(first.positions > 0 ? images * cut.pieces() : 0, work, [&](std::int64_t item) {
     const std::int64_t i = item / cut.pieces();
     const Piece piece = cut[item % cut.pieces()];
-    PoolMap<S, T, WithMax>::piece(image(i), piece, partials_of(i));
+    pool_piece(image(i), piece, partials_of(i));
     if (whole(piece)) finish(i, piece.c0, piece.c1);
   });
   const bool finished = cut.pieces() > 0 && whole(cut[0]);
   for (std::int64_t i = 0; i < images; ++i) {
     if (!finished) finish(i, 0, channels);
-    write_row<S>(p.out.at(i), p.out.stride[1], channels, pooled + i * channels);
+    write_row(p.out.dtype, p.out.at(i), p.out.stride[1], channels, pooled + i * channels);
   }
 }
 
 }  // namespace
 
 void global_pool(const PoolProblem& p) {
-  with_compute(p.x.dtype, [&](auto t) {
-    using T = decltype(t);
-    with_storage<T>(p.x.dtype, [&](auto s) {
-      if (p.maximum)
-        pool<decltype(s), T, true>(p);
-      else
-        pool<decltype(s), T, false>(p);
-    });
-  });
+  with_compute(p.x.dtype, [&](auto t) { pool<decltype(t)>(p); });
 }
 
 }  // namespace regard::cpu

@@ -252,15 +252,14 @@ template <class T> class Linear {
         std::copy_n(packed_panel(n / kPanel<T>, held_rows(p_.in_features(), p_.held)), kPanel<T>, w.bias + n - n0);
     else
       read_bias(p_.bias, n0, columns, w.bias, padded);
-    with_activation(p_.activation, [&](auto activation) {
-      for (int r = 0; r < rows; ++r) {
-        T* const sums = w.sums + r * w.sums_row;
-        for (std::int64_t n = 0; n < padded; n += kW) store(sums + n, activation(load<V>(sums + n) + load<V>(w.bias + n)));
-        if (p_.residual.present())
-          add_residual(p_.residual, residual_.at(i0 + r) + n0 * residual_.step(), residual_.step(), columns, w.residual, sums);
-        write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, sums);
-      }
-    });
+    for (int r = 0; r < rows; ++r) {
+      T* const sums = w.sums + r * w.sums_row;
+      for (std::int64_t n = 0; n < padded; n += kW) store(sums + n, load<V>(sums + n) + load<V>(w.bias + n));
+      activate(p_.activation, sums, columns);
+      if (p_.residual.present())
+        add_residual(p_.residual, residual_.at(i0 + r) + n0 * residual_.step(), residual_.step(), columns, w.residual, sums);
+      write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, sums);
+    }
   }
 
   const LinearProblem& p_;

@@ -91,24 +91,28 @@ template <class T, int Chain> class FewRows {
           for (int r = 0; r < R; ++r) acc[r] = fma(broadcast<V>(x[r * row + k + i]), square[i], acc[r]);
       }
       for (; k < end; ++k) {
-        T values[kW];
-        for (int j = 0; j < kW; ++j) values[j] = to_float(read<S>(weight[j] + k * static_cast<std::int64_t>(sizeof(S))));
-        for (int r = 0; r < R; ++r) acc[r] = fma(broadcast<V>(x[r * row + k]), load<V>(values), acc[r]);
+        S values[kW];
+        for (int j = 0; j < kW; ++j) values[j] = read<S>(weight[j] + k * static_cast<std::int64_t>(sizeof(S)));
+        const V column = load_as(values);
+        for (int r = 0; r < R; ++r) acc[r] = fma(broadcast<V>(x[r * row + k]), column, acc[r]);
       }
       for (int r = 0; r < R; ++r) sums[r] = start > 0 ? sums[r] + acc[r] : acc[r];
     }
+    finish(sums, R, n0, columns);
+  }
+
+  void finish(const V* sums, int rows, std::int64_t n0, int columns) const {
     T bias[kW];
     read_bias(p_.bias, n0, columns, bias, kW);
-    with_activation(p_.activation, [&](auto activation) {
-      for (int r = 0; r < R; ++r) {
-        T y[kW];
-        store(y, activation(sums[r] + load<V>(bias)));
-        T residual[kW];
-        if (p_.residual.present())
-          add_residual(p_.residual, residual_.at(r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
-        write_row(p_.out.dtype, out_.at(r) + n0 * out_.step(), out_.step(), columns, y);
-      }
-    });
+    for (int r = 0; r < rows; ++r) {
+      T y[kW];
+      store(y, sums[r] + load<V>(bias));
+      activate(p_.activation, y, kW);
+      T residual[kW];
+      if (p_.residual.present())
+        add_residual(p_.residual, residual_.at(r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
+      write_row(p_.out.dtype, out_.at(r) + n0 * out_.step(), out_.step(), columns, y);
+    }
   }
 
   const LinearProblem& p_;

@@ -28,44 +28,19 @@ template <class T> constexpr int kPanel = static_cast<int>(kPanelBytes / sizeof(
 // A part of a panel of bfloat16 pairs: to[k][j] = weight[n0 + j][k0 + 2 k], and the next in the upper half, for
 // j < columns <= kPanel, k < (depth + 1) / 2; zeros beyond the columns and the depth. The weight is of bfloat16. `staging`
 // has room for [kPanel][row_length((depth + 1) / 2)].
-inline void pack_pairs_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, std::int32_t* to,
-                             float* staging) {
-  constexpr int panel = kPanel<float>;
-  const int words = (depth + 1) / 2;
-  if (weight.stride[0] == 2 && weight.stride[1] != 2) {  // a transposed view: two of its rows are one of ours
-    for (int k = 0; k < depth; k += 2) {
-      std::uint16_t halves[2][panel] = {};
-      for (int i = 0; i < std::min(2, depth - k); ++i)
-        std::memcpy(halves[i], weight.at(n0, k0 + k + i), 2 * static_cast<std::size_t>(columns));
-      for (int j = 0; j < panel; ++j) to[k / 2 * panel + j] = halves[0][j] | halves[1][j] << 16;
-    }
-    return;
-  }
-  const float* from = reinterpret_cast<const float*>(weight.at(n0, k0));
-  std::int64_t from_row = weight.stride[0] / 4;
-  if (weight.stride[1] != 2 || weight.stride[0] % 4 != 0 || depth % (2 * kWidth<float>) != 0) {
-    from = staging;
-    from_row = row_length<float>(words);
-    for (int j = 0; j < columns; ++j) {
-      float* const row = staging + j * from_row;
-      row[words - 1] = 0;
-      copy_halves(weight.at(n0 + j, k0), weight.stride[1], depth, reinterpret_cast<char*>(row));
-    }
-  }
-  transpose_padded(from, from_row, columns, words, reinterpret_cast<float*>(to), panel, panel);
-}
+void pack_pairs_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, std::int32_t* to, float* staging);
 
 template <class T> void read_bias(const Array& bias, std::int64_t n0, std::int64_t columns, T* to, std::int64_t padded) {
   if (bias.present()) read_row(bias.dtype, bias.at(n0), bias.stride[0], columns, to);
   std::fill(to + (bias.present() ? columns : 0), to + padded, T(0));
 }
 
-// y += residual[i, n0..n0 + columns) for `columns` values; y has room for whole vectors, and so has `staging`.
-template <class T> void add_residual(const Array& residual, const char* from, std::int64_t step, std::int64_t columns, T* staging, T* y) {
-  using V = Vec<T>;
-  read_row(residual.dtype, from, step, columns, staging);
-  for (std::int64_t n = 0; n < columns; n += kWidth<T>) store(y + n, load<V>(y + n) + load<V>(staging + n));
-}
+// y += residual[i, n0..n0 + columns) for `columns` values; y has room for whole vectors, and so has `staging`. For T = float
+// and double, as below.
+template <class T> void add_residual(const Array& residual, const char* from, std::int64_t step, std::int64_t columns, T* staging, T* y);
+
+// y[0..n) = activation of each; n is made up to whole vectors.
+template <class T> void activate(LinearProblem::Activation a, T* y, std::int64_t n);
 
 // Calls f with the function on vectors.
 template <class F> void with_activation(LinearProblem::Activation a, F&& f) {

@@ -289,7 +289,7 @@ class LinearTiles {
     alignas(64) float residual[kColumns];
     std::memcpy(y, sums, sizeof y);
     if (p_.residual.present()) add_residual(p_.residual, residual_.at(i) + n0 * residual_.step(), residual_.step(), columns, residual, y);
-    write_row<BFloat16>(to, out_.step(), columns, y);
+    write_row(DType::bfloat16, to, out_.step(), columns, y);
   }
 
   const LinearProblem& p_;

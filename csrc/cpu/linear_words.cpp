@@ -199,24 +199,23 @@ template <class Op> class LinearWords {
     const std::int64_t columns = std::min<std::int64_t>(kColumns, p_.out_features() - n0);
     const std::int32_t* const scales = panel_row(panel, words_);
     const std::int32_t* const bias = panel_row(panel, kBytes ? words_ + 1 : words_);
-    with_activation(p_.activation, [&](auto activation) {
-      for (int r = 0; r < rows; ++r) {
-        std::int32_t* const sums = w.sums + r * kColumns;
-        float y[kColumns];
-        for (int j = 0; j < kColumns; j += kW) {
-          V sum;
-          if constexpr (kBytes)
-            sum = float_of_words(load<Words>(sums + j)) * (load<V>(scales + j) * broadcast<V>(w.scale[r]));
-          else
-            sum = load<V>(sums + j);
-          store(y + j, activation(sum + load<V>(bias + j)));
-        }
-        float residual[kColumns];
-        if (p_.residual.present())
-          add_residual(p_.residual, residual_.at(i0 + r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
-        write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, y);
+    for (int r = 0; r < rows; ++r) {
+      std::int32_t* const sums = w.sums + r * kColumns;
+      float y[kColumns];
+      for (int j = 0; j < kColumns; j += kW) {
+        V sum;
+        if constexpr (kBytes)
+          sum = float_of_words(load<Words>(sums + j)) * (load<V>(scales + j) * broadcast<V>(w.scale[r]));
+        else
+          sum = load<V>(sums + j);
+        store(y + j, sum + load<V>(bias + j));
       }
-    });
+      activate(p_.activation, y, columns);
+      float residual[kColumns];
+      if (p_.residual.present())
+        add_residual(p_.residual, residual_.at(i0 + r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
+      write_row(p_.out.dtype, out_.at(i0 + r) + n0 * out_.step(), out_.step(), columns, y);
+    }
   }
 
   const LinearProblem& p_;

@@ -22,6 +22,7 @@ template <class T> constexpr std::int64_t kBlock = kBlockVectors * kWidth<T>;
 
 struct Map {
   char* data;
+  DType dtype;
   std::int64_t channels;
   std::int64_t width;
   std::int64_t positions;
@@ -36,6 +37,7 @@ struct Map {
 inline Map map_of(const Array& x) {
   Map m;
   m.data = x.data;
+  m.dtype = x.dtype;
   m.channels = x.shape[1];
   m.width = x.shape[3];
   m.positions = x.shape[2] * x.shape[3];
@@ -70,14 +72,6 @@ template <class S> inline void scatter(const Map& m, std::int64_t c, std::int64_
     for (std::int64_t k = 0; k < run; ++k) std::memcpy(to + k * m.column_stride, from + i + k, sizeof(S));
     i += run;
   }
-}
-
-template <class S> inline S narrow_to(double x) { return x; }
-template <class S, class T> inline S rounded(T x) {
-  if constexpr (std::is_same_v<S, double>)
-    return x;
-  else
-    return from_float<S>(x);
 }
 
 // Part of a map: channels [c0, c1), positions [p0, p1); p0 is a multiple of a block.

@@ -41,7 +41,7 @@ constexpr std::int64_t kSharedCache = std::int64_t{16} << 20;
 // What a stage does to an element, in parallel_for's operations of some 20 ps: 8x256x7x7 takes 25 us of two stages.
 constexpr double kWorkAnElement = 6;
 
-template <class S, class T> class MapAttention {
+template <class T> class MapAttention {
   static constexpr int kW = kWidth<T>;
 
  public:
@@ -51,14 +51,14 @@ template <class S, class T> class MapAttention {
         spatial_(p.spatial()),
         x_(map_of(p.x)),
         out_(map_of(p.out)),
-        cut_(x_, sizeof(S), kBlock<T>),
+        cut_(x_, size_of(p.x.dtype), kBlock<T>),
         network_(p),
         convolution_(p, network_.gate()) {
     const std::int64_t n = x_.positions;
     chunks_ = (n + kChunk<T> - 1) / kChunk<T>;
     chunk_ = chunks_ > 0 ? whole_vectors((n + chunks_ - 1) / chunks_, kW) : 0;
     // Some 4096 positions of a 7 x 7 kernel take 10 us.
-    rows_ = whole_vectors(std::max<std::int64_t>(1, 4096 / std::max<std::int64_t>(1, x_.width)), PlaneConvolution<S, T>::kRows);
+    rows_ = whole_vectors(std::max<std::int64_t>(1, 4096 / std::max<std::int64_t>(1, x_.width)), PlaneConvolution<T>::kRows);
     row_pieces_ = (p.x.shape[2] + rows_ - 1) / rows_;
     if (p.excitation != Excitation::none) stages_[count_++] = Stage::pool;
     if (spatial_) {
@@ -73,7 +73,7 @@ template <class S, class T> class MapAttention {
     const std::int64_t elements = x_.channels * x_.positions;
     if (images * elements == 0) return;
     const double work = static_cast<double>(images) * static_cast<double>(elements) * count_ * kWorkAnElement;
-    if (one_thread_an_image(images, elements * static_cast<std::int64_t>(sizeof(S)))) {
+    if (one_thread_an_image(images, elements * size_of(p_.x.dtype))) {
       const auto whole_image = [this](std::int64_t i) {
         Buffers b;
         take(b, 1);
@@ -162,28 +162,19 @@ template <class S, class T> class MapAttention {
   void piece(const Values& v, std::int64_t i, Stage stage, std::int64_t k) const {
     const Map x = image(x_, p_.x, i);
     switch (stage) {
-      case Stage::pool:
-        with_max_ ? PoolMap<S, T, true>::piece(x, cut_[k], partials(v)) : PoolMap<S, T, false>::piece(x, cut_[k], partials(v));
-        break;
+      case Stage::pool: pool_piece(x, cut_[k], partials(v)); break;
       case Stage::describe: describe(x, v, k); break;
       case Stage::convolve: convolution_.rows(v.planes, k * rows_, std::min((k + 1) * rows_, p_.x.shape[2]), v.gates); break;
       case Stage::rescale:
         // Backwards: what was read last is nearest.
-        rescale(x, image(out_, p_.out, i), cut_[cut_.pieces() - 1 - k], v);
+        scale_piece(x, image(out_, p_.out, i), cut_[cut_.pieces() - 1 - k], v.weights, spatial_ ? v.gates : nullptr);
         break;
     }
   }
 
-  void rescale(const Map& x, const Map& out, const Piece& piece, const Values& v) const {
-    if (spatial_)
-      ScaleMap<S, T, true>::piece(x, out, piece, v.weights, v.gates);
-    else
-      ScaleMap<S, T, false>::piece(x, out, piece, v.weights, nullptr);
-  }
-
   void finish(const Values& v, std::int64_t i, Stage stage) const {
     if (stage != Stage::pool) return;
-    totals<S, T>(image(x_, p_.x, i), partials(v), 0, x_.channels, v.mean, with_max_ ? v.maximum : nullptr);
+    totals(image(x_, p_.x, i), partials(v), 0, x_.channels, v.mean, with_max_ ? v.maximum : nullptr);
     network_.weigh(v.mean, with_max_ ? v.maximum : nullptr, v.room, v.weights);
   }
 
@@ -193,7 +184,7 @@ template <class S, class T> class MapAttention {
     const std::int64_t p0 = k * chunk_;
     const std::int64_t n = std::min(chunk_, x.positions - p0);
     if (n <= 0) return;
-    PositionStatistics<S, T>(x, v.weights).chunk(p0, n, mean, maximum);
+    describe_positions(x, v.weights, p0, n, mean, maximum);
     convolution_.place(v.planes, 0, p0, n, mean);
     convolution_.place(v.planes, 1, p0, n, maximum);
   }
@@ -210,8 +201,8 @@ template <class S, class T> class MapAttention {
   Map x_;
   Map out_;
   Cut cut_;
-  ExcitationNetwork<S, T> network_;
-  PlaneConvolution<S, T> convolution_;
+  ExcitationNetwork<T> network_;
+  PlaneConvolution<T> convolution_;
   std::int64_t chunks_, chunk_;     // of positions, for describe
   std::int64_t rows_, row_pieces_;  // for convolve
   Stage stages_[kMostStages];
@@ -221,8 +212,7 @@ template <class S, class T> class MapAttention {
 // `at` is the operation, for rehearsals.
 void map_attention(const ChannelProblem& p, bool with_max, std::source_location at = std::source_location::current()) {
   with_compute(p.x.dtype, [&](auto t) {
-    using T = decltype(t);
-    with_storage<T>(p.x.dtype, [&](auto s) { MapAttention<decltype(s), T>(p, with_max).run(at); });
+    MapAttention<decltype(t)>(p, with_max).run(at);
   });
 }
 

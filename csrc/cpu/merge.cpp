@@ -133,13 +133,10 @@ template <class T> class Merge {
       w.rows[seen] = {outs_[static_cast<std::size_t>(part)].at(r), w.weights[part * kW + i], part};
       ++seen;
     }
-    with_storage<T>(p_.out.dtype, [&](auto s) {
-      using S = decltype(s);
-      if (direct_)
-        add_direct<S>(w, seen, reinterpret_cast<S*>(out_.at(r)));
-      else
-        add_copied<S>(w, seen, out_.at(r));
-    });
+    if (direct_)
+      with_storage<T>(p_.out.dtype, [&](auto s) { add_direct(w, seen, reinterpret_cast<decltype(s)*>(out_.at(r))); });
+    else
+      add_copied(w, seen, out_.at(r));
   }
 
   // Where whole vectors lie in place: sums of some vectors stay in registers while the parts pass.
@@ -161,15 +158,15 @@ template <class T> class Merge {
     for (int j = 0; j < N; ++j) store_as(out + k + j * kW, sum[j]);
   }
 
-  template <class S> void add_copied(const Buffers& w, std::int64_t seen, char* out) const {
+  void add_copied(const Buffers& w, std::int64_t seen, char* out) const {
     const std::int64_t n = out_.length();
     std::fill(w.sum, w.sum + padded(), T(0));
     for (std::int64_t part = 0; part < seen; ++part) {
-      read_row<S>(w.rows[part].data, outs_[static_cast<std::size_t>(w.rows[part].part)].step(), n, w.row);
+      read_row(p_.out.dtype, w.rows[part].data, outs_[static_cast<std::size_t>(w.rows[part].part)].step(), n, w.row);
       const V weight = broadcast<V>(w.rows[part].weight);
       for (std::int64_t k = 0; k < padded(); k += kW) store(w.sum + k, fma(weight, load<V>(w.row + k), load<V>(w.sum + k)));
     }
-    write_row<S>(out, out_.step(), n, w.sum);
+    write_row(p_.out.dtype, out, out_.step(), n, w.sum);
   }
 
   const MergeProblem& p_;

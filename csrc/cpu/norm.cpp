@@ -175,6 +175,7 @@ template <class T> class Norm {
     for_pieces([&](std::int64_t k, std::int64_t k1) {
       V chains[kChains] = {};
       for (; k + kChains * kW <= k1; k += kChains * kW)
+#pragma GCC unroll 4
         for (int c = 0; c < kChains; ++c) chains[c] += load<V>(row + k + c * kW);
       for (; k < k1; k += kW) chains[0] += load<V>(row + k);
       total += together(chains);
@@ -194,6 +195,7 @@ template <class T> class Norm {
         squares[c] = fma(d, d, squares[c]);
       };
       for (; k + kChains * kW <= k1; k += kChains * kW)
+#pragma GCC unroll 4
         for (int c = 0; c < kChains; ++c) add(c, k + c * kW);
       for (; k < k1; k += kW) add(0, k);
       total.values += together(values);

@@ -7,7 +7,7 @@
 
 namespace regard::cpu {
 
-template <class S, class T> class PlaneConvolution {
+template <class T> class PlaneConvolution {
   using V = Vec<T>;
   static constexpr int kW = kWidth<T>;
 
@@ -21,8 +21,8 @@ template <class S, class T> class PlaneConvolution {
     T* tap = taps_;
     for (int plane = 0; plane < 2; ++plane)
       for (std::int64_t i = 0; i < kernel_; ++i, tap += kernel_)
-        read_row<S>(p.w_spatial.at(0, plane, i), p.w_spatial.stride[3], kernel_, tap);
-    if (p.b_spatial.present()) read_row<S>(p.b_spatial.data, 0, 1, &bias_);
+        read_row(p.w_spatial.dtype, p.w_spatial.at(0, plane, i), p.w_spatial.stride[3], kernel_, tap);
+    if (p.b_spatial.present()) read_row(p.b_spatial.dtype, p.b_spatial.data, 0, 1, &bias_);
   }
 
   // Both planes with margins of zeros, and the rows that four at a time reach beyond.
@@ -51,9 +51,7 @@ template <class S, class T> class PlaneConvolution {
           if (w + kW <= width_) {
             store(to, g);
           } else {
-            alignas(64) T some[kW];
-            store(some, g);
-            std::copy_n(some, width_ - w, to);
+            store_few(to, g, width_ - w);
           }
         }
       }

@@ -51,7 +51,7 @@ template <class T> class Rotary {
           if (direct)
             turn<S>(angles, i - first, reinterpret_cast<const S*>(x), reinterpret_cast<S*>(out));
           else
-            turn_copy<S>(angles, i - first, x, out, angles.template at<T>(row));
+            turn_copy(angles, i - first, x, out, angles.template at<T>(row));
         }
     });
   }
@@ -66,13 +66,14 @@ template <class T> class Rotary {
     if (p_.dim() > 2 * n && out != x) std::memcpy(out + 2 * n, x + 2 * n, static_cast<std::size_t>(p_.dim() - 2 * n) * sizeof(S));
   }
 
-  template <class S> void turn_copy(const AngleRows<T>& angles, std::int64_t i, const char* x, char* out, T* row) const {
+  void turn_copy(const AngleRows<T>& angles, std::int64_t i, const char* x, char* out, T* row) const {
     const std::int64_t turned = 2 * angles.pairs();
-    read_row<S>(x, p_.x.stride[3], turned, row);
+    const auto size = static_cast<std::size_t>(size_of(p_.x.dtype));
+    read_row(p_.x.dtype, x, p_.x.stride[3], turned, row);
     angles.rotate(row, i);
-    write_row<S>(out, p_.out.stride[3], turned, row);
+    write_row(p_.out.dtype, out, p_.out.stride[3], turned, row);
     // What passes through keeps its bits.
-    for (std::int64_t k = turned; k < p_.dim(); ++k) std::memcpy(out + k * p_.out.stride[3], x + k * p_.x.stride[3], sizeof(S));
+    for (std::int64_t k = turned; k < p_.dim(); ++k) std::memcpy(out + k * p_.out.stride[3], x + k * p_.x.stride[3], size);
   }
 
   const RotaryProblem& p_;

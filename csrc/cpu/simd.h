@@ -243,4 +243,24 @@ inline Vec<float> load_as(const Float8* p) {
   return bits > 0x7f ? -value : value;
 }
 
+// n <= kWidth elements as a vector, in its first lanes or in its last ones, and zeros in the others. (AVX2 and AVX-512 have
+// instructions for numbers of the compute type.)
+template <class S> using ComputeOf = decltype(to_float(S{}));
+template <class S> inline Vec<ComputeOf<S>> load_few(const S* p, std::int64_t n) {
+  S few[kWidth<ComputeOf<S>>] = {};
+  std::memcpy(static_cast<void*>(few), static_cast<const void*>(p), static_cast<std::size_t>(n) * sizeof(S));
+  return load_as(few);
+}
+template <class S> inline Vec<ComputeOf<S>> load_last(const S* p, std::int64_t n) {
+  S few[kWidth<ComputeOf<S>>] = {};
+  std::memcpy(static_cast<void*>(few + kWidth<ComputeOf<S>> - n), static_cast<const void*>(p), static_cast<std::size_t>(n) * sizeof(S));
+  return load_as(few);
+}
+// A vector's first n lanes.
+template <class S, class V> inline void store_few(S* p, V v, std::int64_t n) {
+  S few[kWidth<LaneOf<V>>];
+  store_as(few, v);
+  std::memcpy(static_cast<void*>(p), static_cast<const void*>(few), static_cast<std::size_t>(n) * sizeof(S));
+}
+
 }  // namespace regard::cpu

@@ -116,4 +116,8 @@ inline void store_as(Half* p, __m512 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+// The first n < 16 (8) numbers and zeros. Through memory, as for other types, the vector waits for the stores of its parts.
+inline __m512 load_few(const float* p, std::int64_t n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p); }
+inline __m512d load_few(const double* p, std::int64_t n) { return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p); }
+
 }  // namespace regard::cpu

@@ -48,56 +48,19 @@ inline double element(DType t, const char* p) {
   }
 }
 
-// out[0..n) = n elements of storage S, `stride` bytes apart.
-template <class S, class T> inline void read_row(const char* p, std::int64_t stride, std::int64_t n, T* out) {
-  if (stride != static_cast<std::int64_t>(sizeof(S))) {
-    for (std::int64_t i = 0; i < n; ++i) out[i] = to_float(read<S>(p + i * stride));
-    return;
-  }
-  std::int64_t i = 0;
-  if constexpr (std::is_same_v<T, float> || sizeof(S) == sizeof(T)) {
-    constexpr int w = kWidth<T>;
-    for (; i + w <= n; i += w) store(out + i, load_as(reinterpret_cast<const S*>(p) + i));
-  }
-  for (; i < n; ++i) out[i] = to_float(read<S>(p + i * stride));
-}
+// What follows is compiled once, in strided.cpp, for T = float and double: copied into every kernel that reads a row, it was a
+// third of the machine code and of the time to compile it.
 
-template <class T> inline T round_to(T x, float) { return x; }
-template <class S, class T> inline void write_row(char* p, std::int64_t stride, std::int64_t n, const T* in) {
-  constexpr int w = kWidth<T>;
-  std::int64_t i = 0;
-  if (stride == static_cast<std::int64_t>(sizeof(S)))
-    for (; i + w <= n; i += w) store_as(reinterpret_cast<S*>(p) + i, load<Vec<T>>(in + i));
-  for (; i < n; ++i) {
-    S s;
-    if constexpr (std::is_same_v<S, double>)
-      s = in[i];
-    else
-      s = from_float<S>(in[i]);
-    std::memcpy(p + i * stride, &s, sizeof s);
-  }
-}
+// out[0..n) = n elements of dtype t, `stride` bytes apart: any but whole numbers of four bytes and more. bool is read as
+// int8: false becomes 0, true something else.
+template <class T> void read_row(DType t, const char* p, std::int64_t stride, std::int64_t n, T* out);
 
-template <class T> inline void read_row(DType t, const char* p, std::int64_t stride, std::int64_t n, T* out) {
-  with_storage<T>(t, [&](auto s) { read_row<decltype(s)>(p, stride, n, out); });
-}
-template <class T> inline void write_row(DType t, char* p, std::int64_t stride, std::int64_t n, const T* in) {
-  with_storage<T>(t, [&](auto s) { write_row<decltype(s)>(p, stride, n, in); });
-}
+// The reverse, for the dtypes whose compute type is T.
+template <class T> void write_row(DType t, char* p, std::int64_t stride, std::int64_t n, const T* in);
 
 // to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < columns, written up to `padded` rows with zeros
-// (padded: a multiple of the vector width, >= rows). Vectors of squares; from_stride >= columns rounded up to a width.
+// (padded: a multiple of the vector width, >= rows). from_stride >= columns rounded up to a width.
 template <class T>
-inline void transpose_padded(const T* from, std::int64_t from_stride, int rows, int columns, T* to, std::int64_t to_stride, int padded) {
-  using V = Vec<T>;
-  constexpr int w = kWidth<T>;
-  for (int r = 0; r < padded; r += w)
-    for (int c = 0; c < columns; c += w) {
-      V square[w];
-      for (int i = 0; i < w; ++i) square[i] = r + i < rows ? load<V>(from + (r + i) * from_stride + c) : V{};
-      transpose(square);
-      for (int i = 0; i < std::min(w, columns - c); ++i) store(to + (c + i) * to_stride + r, square[i]);
-    }
-}
+void transpose_padded(const T* from, std::int64_t from_stride, int rows, int columns, T* to, std::int64_t to_stride, int padded);
 
 }  // namespace regard::cpu

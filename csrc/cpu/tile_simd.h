@@ -96,8 +96,8 @@ template <class T, int Vectors, Left Order, int Chain>
 // vectors of columns. `scale` holds one factor a column. A depth cut in several calls, at multiples of Chain, with the
 // sums carried by a scale of 1, gives the same bits as one call.
 template <class T, Left Order, int Chain = kChain>
-inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth,
-                     const Vec<T>* scale) {
+void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, int rows, int vectors, int depth,
+              const Vec<T>* scale) {
   switch (vectors) {
     case 1: return detail::multiply_rows<T, 1, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
     case 2: return detail::multiply_rows<T, 2, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
@@ -105,6 +105,16 @@ inline void multiply(const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
       if constexpr (Tile<T>::kVectors == 3) return detail::multiply_rows<T, 3, Order, Chain>(a, lda, b, ldb, c, ldc, rows, depth, scale);
   }
 }
+
+// Compiled once, in tile_simd.cpp.
+extern template void multiply<float, Left::depth_contiguous>(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t,
+                                                             int, int, int, const Vec<float>*);
+extern template void multiply<float, Left::rows_contiguous>(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t,
+                                                            int, int, int, const Vec<float>*);
+extern template void multiply<double, Left::depth_contiguous>(const double*, std::int64_t, const double*, std::int64_t, double*,
+                                                              std::int64_t, int, int, int, const Vec<double>*);
+extern template void multiply<double, Left::rows_contiguous>(const double*, std::int64_t, const double*, std::int64_t, double*,
+                                                             std::int64_t, int, int, int, const Vec<double>*);
 
 // The same for fewer than kRows rows, rounded up to 1, 2, 4 or kRows of them: what is left of a block, or all of a small
 // one. Reading B then costs more than the arithmetic, so the rows that are not there are worth leaving out.
