@@ -1,8 +1,8 @@
 // Dot-product attention for few queries: the keys are split among blocks, and partial results merge in order.
 //
 //   attention_decode   a block has up to kRows rows of one key head (query heads of a group, and their queries) and one
-//                      split of the keys: scores into shared memory, their softmax, the weighted values
-//                      (every key and value is read once, 16 bytes a lane)
+//                      split of the keys: products into shared memory, their softmax, the weighted values
+//                      (every key and value is read once, 16 bytes a lane, kTogether of them on their way at a time)
 //   attention_merge    a warp has one row: its splits by their maxima and sums
 //
 // Additive attention is this kernel with other scores, v . tanh(query + key), for any number of queries.
@@ -12,6 +12,7 @@
 
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_scores.cuh"
+#include "cuda/lane_sums.cuh"
 
 namespace regard::cuda {
 
@@ -58,11 +59,15 @@ template <class T> REGARD_DEVICE int lanes_for(int dim) {
   return lanes;
 }
 
+// Keys of a lane that are on their way together. An H200's memory gives 4.8 TB/s some 700 ns after it is asked: 25 KiB on their
+// way to each SM, where four blocks of one load a lane have 8.
+constexpr int kTogether = 4;
+
 // Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains],
 // with additive scores one more row of v; or sums [warps][kRows][32 grains].
 // T is the type of keys and values.
 template <class T, bool kAdditive = false, int kRows = kDecodeRows>
-REGARD_KERNEL(kDecodeThreads, 1)
+REGARD_KERNEL(kDecodeThreads, sizeof(Compute<T>) == 8 ? 2 : 4)
 attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   using C = Compute<T>;
   constexpr int kGrain = Vector<T>::kLength;
@@ -104,47 +109,73 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
     v[d] = d < a.dim_qk ? reinterpret_cast<const C*>(a.additive_v)[d] : C(0);
   block_barrier();
 
+  // Products of queries and keys. A lane keeps its own columns of the queries in registers while the keys pass.
   {
     const int lanes = lanes_for<T>(a.dim_qk);
-    const int together = kWarp / lanes;  // keys a warp
-    for (int first = j0 + warp * together; first < end; first += kWarps * together) {
-      const int j = first + lane / lanes;
-      const char* const key_at = j < end ? key_row(a, a.key, b, group, j) : nullptr;
-      const C factor = j < end ? static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, b, group, j)) : C(0);
-      C s[kRows] = {};
-      for (int d = lane % lanes * kGrain; d < a.dim_qk && j < end; d += lanes * kGrain) {
-        C key[kGrain];
-        load_grain<T>(key, key_at, a.key.stride[3], d, a.dim_qk, p.key_vectors);
+    const int beside = kWarp / lanes;  // keys a warp
+    constexpr int kSums = kTogether * kRows;
+    const int kept = lane % lanes * kSums / lanes;  // the first of the sums that this lane is left with
+    const bool writes = lanes <= kSums || lane % (lanes / kSums) == 0;
+    for (int column = 0; column < a.dim_qk; column += lanes * kGrain) {
+      const int d = column + lane % lanes * kGrain;
+      C q[kRows][kGrain];
+      C weight[kAdditive ? kGrain : 1];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r)
+      for (int e = 0; e < kGrain; ++e) {
 #pragma unroll
-          for (int e = 0; e < kGrain; ++e) {
-            const C q = queries[r * pitch + d + e];
-            s[r] += kAdditive ? v[d + e] * tanh_of(q + key[e]) : q * key[e];
-          }
+        for (int r = 0; r < kRows; ++r) q[r][e] = d < pitch ? queries[r * pitch + d + e] : C(0);
+        if constexpr (kAdditive) weight[e] = d < pitch ? v[d + e] : C(0);
       }
+      for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
+        Vector<T> key[kTogether];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        for (int step = 1; step < lanes; step *= 2) s[r] += shuffle_xor(s[r], step);
-        if (r % lanes != lane % lanes || j >= end) continue;
-        C score = -infinity<C>();
-        if (r < rows) {
-          const int h = group * a.group + (row0 + r) / len_q;
-          const int i = (row0 + r) % len_q;
-          const KeyRange range = sequence.keys_of(i);
-          if (j >= range.first && j < range.last)
-            score = finished_score(a, s[r] * factor, b, h, i, j, slope_of<C>(a, b, h), i + sequence.diagonal);
+        for (int n = 0; n < kTogether; ++n) {
+          const int j = first + n * beside + lane / lanes;
+          key[n] = {};
+          if (j < end) key[n] = stored_grain<T>(key_row(a, a.key, b, group, j), a.key.stride[3], d, a.dim_qk, p.key_vectors);
         }
-        scores[r * keys + j - j0] = score;
+        C s[kSums] = {};
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n)
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+            if (r < rows) {
+#pragma unroll
+              for (int e = 0; e < kGrain; ++e) {
+                const C x = to_float(key[n].x[e]);
+                s[n * kRows + r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + x) : q[r][e] * x;
+              }
+            }
+        sum_over<kSums>(s, lanes);
+#pragma unroll
+        for (int n = 0; n < kSums; ++n) {
+          if (n > 0 && n >= kSums / lanes) break;
+          const int r = (kept + n) % kRows;
+          const int j = first + (kept + n) / kRows * beside + lane / lanes;
+          if (!writes || r >= rows || j >= end) continue;
+          C& score = scores[r * keys + j - j0];
+          score = column > 0 ? score + s[n] : s[n];
+        }
       }
     }
   }
   block_barrier();
 
   for (int r = warp; r < rows; r += kWarps) {
+    const int h = group * a.group + (row0 + r) / len_q;
+    const int i = (row0 + r) % len_q;
+    const KeyRange range = sequence.keys_of(i);
+    const C slope = slope_of<C>(a, b, h);
     C m = -infinity<C>();
     for (int n = lane; n < end - j0; n += kWarp) {
-      const C s = scores[r * keys + n];
+      const int j = j0 + n;
+      C& s = scores[r * keys + n];
+      if (j < range.first || j >= range.last) {
+        s = -infinity<C>();
+      } else {
+        const C factor = static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, b, group, j));
+        s = finished_score(a, s * factor, b, h, i, j, slope, i + sequence.diagonal);
+      }
       m = s > m ? s : m;
     }
     for (int step = 1; step < kWarp; step *= 2) {
@@ -170,20 +201,33 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   block_barrier();
 
   const int lanes = lanes_for<T>(a.dim_v);
-  const int together = kWarp / lanes;
+  const int beside = kWarp / lanes;
   const int width = lanes * kGrain;  // columns a sweep
   for (int column = 0; column < a.dim_v; column += width) {
     C o[kRows][kGrain] = {};
     const int d = column + lane % lanes * kGrain;
-    for (int j = j0 + warp * together + lane / lanes; j < end; j += kWarps * together) {
-      C value[kGrain];
-      load_grain<T>(value, key_row(a, a.value, b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
-      const C factor = static_cast<C>(row_scale(a, a.value_scales, b, group, j));
+    for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
+      Vector<T> value[kTogether];
+      C factor[kTogether];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const C weight = r < rows ? scores[r * keys + j - j0] * factor : C(0);
+      for (int n = 0; n < kTogether; ++n) {
+        const int j = first + n * beside + lane / lanes;
+        value[n] = {};
+        factor[n] = 0;
+        if (j >= end) continue;
+        value[n] = stored_grain<T>(key_row(a, a.value, b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
+        factor[n] = static_cast<C>(row_scale(a, a.value_scales, b, group, j));
+      }
 #pragma unroll
-        for (int e = 0; e < kGrain; ++e) o[r][e] += weight * value[e];
+      for (int n = 0; n < kTogether; ++n) {
+        const int j = first + n * beside + lane / lanes;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (r < rows) {
+            const C weight = j < end ? scores[r * keys + j - j0] * factor[n] : C(0);
+#pragma unroll
+            for (int e = 0; e < kGrain; ++e) o[r][e] += weight * to_float(value[n].x[e]);
+          }
       }
     }
 #pragma unroll

@@ -87,16 +87,19 @@ template <class T> struct alignas(sizeof(T) == 1 ? 8 : 16) Vector {
   T x[kLength];
 };
 
-// Up to one vector of a row from column d on; zeros beyond its end.
+// Up to one vector of a row from column d on, as it is stored; zeros beyond its end.
+template <class T> REGARD_DEVICE Vector<T> stored_grain(const char* row, std::int64_t stride, int d, int dim, bool vectors) {
+  constexpr int kGrain = Vector<T>::kLength;
+  if (vectors && d + kGrain <= dim) return *reinterpret_cast<const Vector<T>*>(row + d * static_cast<int>(sizeof(T)));
+  Vector<T> v;
+  for (int e = 0; e < kGrain; ++e) v.x[e] = d + e < dim ? read<T>(row + (d + e) * stride) : T{};
+  return v;
+}
+
 template <class T>
 REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* row, std::int64_t stride, int d, int dim, bool vectors) {
-  constexpr int kGrain = Vector<T>::kLength;
-  if (vectors && d + kGrain <= dim) {
-    const auto v = *reinterpret_cast<const Vector<T>*>(row + d * static_cast<int>(sizeof(T)));
-    for (int e = 0; e < kGrain; ++e) to[e] = to_float(v.x[e]);
-  } else {
-    for (int e = 0; e < kGrain; ++e) to[e] = d + e < dim ? value_at<T>(row + (d + e) * stride) : Compute<T>(0);
-  }
+  const Vector<T> v = stored_grain<T>(row, stride, d, dim, vectors);
+  for (int e = 0; e < Vector<T>::kLength; ++e) to[e] = to_float(v.x[e]);
 }
 
 }  // namespace regard::cuda
