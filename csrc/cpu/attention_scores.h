@@ -280,7 +280,8 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   }
 
   // square[k] = x[b, h, i0 + query ..., j0 + key + k], zeros beyond the tile.
-  [[gnu::noinline]] void read_square(const Buffers& w, const Array& x, const TileOf& t, int query, int key, int keys, V (&square)[kW]) const {
+  [[gnu::noinline]] void read_square(const Buffers& w, const Array& x, const TileOf& t, int query, int key, int keys,
+                                     V (&square)[kW]) const {
     const int queries = std::min(kW, t.queries - query);
     const char* const at = x.at(t.b, t.h, t.i0 + query, t.j0 + key);
     const auto whole = [&](auto storage) {

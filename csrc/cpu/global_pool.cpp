@@ -23,7 +23,8 @@ template <class T> void pool(const PoolProblem& p) {
   if (channels == 0 || images == 0) return;
   const Map first = map_of(p.x);
   const std::int64_t bytes = images * channels * first.positions * size_of(p.x.dtype);
-  const Cut cut(first, size_of(p.x.dtype), kBlock<T>, std::clamp(bytes / (kPiecesAThread * get_num_threads()), Cut::kPieceBytes, kLargestPiece));
+  const Cut cut(first, size_of(p.x.dtype), kBlock<T>,
+                std::clamp(bytes / (kPiecesAThread * get_num_threads()), Cut::kPieceBytes, kLargestPiece));
   const std::int64_t partials = channels * Partials<T>::count(first);
   Scratch scratch;
   const auto sums = scratch.template reserve<T>(images * partials);

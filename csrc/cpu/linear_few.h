@@ -109,8 +109,7 @@ template <class T, int Chain> class FewRows {
       store(y, sums[r] + load<V>(bias));
       activate(p_.activation, y, kW);
       T residual[kW];
-      if (p_.residual.present())
-        add_residual(p_.residual, residual_.at(r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
+      if (p_.residual.present()) add_residual(p_.residual, residual_.at(r) + n0 * residual_.step(), residual_.step(), columns, residual, y);
       write_row(p_.out.dtype, out_.at(r) + n0 * out_.step(), out_.step(), columns, y);
     }
   }

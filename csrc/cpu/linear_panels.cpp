@@ -2,8 +2,7 @@
 
 namespace regard::cpu {
 
-void pack_pairs_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, std::int32_t* to,
-                             float* staging) {
+void pack_pairs_panel(const Array& weight, std::int64_t n0, int columns, std::int64_t k0, int depth, std::int32_t* to, float* staging) {
   constexpr int panel = kPanel<float>;
   const int words = (depth + 1) / 2;
   if (weight.stride[0] == 2 && weight.stride[1] != 2) {  // a transposed view: two of its rows are one of ours

@@ -211,9 +211,7 @@ template <class T> class MapAttention {
 
 // `at` is the operation, for rehearsals.
 void map_attention(const ChannelProblem& p, bool with_max, std::source_location at = std::source_location::current()) {
-  with_compute(p.x.dtype, [&](auto t) {
-    MapAttention<decltype(t)>(p, with_max).run(at);
-  });
+  with_compute(p.x.dtype, [&](auto t) { MapAttention<decltype(t)>(p, with_max).run(at); });
 }
 
 }  // namespace

@@ -45,9 +45,7 @@ template <class S, class T, bool ByPosition> class ScaleMap {
   // Stores are aligned. Where a vector reaches into the next plane, its last lanes have that one's weight.
   static void short_planes(const S* x, S* out, std::int64_t positions, std::int64_t channels, const T* by_channel) {
     const std::int64_t all = channels * positions;
-    const auto few = [=](std::int64_t i, std::int64_t n, T weight) {
-      store_few(out + i, load_few(x + i, n) * broadcast<V>(weight), n);
-    };
+    const auto few = [=](std::int64_t i, std::int64_t n, T weight) { store_few(out + i, load_few(x + i, n) * broadcast<V>(weight), n); };
     constexpr std::uintptr_t bytes = kW * sizeof(S);
     std::int64_t i = std::min(all, static_cast<std::int64_t>((bytes - reinterpret_cast<std::uintptr_t>(out) % bytes) % bytes / sizeof(S)));
     few(0, i, by_channel[0]);

@@ -43,8 +43,8 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   p.rows = a.group * len_q;
   p.row_tiles = (p.rows + kRows - 1) / kRows;
   p.splits = most_splits<C>(len_kv);
-  p.key_vectors = in_vectors(problem.key);
-  p.value_vectors = in_vectors(problem.value);
+  p.key_vectors = in_vectors(problem.key) && a.dim_qk % Vector<T>::kLength == 0;
+  p.value_vectors = in_vectors(problem.value) && a.dim_v % Vector<T>::kLength == 0;
   const std::int64_t heads = static_cast<std::int64_t>(a.batch) * (a.heads / a.group);
   const std::int64_t partials = heads * p.splits * p.rows;
   p.maximum = queue.scratch(partials * kItem);

@@ -10,6 +10,8 @@
 // Splits depend on the sequence's number of keys alone. Dao et al., "Flash-Decoding for long-context inference" (2023).
 #pragma once
 
+#include <bit>
+
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_scores.cuh"
 #include "cuda/lane_sums.cuh"
@@ -27,7 +29,7 @@ struct DecodeArguments {
   int rows;          // of a key head: group * queries, the most that a sequence has
   int row_tiles;
   int splits;        // likewise
-  bool key_vectors;  // rows of keys lie in aligned chunks of 16 bytes
+  bool key_vectors;  // rows of keys are aligned vectors, with nothing left over
   bool value_vectors;
   void* shares;   // exponentials [batch, heads_kv, rows, len_kv], where additive attention returns its weights; or null
   void* maximum;  // [batch, heads_kv, splits, rows] in the compute type
@@ -60,14 +62,51 @@ template <class T> REGARD_DEVICE int lanes_for(int dim) {
 }
 
 // Keys of a lane that are on their way together. An H200's memory gives 4.8 TB/s some 700 ns after it is asked: 25 KiB on their
-// way to each SM, where four blocks of one load a lane have 8.
+// way to each SM. Three blocks of four keys a lane have 24, four of one had 8.
 constexpr int kTogether = 4;
+
+// A vector as words: taken apart where its elements are wanted. As elements, the compiler spread each over a register of its
+// own, and waited for every load to do so.
+template <class T> struct alignas(sizeof(Vector<T>)) Grain {
+  std::uint32_t words[sizeof(Vector<T>) / 4];
+
+  REGARD_DEVICE Compute<T> value(int e) const {
+    if constexpr (std::is_same_v<T, double>) {
+      return std::bit_cast<double>(std::uint64_t{words[2 * e + 1]} << 32 | words[2 * e]);
+    } else if constexpr (std::is_same_v<T, float>) {
+      return float_of(words[e]);
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      return float_of(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xffff0000u);
+    } else {
+      constexpr int kEach = 4 / sizeof(T);
+      using Bits = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint8_t>;
+      return value_of(std::bit_cast<T>(static_cast<Bits>(words[e / kEach] >> e % kEach * 8 * sizeof(T))));
+    }
+  }
+};
+
+// Column d and on of the rows row_of(0), row_of(1), ... `whole`: rows are aligned vectors, with nothing left over. Then there is no
+// branch between the loads, and none waits for the one before; lanes beyond the row's end read its beginning once more.
+template <class T, class RowOf>
+REGARD_DEVICE void fetch_grains(Grain<T> (&to)[kTogether], RowOf&& row_of, std::int64_t stride, int d, int dim, bool whole) {
+  const char* row[kTogether];
+#pragma unroll
+  for (int n = 0; n < kTogether; ++n) row[n] = row_of(n);
+  if (whole) {
+    const int at = d < dim ? d * static_cast<int>(sizeof(T)) : 0;
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) to[n] = *reinterpret_cast<const Grain<T>*>(row[n] + at);
+  } else {
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) to[n] = std::bit_cast<Grain<T>>(stored_grain<T>(row[n], stride, d, dim, false));
+  }
+}
 
 // Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains],
 // with additive scores one more row of v; or sums [warps][kRows][32 grains].
 // T is the type of keys and values.
 template <class T, bool kAdditive = false, int kRows = kDecodeRows>
-REGARD_KERNEL(kDecodeThreads, sizeof(Compute<T>) == 8 ? 2 : 4)
+REGARD_KERNEL(kDecodeThreads, sizeof(Compute<T>) == 8 ? 2 : 3)
 attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   using C = Compute<T>;
   constexpr int kGrain = Vector<T>::kLength;
@@ -111,11 +150,10 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
 
   // Products of queries and keys. A lane keeps its own columns of the queries in registers while the keys pass.
   {
-    const int lanes = lanes_for<T>(a.dim_qk);
-    const int beside = kWarp / lanes;  // keys a warp
-    constexpr int kSums = kTogether * kRows;
-    const int kept = lane % lanes * kSums / lanes;  // the first of the sums that this lane is left with
-    const bool writes = lanes <= kSums || lane % (lanes / kSums) == 0;
+    const int lanes = lanes_for<T>(a.dim_qk) < kRows ? kRows : lanes_for<T>(a.dim_qk);  // a sum for each row, at most
+    const int beside = kWarp / lanes;                                                   // keys a warp
+    const int kept = lane % lanes * kRows / lanes;  // the row whose sum this lane is left with, and its neighbours
+    const bool writes = lane % (lanes / kRows) == 0;
     for (int column = 0; column < a.dim_qk; column += lanes * kGrain) {
       const int d = column + lane % lanes * kGrain;
       C q[kRows][kGrain];
@@ -127,34 +165,26 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
         if constexpr (kAdditive) weight[e] = d < pitch ? v[d + e] : C(0);
       }
       for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
-        Vector<T> key[kTogether];
+        const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
+        const auto row_of = [&](int n) { return key_row(a, a.key, b, group, key_of(n) < end ? key_of(n) : end - 1); };
+        Grain<T> key[kTogether];
+        fetch_grains<T>(key, row_of, a.key.stride[3], d, a.dim_qk, p.key_vectors);
 #pragma unroll
         for (int n = 0; n < kTogether; ++n) {
-          const int j = first + n * beside + lane / lanes;
-          key[n] = {};
-          if (j < end) key[n] = stored_grain<T>(key_row(a, a.key, b, group, j), a.key.stride[3], d, a.dim_qk, p.key_vectors);
-        }
-        C s[kSums] = {};
-#pragma unroll
-        for (int n = 0; n < kTogether; ++n)
+          C s[kRows] = {};
 #pragma unroll
           for (int r = 0; r < kRows; ++r)
             if (r < rows) {
 #pragma unroll
               for (int e = 0; e < kGrain; ++e) {
-                const C x = to_float(key[n].x[e]);
-                s[n * kRows + r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + x) : q[r][e] * x;
+                const C x = key[n].value(e);
+                s[r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + x) : q[r][e] * x;
               }
             }
-        sum_over<kSums>(s, lanes);
-#pragma unroll
-        for (int n = 0; n < kSums; ++n) {
-          if (n > 0 && n >= kSums / lanes) break;
-          const int r = (kept + n) % kRows;
-          const int j = first + (kept + n) / kRows * beside + lane / lanes;
-          if (!writes || r >= rows || j >= end) continue;
-          C& score = scores[r * keys + j - j0];
-          score = column > 0 ? score + s[n] : s[n];
+          sum_over<kRows>(s, lanes);
+          if (!writes || kept >= rows || key_of(n) >= end) continue;
+          C& score = scores[kept * keys + key_of(n) - j0];
+          score = column > 0 ? score + s[0] : s[0];
         }
       }
     }
@@ -190,6 +220,7 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
       sum += s;
       if (kAdditive && p.shares != nullptr)
         static_cast<C*>(p.shares)[(static_cast<std::int64_t>(head) * p.rows + row0 + r) * a.len_kv + j0 + n] = s;
+      s *= static_cast<C>(row_scale(a, a.value_scales, b, group, j0 + n));
     }
     for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
     const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
@@ -207,26 +238,20 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
     C o[kRows][kGrain] = {};
     const int d = column + lane % lanes * kGrain;
     for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
-      Vector<T> value[kTogether];
-      C factor[kTogether];
+      const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
+      const auto held_key = [&](int n) { return key_of(n) < end ? key_of(n) : end - 1; };
+      Grain<T> value[kTogether];
+      fetch_grains<T>(
+          value, [&](int n) { return key_row(a, a.value, b, group, held_key(n)); }, a.value.stride[3], d, a.dim_v, p.value_vectors);
 #pragma unroll
       for (int n = 0; n < kTogether; ++n) {
-        const int j = first + n * beside + lane / lanes;
-        value[n] = {};
-        factor[n] = 0;
-        if (j >= end) continue;
-        value[n] = stored_grain<T>(key_row(a, a.value, b, group, j), a.value.stride[3], d, a.dim_v, p.value_vectors);
-        factor[n] = static_cast<C>(row_scale(a, a.value_scales, b, group, j));
-      }
-#pragma unroll
-      for (int n = 0; n < kTogether; ++n) {
-        const int j = first + n * beside + lane / lanes;
+        const C* const score = scores + held_key(n) - j0;
 #pragma unroll
         for (int r = 0; r < kRows; ++r)
           if (r < rows) {
-            const C weight = j < end ? scores[r * keys + j - j0] * factor[n] : C(0);
+            const C weight = key_of(n) < end ? score[r * keys] : C(0);
 #pragma unroll
-            for (int e = 0; e < kGrain; ++e) o[r][e] += weight * to_float(value[n].x[e]);
+            for (int e = 0; e < kGrain; ++e) o[r][e] += weight * value[n].value(e);
           }
       }
     }

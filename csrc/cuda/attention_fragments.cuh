@@ -23,25 +23,27 @@ REGARD_DEVICE RowState row_before(float sink, int column) { return {sink, sink >
 // Scores of query i and the keys from j on: those it does not see, and without kPlain the rest of what becomes of a score.
 // `blocked`: the block mask hides some of the tile's keys.
 template <bool kPlain, int kTiles>
-REGARD_DEVICE void finish_scores(const AttentionArguments& a, const SequenceMask& sequence, int b, int h, int i, int j, float slope,
-                                 bool blocked, float (&s)[kTiles][4], int half) {
+REGARD_DEVICE void finish_fragments(const AttentionArguments& a, const SequenceMask& sequence, int b, int h, int i, int j, float slope,
+                                    bool blocked, float (&s)[kTiles][4], int half) {
   const KeyRange range = sequence.keys_of(i);
   const int first = static_cast<int>(range.first);
   const int last = static_cast<int>(range.last);
-  BlockCursor cursor(a.blocks, b, h, i);
+  const auto score = [&](int n) -> float& { return s[n / 2][half * 2 + n % 2]; };
+  const auto key = [&](int n) { return j + n / 2 * 8 + n % 2; };
+  if constexpr (kPlain) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n)
+    for (int n = 0; n < 2 * kTiles; ++n)
+      if (key(n) < first || key(n) >= last) score(n) = -infinity<float>();
+  } else {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int key = j + n * 8 + c;
-      float& score = s[n][half * 2 + c];
-      if (key < first || key >= last)
-        score = -infinity<float>();
-      else if (!kPlain && blocked && !cursor.sees(key))
-        score = -infinity<float>();
-      else if (!kPlain)
-        score = finished_score(a, score * a.scale_float, b, h, i, key, slope, i + sequence.diagonal);
-    }
+    for (int n = 0; n < 2 * kTiles; ++n) score(n) *= a.scale_float;
+    finish_scores<2 * kTiles>(a, b, h, i, first, last, slope, static_cast<int>(i + sequence.diagonal), score, key);
+    if (!blocked) return;
+    BlockCursor cursor(a.blocks, b, h, i);
+#pragma unroll
+    for (int n = 0; n < 2 * kTiles; ++n)
+      if (key(n) >= first && key(n) < last && !cursor.sees(key(n))) score(n) = -infinity<float>();
+  }
 }
 
 // Scores become weights, and the row's state takes them in; the result is what earlier outputs are to be multiplied by.

@@ -301,7 +301,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
     if (!kPlain || all_first > j0 || all_last < j0 + kKeys) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        finish_scores<kPlain>(p.a, sequence(), x.b, x.h, row() + half * 8, j0 + column(), slope, blocked, s, half);
+        finish_fragments<kPlain>(p.a, sequence(), x.b, x.h, row() + half * 8, j0 + column(), slope, blocked, s, half);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) alpha[half] = take_in(state[half], s, half, factor());

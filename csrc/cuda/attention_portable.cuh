@@ -119,18 +119,17 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     for (int r = 0; r < P::kRows; ++r) {
       const int i = i0 + row0 + r;
       const KeyRange range = sequence.keys_of(i);
+      const auto key = [&](int c) { return j0 + across + P::kAcross * c; };
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) s[r][c] *= static_cast<C>(scale.rest);
+      finish_scores<P::kScores>(
+          a, b, h, i, static_cast<int>(range.first), static_cast<int>(range.last), slope, static_cast<int>(i + sequence.diagonal),
+          [&](int c) -> C& { return s[r][c]; }, key);
+      if (!blocked) continue;
       BlockCursor cursor(a.blocks, b, h, i);
 #pragma unroll
-      for (int c = 0; c < P::kScores; ++c) {
-        const int j = j0 + across + P::kAcross * c;
-        C& score = s[r][c];
-        if (j < range.first || j >= range.last)
-          score = -infinity<C>();
-        else if (blocked && !cursor.sees(j))
-          score = -infinity<C>();
-        else
-          score = finished_score(a, score * static_cast<C>(scale.rest), b, h, i, j, slope, i + sequence.diagonal);
-      }
+      for (int c = 0; c < P::kScores; ++c)
+        if (key(c) >= range.first && key(c) < range.last && !cursor.sees(key(c))) s[r][c] = -infinity<C>();
     }
   };
 

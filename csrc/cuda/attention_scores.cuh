@@ -8,26 +8,52 @@
 
 namespace regard::cuda {
 
-// float32, or the query's type.
-template <class C> REGARD_DEVICE C bias_at(const AttentionArguments& a, int b, int h, int i, int j) {
-  const char* const at = a.bias.at(b, h, i, j);
-  if (a.bias_type == DType::float32) return static_cast<C>(read<float>(at));
-  if constexpr (sizeof(C) == 8)
-    return read<double>(at);
-  else
-    return a.bias_type == DType::float16 ? value_at<Half>(at) : value_at<BFloat16>(at);
+// Scores score(n) of query i and keys key(n), for n < kCount: softcap, bias, ALiBi and the boolean mask for the scaled scores of
+// those in [first, last), -inf for the others. `centre` is the key on the query's diagonal. An option after the other, each for
+// all scores: a pass has its loads on their way together, and no score has the code of options that a call has not.
+template <int kCount, class C, class Score, class Key>
+REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int i, int first, int last, C slope, int centre, Score&& score,
+                                 Key&& key) {
+  const auto each = [&](auto&& change) {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      const int j = key(n);
+      if (j >= first && j < last) change(score(n), j);
+    }
+  };
+  if (a.softcap > 0) {
+    const auto cap = static_cast<C>(a.softcap);
+    each([&](C& s, int) { s = cap * tanh_of(s / cap); });
+  }
+  if (a.bias.data != nullptr) {
+    const char* const row = a.bias.at(b, h, i);
+    const auto add = [&](auto type) {
+      each([&](C& s, int j) { s += static_cast<C>(value_at<decltype(type)>(row + j * a.bias.stride[3])); });
+    };
+    if (a.bias_type == DType::float32)
+      add(float{});
+    else if constexpr (sizeof(C) == 8)
+      add(double{});
+    else if (a.bias_type == DType::float16)
+      add(Half{});
+    else
+      add(BFloat16{});
+  }
+  if (a.alibi_slopes.data != nullptr) each([&](C& s, int j) { s -= slope * static_cast<C>(centre < j ? j - centre : centre - j); });
+  if (a.mask.data != nullptr) {
+    const char* const row = a.mask.at(b, h, i);
+    each([&](C& s, int j) { s = row[j * a.mask.stride[3]] != 0 ? s : -infinity<C>(); });
+  }
+#pragma unroll
+  for (int n = 0; n < kCount; ++n)
+    if (key(n) < first || key(n) >= last) score(n) = -infinity<C>();
 }
 
-// A scaled score with softcap, bias, ALiBi and the boolean mask. `centre` is the key on the query's diagonal.
+// Of one key that is seen.
 template <class C>
 REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, int i, int j, C slope, std::int64_t centre) {
-  if (a.softcap > 0) s = static_cast<C>(a.softcap) * tanh_of(s / static_cast<C>(a.softcap));
-  if (a.bias.data != nullptr) s += bias_at<C>(a, b, h, i, j);
-  if (a.alibi_slopes.data != nullptr) {
-    const std::int64_t distance = centre - j;
-    s -= slope * static_cast<C>(distance < 0 ? -distance : distance);
-  }
-  if (a.mask.data != nullptr && *a.mask.at(b, h, i, j) == 0) s = -infinity<C>();
+  C* const one = &s;
+  finish_scores<1>(a, b, h, i, j, j + 1, slope, static_cast<int>(centre), [=](int) -> C& { return *one; }, [=](int) { return j; });
   return s;
 }
 

@@ -184,7 +184,7 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
         for (int half = 0; half < 2; ++half) {
           const LanePlace place(opaque(thread_index()), kRowTiles);
           const int i = i0 + place.row + r * 16 + half * 8;
-          finish_scores<kPlain>(a, sequence(), b, h, i, j0 + place.column, slope, blocked, s[r], half);
+          finish_fragments<kPlain>(a, sequence(), b, h, i, j0 + place.column, slope, blocked, s[r], half);
         }
     }
 

@@ -70,7 +70,7 @@ REGARD_DEVICE Statistics<T> lane_statistics(const StatisticsArguments& a, const 
   for (int r = lane * kGrain; r < a.reduced_count; r += kWarp * kGrain) {
     if (a.vectors && r + kGrain <= a.reduced_count) {
       const auto v = *reinterpret_cast<const Vector<T>*>(x + static_cast<std::int64_t>(r) * static_cast<int>(sizeof(T)));
-      for (int i = 0; i < kGrain; ++i) s.add(factor != nullptr ? to_float(v.x[i]) * factor[r + i] : to_float(v.x[i]));
+      for (int i = 0; i < kGrain; ++i) s.add(factor != nullptr ? value_of(v.x[i]) * factor[r + i] : value_of(v.x[i]));
     } else {
       const int end = r + kGrain < a.reduced_count ? r + kGrain : a.reduced_count;
       for (int i = r; i < end; ++i) {
@@ -185,7 +185,7 @@ template <class T, bool kVectors> REGARD_KERNEL(kMapThreads, 1) rescale(const RE
   };
   if constexpr (kVectors) {
     auto v = *reinterpret_cast<const Vector<T>*>(x);
-    for (int i = 0; i < kGrain; ++i) write<T>(reinterpret_cast<char*>(&v.x[i]), scaled(to_float(v.x[i]), i));
+    for (int i = 0; i < kGrain; ++i) write<T>(reinterpret_cast<char*>(&v.x[i]), scaled(value_of(v.x[i]), i));
     *reinterpret_cast<Vector<T>*>(out) = v;
   } else {
     write<T>(out, scaled(value_at<T>(x), 0));

@@ -53,10 +53,10 @@ template <class T> REGARD_KERNEL(kNormThreads, 1) normalise_rows(const REGARD_GR
       const int count = a.features - k < kGrain ? a.features - k : kGrain;
       if (a.vectors && count == kGrain) {
         const auto from = *reinterpret_cast<const Vector<T>*>(x + static_cast<std::int64_t>(k) * static_cast<int>(sizeof(T)));
-        for (int i = 0; i < kGrain; ++i) v[i] = to_float(from.x[i]);
+        for (int i = 0; i < kGrain; ++i) v[i] = value_of(from.x[i]);
         if (residual != nullptr) {
           const auto more = *reinterpret_cast<const Vector<T>*>(residual + static_cast<std::int64_t>(k) * static_cast<int>(sizeof(T)));
-          for (int i = 0; i < kGrain; ++i) v[i] += to_float(more.x[i]);
+          for (int i = 0; i < kGrain; ++i) v[i] += value_of(more.x[i]);
         }
       } else {
         for (int i = 0; i < count; ++i) {

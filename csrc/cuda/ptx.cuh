@@ -18,6 +18,20 @@ namespace regard::cuda {
 using SharedAddress = std::uint32_t;
 REGARD_DEVICE SharedAddress shared_address(const void* p) { return static_cast<SharedAddress>(__cvta_generic_to_shared(p)); }
 
+// ---- Conversions -----------------------------------------------------------------------------------------------------
+
+// core/dtype.h has them in some six and ten instructions.
+REGARD_DEVICE float widened(Half x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+REGARD_DEVICE Half rounded_to_half(float x) {
+  Half y;
+  asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+
 // ---- Copies from global to shared memory that run beside the lane --------------------------------------------------
 
 // 16 bytes, both sides aligned to 16; with `valid` false zeros are written and nothing is read.

@@ -8,6 +8,7 @@
 
 #include "core/dtype.h"
 #include "cuda/device.cuh"
+#include "cuda/ptx.cuh"
 
 namespace regard::cuda {
 
@@ -47,23 +48,39 @@ template <class C> REGARD_DEVICE C sigmoid_of(C x) { return C(1) / (C(1) + exp_o
 REGARD_DEVICE float erfc_of(float x) { return erfcf(x); }
 REGARD_DEVICE double erfc_of(double x) { return erfc(x); }
 
+// Elements as they are computed with, and back: to_float() and from_float(), by one instruction where there is one.
+template <class T> REGARD_DEVICE Compute<T> value_of(T x) {
+  if constexpr (std::is_same_v<T, Half>)
+    return widened(x);
+  else
+    return to_float(x);
+}
+template <class T> REGARD_DEVICE T stored_value(Compute<T> x) {
+  if constexpr (std::is_same_v<T, Half>)
+    return rounded_to_half(x);
+  else if constexpr (std::is_same_v<T, double>)
+    return x;
+  else
+    return from_float<T>(x);
+}
+
 // Elements whose type is an argument: in kernels that read few, or share what they read.
 template <class C> REGARD_DEVICE C load_as(const char* p, DType type) {
   switch (type) {
     case DType::float64: return static_cast<C>(*reinterpret_cast<const double*>(p));
     case DType::float32: return static_cast<C>(*reinterpret_cast<const float*>(p));
-    case DType::float16: return static_cast<C>(to_float(*reinterpret_cast<const Half*>(p)));
-    case DType::bfloat16: return static_cast<C>(to_float(*reinterpret_cast<const BFloat16*>(p)));
-    case DType::int8: return static_cast<C>(to_float(*reinterpret_cast<const Int8*>(p)));
-    default: return static_cast<C>(to_float(*reinterpret_cast<const Float8*>(p)));
+    case DType::float16: return static_cast<C>(value_of(*reinterpret_cast<const Half*>(p)));
+    case DType::bfloat16: return static_cast<C>(value_of(*reinterpret_cast<const BFloat16*>(p)));
+    case DType::int8: return static_cast<C>(value_of(*reinterpret_cast<const Int8*>(p)));
+    default: return static_cast<C>(value_of(*reinterpret_cast<const Float8*>(p)));
   }
 }
 template <class C> REGARD_DEVICE void store_as(char* p, DType type, C x) {
   switch (type) {
     case DType::float64: *reinterpret_cast<double*>(p) = static_cast<double>(x); break;
     case DType::float32: *reinterpret_cast<float*>(p) = static_cast<float>(x); break;
-    case DType::float16: *reinterpret_cast<Half*>(p) = from_float<Half>(static_cast<float>(x)); break;
-    default: *reinterpret_cast<BFloat16*>(p) = from_float<BFloat16>(static_cast<float>(x)); break;
+    case DType::float16: *reinterpret_cast<Half*>(p) = stored_value<Half>(static_cast<float>(x)); break;
+    default: *reinterpret_cast<BFloat16*>(p) = stored_value<BFloat16>(static_cast<float>(x)); break;
   }
 }
 
@@ -71,14 +88,9 @@ template <class C> REGARD_DEVICE C max_or_nan(C a, C b) { return a != a || a > b
 
 template <class T> REGARD_DEVICE T read(const char* p) { return *reinterpret_cast<const T*>(p); }
 
-template <class T> REGARD_DEVICE Compute<T> value_at(const char* p) { return to_float(read<T>(p)); }
+template <class T> REGARD_DEVICE Compute<T> value_at(const char* p) { return value_of(read<T>(p)); }
 
-template <class T> REGARD_DEVICE void write(char* p, Compute<T> x) {
-  if constexpr (std::is_same_v<T, double>)
-    *reinterpret_cast<double*>(p) = x;
-  else
-    *reinterpret_cast<T*>(p) = from_float<T>(x);
-}
+template <class T> REGARD_DEVICE void write(char* p, Compute<T> x) { *reinterpret_cast<T*>(p) = stored_value<T>(x); }
 
 // As many elements as 16 bytes hold, but at most 8. Sums run in this grain whether or not memory allows such loads: bits
 // do not depend on strides.
@@ -92,14 +104,15 @@ template <class T> REGARD_DEVICE Vector<T> stored_grain(const char* row, std::in
   constexpr int kGrain = Vector<T>::kLength;
   if (vectors && d + kGrain <= dim) return *reinterpret_cast<const Vector<T>*>(row + d * static_cast<int>(sizeof(T)));
   Vector<T> v;
-  for (int e = 0; e < kGrain; ++e) v.x[e] = d + e < dim ? read<T>(row + (d + e) * stride) : T{};
+  const int first = opaque(d);  // else a loop of grains keeps eight addresses in registers
+  for (int e = 0; e < kGrain; ++e) v.x[e] = first + e < dim ? read<T>(row + (first + e) * stride) : T{};
   return v;
 }
 
 template <class T>
 REGARD_DEVICE void load_grain(Compute<T> (&to)[Vector<T>::kLength], const char* row, std::int64_t stride, int d, int dim, bool vectors) {
   const Vector<T> v = stored_grain<T>(row, stride, d, dim, vectors);
-  for (int e = 0; e < Vector<T>::kLength; ++e) to[e] = to_float(v.x[e]);
+  for (int e = 0; e < Vector<T>::kLength; ++e) to[e] = value_of(v.x[e]);
 }
 
 }  // namespace regard::cuda

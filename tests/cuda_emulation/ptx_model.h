@@ -16,6 +16,9 @@ inline SharedAddress shared_address(const void* p) {
   return static_cast<SharedAddress>(static_cast<const char*>(p) - emulation::shared_memory());
 }
 
+inline float widened(Half x) { return to_float(x); }
+inline Half rounded_to_half(float x) { return from_float<Half>(x); }
+
 inline void copy_async(SharedAddress to, const void* from, bool valid, Where where = Where::current()) {
   emulation::copy_async(to, from, valid ? 16 : 0, 16, where);
 }

@@ -44,13 +44,24 @@ template <class S, class T> void test_rows() {
           std::memcpy(row.first + i * stride, &s, sizeof s);
         }
         const std::unique_ptr<T[]> got(new T[static_cast<std::size_t>(n)]);
-        read_row<S>(row.first, stride, n, got.get());
+        read_row(dtype_of<S>(), row.first, stride, n, got.get());
         CHECK(n == 0 || std::memcmp(got.get(), wanted.data(), static_cast<std::size_t>(n) * sizeof(T)) == 0);
-        if (stride == 0) continue;
+        if (stride == 0 || !std::is_same_v<ComputeOf<S>, T>) continue;
         const Row copy(n, stride, item, offset);
-        write_row<S>(copy.first, stride, n, got.get());
+        write_row(dtype_of<S>(), copy.first, stride, n, got.get());
         CHECK(std::memcmp(copy.block.get(), row.block.get(), static_cast<std::size_t>(row.size)) == 0);
       }
+}
+
+// Of caches and masks.
+template <class S, class T> void test_bytes(DType dtype) {
+  for (std::int64_t n = 0; n <= 3 * kWidth<T> + 1; ++n) {
+    const Row row(n, 1, 1, 0);
+    for (std::int64_t i = 0; i < n; ++i) row.first[i] = static_cast<char>(i * 5);
+    const std::unique_ptr<T[]> got(new T[static_cast<std::size_t>(n)]);
+    read_row(dtype, row.first, 1, n, got.get());
+    for (std::int64_t i = 0; i < n; ++i) CHECK(got[static_cast<std::size_t>(i)] == static_cast<T>(to_float(read<S>(row.first + i))));
+  }
 }
 
 template <class T> void test_transpose_padded() {
@@ -113,6 +124,12 @@ void test_strided() {
   test_rows<Half, float>();
   test_rows<BFloat16, float>();
   test_rows<double, double>();
+  test_rows<double, float>();
+  test_rows<float, double>();
+  test_bytes<Int8, float>(DType::int8);
+  test_bytes<Int8, double>(DType::boolean);
+  test_bytes<Float8, float>(DType::float8_e4m3fn);
+  test_bytes<Float8, double>(DType::float8_e4m3fn);
   test_transpose_padded<float>();
   test_transpose_padded<double>();
   test_multiply<float, Left::depth_contiguous>();
