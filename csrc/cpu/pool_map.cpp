@@ -154,11 +154,10 @@ template <class S, class T, bool WithMax> class PoolMap {
       V lanes[kW];
       for (int lane = 0; lane < kW; ++lane) lanes[lane] = load<V>(rows + lane * kChannels + c);
       const V all = combine_tree<Op>(lanes);
-      if (c + kW <= channels) {
+      if (c + kW <= channels)
         store(to + c, all);
-      } else {
+      else
         store_few(to + c, all, channels - c);
-      }
     }
   }
 };

@@ -17,8 +17,11 @@ struct RowState {
   float l;
 };
 
-// Before the first key: what the head's sink weighs, in one of the four lanes.
-REGARD_DEVICE RowState row_before(float sink, int column) { return {sink, sink > -infinity<float>() && column == 0 ? 1.0f : 0.0f}; }
+// Before the first key: what the head's sink weighs, in one of the four lanes. `unit`: what 1 is worth in a score.
+REGARD_DEVICE RowState row_before(const AttentionArguments& a, int h, int column, float unit) {
+  const float m = sink_of<float>(a, h) / unit;
+  return {m, m > -infinity<float>() && column == 0 ? 1.0f : 0.0f};
+}
 
 // Scores of query i and the keys from j on: those it does not see, and without kPlain the rest of what becomes of a score.
 // `blocked`: the block mask hides some of the tile's keys.

@@ -256,8 +256,7 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
     all_first = static_cast<int>(all.first);
     all_last = static_cast<int>(all.last);
     slope = kPlain ? 0.0f : slope_of<float>(p.a, x.b, x.h);
-    const float sink = kPlain ? -infinity<float>() : sink_of<float>(p.a, x.h);
-    for (int half = 0; half < 2; ++half) state[half] = row_before(sink, column());
+    state[0] = state[1] = row_before(p.a, x.h, column(), kPlain ? p.a.scale_float : 1.0f);
 #pragma unroll
     for (int n = 0; n < kDimTiles; ++n)
 #pragma unroll

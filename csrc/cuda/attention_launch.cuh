@@ -41,10 +41,10 @@ void launch_decode(const AttentionProblem& problem, AttentionArguments arguments
 void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);
 
 // Whether a score is nothing but a product with a positive scale, seen or not, and its weight stays: kernels then scale it in
-// the exponent.
+// the exponent, and a sink is divided by the scale.
 inline bool is_plain(const AttentionArguments& a) {
   return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
-         a.sinks.data == nullptr && a.softcap == 0 && a.scale > 0 && !a.dropout.present();
+         a.softcap == 0 && a.scale > 0 && !a.dropout.present();
 }
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {

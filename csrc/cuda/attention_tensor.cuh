@@ -78,7 +78,7 @@ struct LanePlace {
   REGARD_DEVICE LanePlace(int thread, int row_tiles) : row(thread / kWarp * row_tiles * 16 + thread % kWarp / 4), column(thread % 4 * 2) {}
 };
 
-// kPlain: no bias, ALiBi, softcap, mask, blocks, sinks or dropout, and a positive scale: scores stay unscaled until exp2.
+// kPlain: no bias, ALiBi, softcap, mask, blocks or dropout, and a positive scale: scores stay unscaled until exp2.
 template <class T, int kDim, int kQueries, int kKeys, bool kPlain>
 REGARD_KERNEL(kTensorThreads, 1)
 attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
@@ -137,11 +137,11 @@ attention_tensor(const REGARD_GRID_CONSTANT AttentionArguments a) {
 
   float o[kRowTiles][kDimTiles][4] = {};
   RowState state[kRowTiles][2];
-  const float sink = kPlain ? -infinity<float>() : sink_of<float>(a, h);
+  const RowState before = row_before(a, h, at_start.column, kPlain ? a.scale_float : 1.0f);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) state[r][half] = row_before(sink, at_start.column);
+    for (int half = 0; half < 2; ++half) state[r][half] = before;
   const auto factor = [&] { return kPlain ? a.scale_to_exp2 : kLog2E; };  // from a score's unit to powers of two
   const float slope = kPlain ? 0.0f : slope_of<float>(a, b, h);
 

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "causal": dict(causal=True, **LOWER),
     "window": dict(window=(20, 3), **LOWER),
+    "sinks": dict(sinks=SLOPES),
     "alibi, sinks": dict(alibi_slopes=SLOPES, sinks=SLOPES, **LOWER),
     "softcap, mask, bias": dict(
         softcap=5.0, mask=np.random.default_rng(1).random((7, 1, 70, 140)) < 0.6, bias=normal(2, 4, 70, 140)

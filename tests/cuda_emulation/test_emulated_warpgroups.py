@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mask": dict(mask=np.random.default_rng(1).random((2, 1, 70, 170)) < 0.6),
     "bias": dict(bias=normal(3, 2, 70, 170)),
     "alibi, sinks": dict(alibi_slopes=SLOPES, sinks=SLOPES, **LOWER),
+    "sinks, causal": dict(sinks=SLOPES, causal=True, **LOWER),
     "softcap, causal": dict(softcap=5.0, causal=True, **LOWER),
     "blocks": dict(
         mask=BlockMask.from_blocks(
