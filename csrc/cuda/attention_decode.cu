@@ -20,16 +20,6 @@ template <class F> bool with_stored(DType type, DType stored, F&& f) {
   }
 }
 
-// Shared memory of a block whose splits have `keys` keys.
-template <class T, bool kAdditive = false, int kRows = kDecodeRows>
-std::int64_t bytes_of(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
-  constexpr int kGrain = Vector<T>::kLength;
-  constexpr int kSize = static_cast<int>(sizeof(Compute<T>));
-  const std::int64_t queries = (dim_qk + kGrain) * (kRows + (kAdditive ? 1 : 0));
-  const std::int64_t columns = std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain));
-  return kSize * (kRows * keys + std::max(queries, kRows * (kDecodeThreads / kWarp) * columns));
-}
-
 template <class T, bool kAdditive = false, int kRows = kDecodeRows>
 void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
@@ -52,7 +42,7 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   if (a.weights.data != nullptr) p.shares = queue.scratch(std::max<std::int64_t>(1, heads * p.rows * len_kv) * kItem);
   p.out = queue.scratch(std::max<std::int64_t>(1, partials * a.dim_v) * kItem);
   const int keys = keys_per_split<C>(len_kv);
-  const auto bytes = static_cast<int>(bytes_of<T, kAdditive, kRows>(a.dim_qk, a.dim_v, keys));
+  const auto bytes = static_cast<int>(decode_bytes<T, kAdditive, kRows>(a.dim_qk, a.dim_v, keys));
   chosen({"split keys", kRows, keys, false});
   launch(attention_decode<T, kAdditive, kRows>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
   launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
@@ -67,7 +57,7 @@ bool decode_takes(const AttentionProblem& p, int shared_bytes) {
     using T = decltype(t);
     // As if the sequence were as long as any: its length must not decide which kernel's bits it gets.
     constexpr int most = keys_per_split<Compute<T>>(1 << 30);
-    fits = bytes_of<T>(p.dim_qk(), p.dim_v(), most) <= shared_bytes;
+    fits = decode_bytes<T>(p.dim_qk(), p.dim_v(), most) <= shared_bytes;
   });
   return known && fits;
 }
@@ -81,7 +71,7 @@ void launch_additive(const AttentionProblem& p, const Array& v, const Queue& que
   a.additive_v = v.data;
   with_compute(p.query.dtype, [&](auto t) {
     using T = decltype(t);
-    if (bytes_of<T, true>(p.dim_qk(), p.dim_v(), keys_per_split<T>(1 << 30)) > device(queue.device).shared_bytes)
+    if (decode_bytes<T, true>(p.dim_qk(), p.dim_v(), keys_per_split<T>(1 << 30)) > device(queue.device).shared_bytes)
       throw NoKernel("no CUDA kernel for so large a dim: a block's rows do not fit the shared memory");
     // A tanh is dear: the step of a decoder, one query, computes none for rows that are not there.
     p.len_q() == 1 ? launch_type<T, true, 1>(p, a, queue) : launch_type<T, true>(p, a, queue);

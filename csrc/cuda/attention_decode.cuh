@@ -54,6 +54,16 @@ template <class C> constexpr int most_splits(int len_kv) {
   return keys_per_split<C>(len_kv) > keys_per_split<C>(0) && own < kOfAnyLength ? kOfAnyLength : own;
 }
 
+// Host code: shared memory of a block whose splits have `keys` keys.
+template <class T, bool kAdditive = false, int kRows = kDecodeRows>
+std::int64_t decode_bytes(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
+  constexpr int kGrain = Vector<T>::kLength;
+  constexpr int kSize = static_cast<int>(sizeof(Compute<T>));
+  const std::int64_t queries = (dim_qk + kGrain) * (kRows + (kAdditive ? 1 : 0));
+  const std::int64_t columns = std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain));
+  return kSize * (kRows * keys + std::max(queries, kRows * (kDecodeThreads / kWarp) * columns));
+}
+
 // The lanes that share a row of `dim` elements: a power of two.
 template <class T> REGARD_DEVICE int lanes_for(int dim) {
   int lanes = 1;

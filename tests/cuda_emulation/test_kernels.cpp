@@ -2,6 +2,7 @@
 //
 // The mutations of test_mutations.py are compiled into this program: it is small on purpose.
 
+#include "cuda/attention_decode.cuh"
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_portable.cuh"
 #include "cuda/attention_tensor.cuh"
@@ -47,10 +48,43 @@ void test_portable() {
   emulation::settings() = {};
 }
 
+// Rows of 16 and 32 lanes, and of two sweeps; splits of 128 keys.
+template <class T> void test_decode(double tolerance) {
+  constexpr Shape kFewQueries[] = {
+      {8, 4, 1, 300, 64, 64, true, false}, {4, 2, 3, 200, 128, 40, true, true}, {2, 1, 2, 131, 201, 72, false, false}};
+  using C = Compute<T>;
+  for (const bool random : {false, true}) {
+    emulation::settings() = {random, 5};
+    for (const Shape& x : kFewQueries)
+      compare<T>(x, tolerance, [&](const AttentionProblem&, AttentionArguments& a) {
+        DecodeArguments p{};
+        p.a = a;
+        p.scale = split_scale(a.scale);
+        p.most_queries = a.len_q;
+        p.rows = a.group * a.len_q;
+        p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
+        p.splits = most_splits<C>(a.len_kv);
+        p.key_vectors = a.dim_qk % Vector<T>::kLength == 0;
+        p.value_vectors = a.dim_v % Vector<T>::kLength == 0;
+        const std::int64_t heads = a.heads / a.group;
+        Buffer<C> maximum(heads * p.splits * p.rows);
+        Buffer<C> sum(heads * p.splits * p.rows);
+        Buffer<C> out(heads * p.splits * p.rows * a.dim_v);
+        p.maximum = maximum.data();
+        p.sum = sum.data();
+        p.out = out.data();
+        const auto bytes = static_cast<int>(decode_bytes<T>(a.dim_qk, a.dim_v, keys_per_split<C>(a.len_kv)));
+        launch(attention_decode<T>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, nullptr, p);
+        launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, nullptr, p);
+      });
+  }
+  emulation::settings() = {};
+}
+
 // Tiles of the same scores weigh the same, however many there are.
 void test_a_maximum_that_stays() {
   emulation::run(1, kWarp, 0, [] {
-    RowState row = row_before(-infinity<float>(), 0);
+    RowState row = {-infinity<float>(), 0.0f};
     for (int tile = 0; tile < 20; ++tile) {
       float s[2][4];
       for (auto& pair : s)
@@ -67,6 +101,8 @@ void test_kernels() {
     test_a_maximum_that_stays();
     test_tensor();
     test_portable();
+    test_decode<float>(1e-5);
+    test_decode<BFloat16>(2 * 3 * 0x1p-8);
   } catch (const emulation::Failure& f) {
     std::printf("%s\n", f.what());
     CHECK(false);

@@ -23,6 +23,7 @@ HOPPER = "attention_hopper.cuh"
 HOPPER_PTX = "ptx_hopper.cuh"
 PORTABLE = "attention_portable.cuh"
 SCORES = "attention_scores.cuh"
+DECODE = "attention_decode.cuh"
 PROJECT = "project.cuh"
 RECURRENT = "recurrent.cuh"
 LANE_SUMS = "lane_sums.cuh"
@@ -69,6 +70,10 @@ MUTATIONS = [
     Mutation("a barrier that only some reach", TENSOR, "    block_barrier();  // the next fetch",
              "    if (thread_index() < 64) block_barrier();  // the next fetch"),
     Mutation("mask ignored", SCORES, "row[j * a.mask.stride[3]] != 0 ? s", "row[j * a.mask.stride[3]] != 2 ? s"),
+    Mutation("a row's sum from another lane", DECODE, "lane % lanes * kRows / lanes;", "lane % kRows;"),
+    Mutation("keys beyond the split weigh", DECODE, "key_of(n) < end ? score[r * keys] : C(0)", "score[r * keys]"),
+    Mutation("no barrier before the softmax", DECODE, "  block_barrier();\n\n  for (int r = warp", "  for (int r = warp"),
+    Mutation("columns of a second sweep written over the first", DECODE, "column > 0 ? score + s[0] : s[0]", "s[0]"),
     Mutation("no barrier before values overwrite keys", PORTABLE,
              "v0 += P::kValues) {\n      block_barrier();", "v0 += P::kValues) {"),
     Mutation("no barrier before keys overwrite values", PORTABLE,
