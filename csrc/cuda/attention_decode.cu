@@ -45,7 +45,7 @@ void launch_type(const AttentionProblem& problem, const AttentionArguments& a, c
   const auto bytes = static_cast<int>(decode_bytes<T, kAdditive, kRows>(a.dim_qk, a.dim_v, keys));
   chosen({"split keys", kRows, keys, false});
   launch(attention_decode<T, kAdditive, kRows>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, queue.stream, p);
-  launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, queue.stream, p);
+  launch(attention_merge<C>, heads * p.rows, kMergeThreads, static_cast<int>(sizeof(MergeShared<C>)), queue.stream, p);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 //   attention_decode   a block has up to kRows rows of one key head (query heads of a group, and their queries) and one
 //                      split of the keys: products into shared memory, their softmax, the weighted values
 //                      (every key and value is read once, 16 bytes a lane, kTogether of them on their way at a time)
-//   attention_merge    a warp has one row: its splits by their maxima and sums
+//   attention_merge    a block has one row: its splits by their maxima and sums, a column a thread
 //
 // Additive attention is this kernel with other scores, v . tanh(query + key), for any number of queries.
 //
@@ -20,7 +20,7 @@ namespace regard::cuda {
 
 constexpr int kDecodeThreads = 128;
 constexpr int kDecodeRows = 8;
-constexpr int kMergeThreads = 32;
+constexpr int kMergeThreads = 128;
 
 struct DecodeArguments {
   AttentionArguments a;
@@ -285,6 +285,21 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
   }
 }
 
+// Shared memory of a block that merges.
+template <class C> struct MergeShared {
+  C weights[kMergeThreads];  // of splits; kUnseen where a split has no key that is seen
+  C parts[kMergeThreads / kWarp];
+};
+
+// One thread's value for each warp, in all threads of the block.
+template <class C> REGARD_DEVICE void exchange(MergeShared<C>& shared, C x, C (&all)[kMergeThreads / kWarp]) {
+  block_barrier();
+  if (thread_index() % kWarp == 0) shared.parts[thread_index() / kWarp] = x;
+  block_barrier();
+#pragma unroll
+  for (int w = 0; w < kMergeThreads / kWarp; ++w) all[w] = shared.parts[w];
+}
+
 template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_GRID_CONSTANT DecodeArguments p) {
   const AttentionArguments& a = p.a;
   const int heads_kv = a.heads / a.group;
@@ -301,38 +316,75 @@ template <class C> REGARD_KERNEL(kMergeThreads, 1) attention_merge(const REGARD_
   const C* const maximum = static_cast<const C*>(p.maximum) + first;
   const C* const sums = static_cast<const C*>(p.sum) + first;
 
+  auto& shared = *reinterpret_cast<MergeShared<C>*>(dynamic_shared());
+  constexpr C kUnseen = -1;
+  constexpr int kWarps = kMergeThreads / kWarp;
   const C sink = sink_of<C>(a, h);
+  C all[kWarps];
   C m = sink;
-  for (int s = 0; s < splits; ++s)
-    m = maximum[static_cast<std::int64_t>(s) * p.rows] > m ? maximum[static_cast<std::int64_t>(s) * p.rows] : m;
-  C l = sink > -infinity<C>() ? exp_of(sink - m) : C(0);
-  for (int s = 0; s < splits; ++s) {
-    const std::int64_t at = static_cast<std::int64_t>(s) * p.rows;
-    if (sums[at] != C(0)) l += sums[at] * exp_of(maximum[at] - m);
+  for (int s = thread_index(); s < splits; s += kMergeThreads) {
+    const C other = maximum[static_cast<std::int64_t>(s) * p.rows];
+    m = other > m ? other : m;
   }
-  C rest = l > C(0) ? C(0) : infinity<C>();
-  for (int d = thread_index(); d < a.dim_v; d += kMergeThreads) {
+  for (int step = 1; step < kWarp; step *= 2) {
+    const C other = shuffle_xor(m, step);
+    m = other > m ? other : m;
+  }
+  exchange(shared, m, all);
+  for (int w = 0; w < kWarps; ++w) m = all[w] > m ? all[w] : m;
+
+  // The splits' weights are a thread's each, and then every thread's: its loads of a column wait for nothing.
+  C l = 0;
+  C rest = 0;
+  for (int d0 = 0; d0 == 0 || d0 < a.dim_v; d0 += kMergeThreads) {
+    const int d = d0 + thread_index();
     C o = 0;
-    for (int s = 0; s < splits; ++s) {
-      const std::int64_t at = static_cast<std::int64_t>(s) * p.rows;
-      if (sums[at] != C(0)) o += static_cast<const C*>(p.out)[(first + at) * a.dim_v + d] * exp_of(maximum[at] - m);
+    C share = 0;
+    for (int s0 = 0; s0 < splits; s0 += kMergeThreads) {
+      const int count = splits - s0 < kMergeThreads ? splits - s0 : kMergeThreads;
+      block_barrier();
+      if (thread_index() < count) {
+        const std::int64_t at = static_cast<std::int64_t>(s0 + thread_index()) * p.rows;
+        const C weight = sums[at] != C(0) ? exp_of(maximum[at] - m) : kUnseen;
+        share += sums[at] != C(0) ? sums[at] * weight : C(0);
+        shared.weights[thread_index()] = weight;
+      }
+      block_barrier();
+      const C* column = static_cast<const C*>(p.out) + (first + static_cast<std::int64_t>(s0) * p.rows) * a.dim_v + d;
+      if (d < a.dim_v)
+#pragma unroll 8
+        for (int n = 0; n < count; ++n, column += static_cast<std::int64_t>(p.rows) * a.dim_v) {
+          const C weight = shared.weights[n];
+          o += weight == kUnseen ? C(0) : *column * weight;
+        }
+    }
+    if (d0 == 0) {
+      for (int step = 1; step < kWarp; step *= 2) share += shuffle_xor(share, step);
+      exchange(shared, share, all);
+      l = sink > -infinity<C>() ? exp_of(sink - m) : C(0);
+      for (int w = 0; w < kWarps; ++w) l += all[w];
+      rest = l > C(0) ? C(0) : infinity<C>();
     }
     o /= l;
+    if (d >= a.dim_v) continue;
     rest += o - o;  // NaN where it is not finite
     store_as(query_row(a, a.out, b, h, i, d), a.out_type, o);
   }
-  const bool bad = any_lane(!(rest == C(0))) || i >= sequence.len_q;
-  if (bad)
-    plain_row(a, b, h, i, 0, a.dim_v, true);
-  else if (a.weights.data != nullptr)
+  exchange(shared, any_lane(!(rest == C(0))) ? C(1) : C(0), all);
+  bool bad = i >= sequence.len_q;
+  for (int w = 0; w < kWarps; ++w) bad = bad || all[w] != C(0);
+  if (bad) {
+    if (thread_index() < kWarp) plain_row(a, b, h, i, 0, a.dim_v, true);
+  } else if (a.weights.data != nullptr) {
     for (int j = thread_index(); j < a.weights_kv; j += kMergeThreads) {
       const std::int64_t split = j / keys_per_split<C>(static_cast<int>(sequence.len_kv));
       const C share =
           j < sequence.len_kv ? static_cast<const C*>(p.shares)[(static_cast<std::int64_t>(head) * p.rows + row) * a.len_kv + j] : C(0);
       store_as(a.weights.at(b, h, i, j), a.out_type, share != C(0) ? share * exp_of(maximum[split * p.rows] - m) / l : C(0));
     }
-  else if (a.lse.data != nullptr && thread_index() == 0)
+  } else if (a.lse.data != nullptr && thread_index() == 0) {
     write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m + log_of(l)));
+  }
 }
 
 }  // namespace regard::cuda

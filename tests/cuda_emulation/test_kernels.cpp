@@ -75,7 +75,7 @@ template <class T> void test_decode(double tolerance) {
         p.out = out.data();
         const auto bytes = static_cast<int>(decode_bytes<T>(a.dim_qk, a.dim_v, keys_per_split<C>(a.len_kv)));
         launch(attention_decode<T>, heads * p.row_tiles * p.splits, kDecodeThreads, bytes, nullptr, p);
-        launch(attention_merge<C>, heads * p.rows, kMergeThreads, 0, nullptr, p);
+        launch(attention_merge<C>, heads * p.rows, kMergeThreads, static_cast<int>(sizeof(MergeShared<C>)), nullptr, p);
       });
   }
   emulation::settings() = {};
