@@ -43,8 +43,8 @@ void launch_additive(const AttentionProblem& problem, const Array& v, const Queu
 // Whether a score is nothing but a product with a positive scale, seen or not, and its weight stays: kernels then scale it in
 // the exponent, and a sink is divided by the scale.
 inline bool is_plain(const AttentionArguments& a) {
-  return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr &&
-         a.softcap == 0 && a.scale > 0 && !a.dropout.present();
+  return a.bias.data == nullptr && !a.blocks.present() && a.mask.data == nullptr && a.alibi_slopes.data == nullptr && a.softcap == 0 &&
+         a.scale > 0 && !a.dropout.present();
 }
 
 inline std::int64_t blocks_of(AttentionArguments& a, int queries) {
