@@ -59,8 +59,9 @@ constexpr float to_float(Float8 x) {
   const std::uint32_t sign = std::uint32_t{x.bits & 0x80u} << 24;
   const std::uint32_t magnitude = x.bits & 0x7fu;
   if (magnitude == 0x7fu) return float_of(sign | 0x7fc00000u);
-  // In float's place the exponent is 120 too small; a product with 2^120 mends it, subnormals included.
-  return float_of(sign | bits_of(float_of(magnitude << 20) * 0x1p120f));
+  // In float's place the exponent is 120 too small; subnormals (eighths of 2^-6) are whole numbers of 2^-9.
+  const float value = magnitude < 8 ? static_cast<float>(magnitude) * 0x1p-9f : float_of((magnitude << 20) + (120u << 23));
+  return float_of(sign | bits_of(value));
 }
 constexpr float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
 constexpr float to_float(Half x) {

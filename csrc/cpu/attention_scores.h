@@ -42,23 +42,13 @@ template <class T> struct ScoreFactors {
   }
 };
 
-// As with_storage(), for all that masks, biases and caches hold: also bool, read as int8, and numbers of one byte.
-template <class T, class F> inline void with_stored(DType t, F&& f) {
-  switch (t) {
-    case DType::boolean:
-    case DType::int8: return f(Int8{});
-    case DType::float8_e4m3fn: return f(Float8{});
-    default: return with_storage<T>(t, f);
-  }
-}
-
 // Whether load_as() makes vectors of compute values from that type, and f(S{}) for one of those.
 template <class T> constexpr bool loads_as(DType t) { return (t == DType::float64) == std::is_same_v<T, double>; }
 template <class T, class F> inline void with_loaded(DType t, F&& f) {
   if constexpr (std::is_same_v<T, double>)
     f(double{});
   else
-    with_stored<T>(t, f);
+    with_stored(t, f);
 }
 
 // One tile of queries against one block of keys, of one head.

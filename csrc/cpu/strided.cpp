@@ -43,15 +43,8 @@ template <class S, class T> void write_as(char* p, std::int64_t stride, std::int
 }  // namespace
 
 template <class T> void read_row(DType t, const char* p, std::int64_t stride, std::int64_t n, T* out) {
-  switch (t) {
-    case DType::float64: return read_as<double>(p, stride, n, out);
-    case DType::float16: return read_as<Half>(p, stride, n, out);
-    case DType::bfloat16: return read_as<BFloat16>(p, stride, n, out);
-    case DType::float8_e4m3fn: return read_as<Float8>(p, stride, n, out);
-    case DType::boolean:
-    case DType::int8: return read_as<Int8>(p, stride, n, out);
-    default: return read_as<float>(p, stride, n, out);
-  }
+  if (t == DType::float64) return read_as<double>(p, stride, n, out);
+  with_stored(t, [&](auto s) { read_as<decltype(s)>(p, stride, n, out); });
 }
 
 template <class T> void write_row(DType t, char* p, std::int64_t stride, std::int64_t n, const T* in) {

@@ -22,6 +22,17 @@ template <class T, class F> inline void with_storage(DType t, F&& f) {
   }
 }
 
+// As with_storage<float>(), for all that masks, biases and caches hold beside doubles: also bool, read as int8, and numbers of
+// one byte.
+template <class F> inline void with_stored(DType t, F&& f) {
+  switch (t) {
+    case DType::boolean:
+    case DType::int8: return f(Int8{});
+    case DType::float8_e4m3fn: return f(Float8{});
+    default: return with_storage<float>(t, f);
+  }
+}
+
 // Calls f(T{}) with the compute type of `t`.
 template <class F> inline void with_compute(DType t, F&& f) {
   if (t == DType::float64)

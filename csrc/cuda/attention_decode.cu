@@ -24,17 +24,9 @@ template <class T, bool kAdditive = false, int kRows = kDecodeRows>
 void launch_type(const AttentionProblem& problem, const AttentionArguments& a, const Queue& queue) {
   using C = Compute<T>;
   constexpr int kItem = static_cast<int>(sizeof(C));
-  const auto len_q = static_cast<int>(kAdditive ? problem.len_q() : std::min<std::int64_t>(problem.len_q(), kDecodeQueries));
+  const int most_queries = kAdditive ? static_cast<int>(problem.len_q()) : kDecodeQueries;
   const auto len_kv = static_cast<int>(problem.len_kv());
-  DecodeArguments p{};
-  p.a = a;
-  p.scale = split_scale(a.scale);
-  p.most_queries = kAdditive ? len_q : kDecodeQueries;
-  p.rows = a.group * len_q;
-  p.row_tiles = (p.rows + kRows - 1) / kRows;
-  p.splits = most_splits<C>(len_kv);
-  p.key_vectors = in_vectors(problem.key) && a.dim_qk % Vector<T>::kLength == 0;
-  p.value_vectors = in_vectors(problem.value) && a.dim_v % Vector<T>::kLength == 0;
+  DecodeArguments p = decode_arguments<T, kRows>(problem, a, most_queries);
   const std::int64_t heads = static_cast<std::int64_t>(a.batch) * (a.heads / a.group);
   const std::int64_t partials = heads * p.splits * p.rows;
   p.maximum = queue.scratch(partials * kItem);

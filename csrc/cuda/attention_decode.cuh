@@ -54,6 +54,21 @@ template <class C> constexpr int most_splits(int len_kv) {
   return keys_per_split<C>(len_kv) > keys_per_split<C>(0) && own < kOfAnyLength ? kOfAnyLength : own;
 }
 
+// Host code: all but the memory that partial results go to. Sequences of more than `most_queries` are other kernels'.
+template <class T, int kRows = kDecodeRows>
+DecodeArguments decode_arguments(const AttentionProblem& problem, const AttentionArguments& a, int most_queries) {
+  DecodeArguments p{};
+  p.a = a;
+  p.scale = split_scale(a.scale);
+  p.most_queries = most_queries;
+  p.rows = a.group * static_cast<int>(std::min<std::int64_t>(problem.len_q(), most_queries));
+  p.row_tiles = (p.rows + kRows - 1) / kRows;
+  p.splits = most_splits<Compute<T>>(static_cast<int>(problem.len_kv()));
+  p.key_vectors = in_vectors(problem.key) && a.dim_qk % Vector<T>::kLength == 0;
+  p.value_vectors = in_vectors(problem.value) && a.dim_v % Vector<T>::kLength == 0;
+  return p;
+}
+
 // Host code: shared memory of a block whose splits have `keys` keys.
 template <class T, bool kAdditive = false, int kRows = kDecodeRows>
 std::int64_t decode_bytes(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
@@ -64,9 +79,8 @@ std::int64_t decode_bytes(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
   return kSize * (kRows * keys + std::max(queries, kRows * (kDecodeThreads / kWarp) * columns));
 }
 
-// The lanes that share a row of `dim` elements: a power of two.
-template <class T> REGARD_DEVICE int lanes_for(int dim) {
-  int lanes = 1;
+// The lanes that share a row of `dim` elements: a power of two, and no fewer than `lanes`, which is one.
+template <class T> REGARD_DEVICE int lanes_for(int dim, int lanes = 1) {
   while (lanes < kWarp && lanes * Vector<T>::kLength < dim) lanes *= 2;
   return lanes;
 }
@@ -160,9 +174,9 @@ attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
 
   // Products of queries and keys. A lane keeps its own columns of the queries in registers while the keys pass.
   {
-    const int lanes = lanes_for<T>(a.dim_qk) < kRows ? kRows : lanes_for<T>(a.dim_qk);  // a sum for each row, at most
-    const int beside = kWarp / lanes;                                                   // keys a warp
-    const int kept = lane % lanes * kRows / lanes;  // the row whose sum this lane is left with, and its neighbours
+    const int lanes = lanes_for<T>(a.dim_qk, kRows);  // a lane is left with one row's sum, at most
+    const int beside = kWarp / lanes;                 // keys a warp
+    const int kept = lane % lanes * kRows / lanes;    // the row whose sum this lane is left with, and its neighbours
     const bool writes = lane % (lanes / kRows) == 0;
     for (int column = 0; column < a.dim_qk; column += lanes * kGrain) {
       const int d = column + lane % lanes * kGrain;

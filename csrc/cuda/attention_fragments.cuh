@@ -40,12 +40,7 @@ REGARD_DEVICE void finish_fragments(const AttentionArguments& a, const SequenceM
   } else {
 #pragma unroll
     for (int n = 0; n < 2 * kTiles; ++n) score(n) *= a.scale_float;
-    finish_scores<2 * kTiles>(a, b, h, i, first, last, slope, static_cast<int>(i + sequence.diagonal), score, key);
-    if (!blocked) return;
-    BlockCursor cursor(a.blocks, b, h, i);
-#pragma unroll
-    for (int n = 0; n < 2 * kTiles; ++n)
-      if (key(n) >= first && key(n) < last && !cursor.sees(key(n))) score(n) = -infinity<float>();
+    finish_scores<2 * kTiles>(a, b, h, i, first, last, slope, static_cast<int>(i + sequence.diagonal), blocked, score, key);
   }
 }
 

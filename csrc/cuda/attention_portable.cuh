@@ -123,13 +123,8 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
 #pragma unroll
       for (int c = 0; c < P::kScores; ++c) s[r][c] *= static_cast<C>(scale.rest);
       finish_scores<P::kScores>(
-          a, b, h, i, static_cast<int>(range.first), static_cast<int>(range.last), slope, static_cast<int>(i + sequence.diagonal),
+          a, b, h, i, static_cast<int>(range.first), static_cast<int>(range.last), slope, static_cast<int>(i + sequence.diagonal), blocked,
           [&](int c) -> C& { return s[r][c]; }, key);
-      if (!blocked) continue;
-      BlockCursor cursor(a.blocks, b, h, i);
-#pragma unroll
-      for (int c = 0; c < P::kScores; ++c)
-        if (key(c) >= range.first && key(c) < range.last && !cursor.sees(key(c))) s[r][c] = -infinity<C>();
     }
   };
 

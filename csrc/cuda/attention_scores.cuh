@@ -9,11 +9,12 @@
 namespace regard::cuda {
 
 // Scores score(n) of query i and keys key(n), for n < kCount: softcap, bias, ALiBi and the boolean mask for the scaled scores of
-// those in [first, last), -inf for the others. `centre` is the key on the query's diagonal. An option after the other, each for
-// all scores: a pass has its loads on their way together, and no score has the code of options that a call has not.
+// those in [first, last), -inf for the others and, if `blocked`, for what the block mask hides. `centre` is the key on the query's
+// diagonal. An option after the other, each for all scores: a pass has its loads on their way together, and no score has the
+// code of options that a call has not.
 template <int kCount, class C, class Score, class Key>
-REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int i, int first, int last, C slope, int centre, Score&& score,
-                                 Key&& key) {
+REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int i, int first, int last, C slope, int centre, bool blocked,
+                                 Score&& score, Key&& key) {
   const auto each = [&](auto&& change) {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
@@ -44,6 +45,10 @@ REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int 
     const char* const row = a.mask.at(b, h, i);
     each([&](C& s, int j) { s = row[j * a.mask.stride[3]] != 0 ? s : -infinity<C>(); });
   }
+  if (blocked) {
+    BlockCursor cursor(a.blocks, b, h, i);
+    each([&](C& s, int j) { s = cursor.sees(j) ? s : -infinity<C>(); });
+  }
 #pragma unroll
   for (int n = 0; n < kCount; ++n)
     if (key(n) < first || key(n) >= last) score(n) = -infinity<C>();
@@ -53,7 +58,7 @@ REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int 
 template <class C>
 REGARD_DEVICE C finished_score(const AttentionArguments& a, C s, int b, int h, int i, int j, C slope, std::int64_t centre) {
   C* const one = &s;
-  finish_scores<1>(a, b, h, i, j, j + 1, slope, static_cast<int>(centre), [=](int) -> C& { return *one; }, [=](int) { return j; });
+  finish_scores<1>(a, b, h, i, j, j + 1, slope, static_cast<int>(centre), false, [=](int) -> C& { return *one; }, [=](int) { return j; });
   return s;
 }
 

@@ -56,16 +56,8 @@ template <class T> void test_decode(double tolerance) {
   for (const bool random : {false, true}) {
     emulation::settings() = {random, 5};
     for (const Shape& x : kFewQueries)
-      compare<T>(x, tolerance, [&](const AttentionProblem&, AttentionArguments& a) {
-        DecodeArguments p{};
-        p.a = a;
-        p.scale = split_scale(a.scale);
-        p.most_queries = a.len_q;
-        p.rows = a.group * a.len_q;
-        p.row_tiles = (p.rows + kDecodeRows - 1) / kDecodeRows;
-        p.splits = most_splits<C>(a.len_kv);
-        p.key_vectors = a.dim_qk % Vector<T>::kLength == 0;
-        p.value_vectors = a.dim_v % Vector<T>::kLength == 0;
+      compare<T>(x, tolerance, [&](const AttentionProblem& problem, AttentionArguments& a) {
+        DecodeArguments p = decode_arguments<T>(problem, a, a.len_q);
         const std::int64_t heads = a.heads / a.group;
         Buffer<C> maximum(heads * p.splits * p.rows);
         Buffer<C> sum(heads * p.splits * p.rows);
