@@ -66,25 +66,4 @@ struct BlockRuns {
   }
 };
 
-// Asks for one query and rising keys: searches once a block.
-class BlockCursor {
- public:
-  REGARD_DEVICE BlockCursor(const BlockRuns& blocks, int b, int h, int i) : blocks_(blocks), b_(b), h_(h), i_(i) {}
-  REGARD_DEVICE bool sees(int j) {
-    if (j >= edge_) {
-      edge_ = static_cast<std::int64_t>(j / blocks_.block_kv + 1) * blocks_.block_kv;
-      seen_ = blocks_.sees(b_, h_, i_, j);
-    }
-    return seen_;
-  }
-
- private:
-  const BlockRuns& blocks_;
-  int b_;
-  int h_;
-  int i_;
-  std::int64_t edge_ = 0;
-  bool seen_ = true;
-};
-
 }  // namespace regard::cuda
