@@ -84,6 +84,9 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     l[r] = start > -infinity<C>() ? C(1) : C(0);
   }
 
+  // Where this thread's scores and weights are in shared memory.
+  const auto own = [&](int r, int c) -> C& { return shared.p[row0 + r][across + P::kAcross * c]; };
+
   // The scores of the tile from key j0 on: -inf for what a query does not see.
   const auto score_tile = [&](C(&s)[P::kRows][P::kScores], int j0, int keys) {
     block_barrier();
@@ -114,18 +117,38 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
         }
       }
     }
-    const bool blocked = a.blocks.present() && i0 < end && keys > 0 && !a.blocks.all(b, h, i0, end, j0, j0 + keys);
+    const auto key = [&](int c) { return j0 + across + P::kAcross * c; };
 #pragma unroll
+    for (int r = 0; r < P::kRows; ++r) {
+      const KeyRange range = sequence.keys_of(i0 + row0 + r);
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c)
+        s[r][c] = key(c) >= range.first && key(c) < range.last ? s[r][c] * static_cast<C>(scale.rest) : -infinity<C>();
+    }
+    const bool blocked = a.blocks.present() && i0 < end && keys > 0 && !a.blocks.all(b, h, i0, end, j0, j0 + keys);
+    if (a.softcap == 0 && a.bias.data == nullptr && a.alibi_slopes.data == nullptr && a.mask.data == nullptr && !blocked) return;
+    // Row by row through shared memory: what options do stands in the code once.
+#pragma unroll
+    for (int r = 0; r < P::kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) own(r, c) = s[r][c];
+#pragma unroll 1
     for (int r = 0; r < P::kRows; ++r) {
       const int i = i0 + row0 + r;
       const KeyRange range = sequence.keys_of(i);
-      const auto key = [&](int c) { return j0 + across + P::kAcross * c; };
+      C row[P::kScores];
 #pragma unroll
-      for (int c = 0; c < P::kScores; ++c) s[r][c] *= static_cast<C>(scale.rest);
+      for (int c = 0; c < P::kScores; ++c) row[c] = own(r, c);
       finish_scores<P::kScores>(
           a, b, h, i, static_cast<int>(range.first), static_cast<int>(range.last), slope, static_cast<int>(i + sequence.diagonal), blocked,
-          [&](int c) -> C& { return s[r][c]; }, key);
+          [&](int c) -> C& { return row[c]; }, key);
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) own(r, c) = row[c];
     }
+#pragma unroll
+    for (int r = 0; r < P::kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < P::kScores; ++c) s[r][c] = own(r, c);
   };
 
   // Dropout of this thread's own weights in shared memory. A loop, so that the random numbers stand in the code once.
@@ -157,9 +180,11 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     score_tile(s, j0, keys);
     if (weighing) {
 #pragma unroll
-      for (int r = 0; r < P::kRows; ++r)
+      for (int r = 0; r < P::kRows; ++r) {
+        const C inverse = C(1) / l[r];
 #pragma unroll
-        for (int c = 0; c < P::kScores; ++c) shared.p[row0 + r][across + P::kAcross * c] = exp_of(s[r][c] - m[r]) / l[r];
+        for (int c = 0; c < P::kScores; ++c) own(r, c) = exp_of(s[r][c] - m[r]) * inverse;
+      }
       drop(j0);
 #pragma unroll 1
       for (int n = 0; n < P::kRows * P::kScores; ++n) {
@@ -186,7 +211,7 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
       for (int c = 0; c < P::kScores; ++c) {
         const C weight = exp_of(s[r][c] - base);
         sum += weight;
-        shared.p[row0 + r][across + P::kAcross * c] = weight;
+        own(r, c) = weight;
       }
       for (int step = 1; step < P::kAcross; step *= 2) sum += shuffle_xor(sum, step);
       m[r] = most;
@@ -216,33 +241,40 @@ attention_portable(const REGARD_GRID_CONSTANT AttentionArguments a, SplitScale s
     }
   }
 
+  // Outputs go to memory from shared memory, a row of a thread at a time: their types and addresses then stand in the code once.
+  block_barrier();
+  static_assert(P::kOutputs * P::kThreads <= P::kValues * kColumns);
+  C* const row = &shared.v[0][0] + thread_index();
   unsigned bad_rows = 0;  // one bit for each row of this thread
 #pragma unroll
   for (int r = 0; r < P::kRows; ++r) {
     const int i = i0 + row0 + r;
+    const C inverse = C(1) / l[r];
     C rest = l[r] > C(0) ? C(0) : infinity<C>();
 #pragma unroll
     for (int c = 0; c < P::kOutputs; ++c) {
-      o[r][c] /= l[r];
-      if (across + P::kAcross * c < columns) rest += o[r][c] - o[r][c];  // NaN where it is not finite
+      const C y = o[r][c] * inverse;
+      if (across + P::kAcross * c < columns) rest += y - y;  // NaN where it is not finite
+      row[c * P::kThreads] = y;
     }
     for (int step = 1; step < P::kAcross; step *= 2) rest += shuffle_xor(rest, step);
     if (!(rest == C(0)) || i >= sequence.len_q) bad_rows |= 1u << r;
     if (row0 + r >= queries || (bad_rows >> r & 1) != 0) continue;
-    for (int c = 0; c < P::kOutputs; ++c) {
-      const int d = across + P::kAcross * c;
-      if (d < columns) store_as(query_row(a, a.out, b, h, i, d0 + d), a.out_type, o[r][c]);
-    }
+    char* to = query_row(a, a.out, b, h, i, d0 + across);
+#pragma unroll 1
+    for (int c = 0; across + P::kAcross * c < columns; ++c, to += P::kAcross * a.out.stride[3])
+      store_as(to, a.out_type, row[c * P::kThreads]);
     if (a.lse.data != nullptr && across == 0 && d0 == 0)
       write<float>(query_row(a, a.lse, b, h, i), static_cast<float>(m[r] + log_of(l[r])));
   }
 
   warp_barrier();  // weights of a row that is not finite are written again
-#pragma unroll
+#pragma unroll 1
   for (int r = 0; r < P::kRows; ++r)
+#pragma unroll 1
     for (int n = 0; n < kWarp; n += P::kAcross) {
-      const int row = shuffle(row0, n) + r;
-      if ((shuffle(bad_rows, n) >> r & 1) != 0 && row < queries) plain_row(a, b, h, i0 + row, d0, d0 + columns, d0 == 0);
+      const int at = shuffle(row0, n) + r;
+      if ((shuffle(bad_rows, n) >> r & 1) != 0 && at < queries) plain_row(a, b, h, i0 + at, d0, d0 + columns, d0 == 0);
     }
 }
 

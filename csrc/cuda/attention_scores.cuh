@@ -17,41 +17,48 @@ REGARD_DEVICE void finish_scores(const AttentionArguments& a, int b, int h, int 
                                  Score&& score, Key&& key) {
   const auto each = [&](auto&& change) {
 #pragma unroll
+    for (int n = 0; n < kCount; ++n) change(score(n), key(n));
+  };
+  // change(score, what `row` has for the key), of the keys that are seen. One address is passed on.
+  const auto join = [&](const char* row, std::int64_t stride, auto&& change) {
+    const char* at = row + key(0) * stride;
+#pragma unroll
     for (int n = 0; n < kCount; ++n) {
-      const int j = key(n);
-      if (j >= first && j < last) change(score(n), j);
+      if (key(n) >= first && key(n) < last) change(score(n), at);
+      if (n + 1 < kCount) at += (key(n + 1) - key(n)) * stride;
     }
   };
   if (a.softcap > 0) {
     const auto cap = static_cast<C>(a.softcap);
-    each([&](C& s, int) { s = cap * tanh_of(s / cap); });
+    const C inverse = C(1) / cap;
+    each([&](C& s, int) { s = cap * tanh_of(s * inverse); });
   }
   if (a.bias.data != nullptr) {
-    const char* const row = a.bias.at(b, h, i);
-    const auto add = [&](auto type) {
-      each([&](C& s, int j) { s += static_cast<C>(value_at<decltype(type)>(row + j * a.bias.stride[3])); });
+    const auto add = [&](auto value) {
+      join(a.bias.at(b, h, i), a.bias.stride[3], [&](C& s, const char* at) { s += static_cast<C>(value(at)); });
     };
-    if (a.bias_type == DType::float32)
-      add(float{});
-    else if constexpr (sizeof(C) == 8)
-      add(double{});
-    else if (a.bias_type == DType::float16)
-      add(Half{});
-    else
-      add(BFloat16{});
+    if (a.bias_type == DType::float32) {
+      add([](const char* at) { return read<float>(at); });
+    } else if constexpr (sizeof(C) == 8) {
+      add([](const char* at) { return read<double>(at); });
+    } else {
+      const bool half = a.bias_type == DType::float16;
+      add([=](const char* at) {
+        const auto bits = read<std::uint16_t>(at);
+        return half ? value_of(Half{bits}) : value_of(BFloat16{bits});
+      });
+    }
   }
   if (a.alibi_slopes.data != nullptr) each([&](C& s, int j) { s -= slope * static_cast<C>(centre < j ? j - centre : centre - j); });
-  if (a.mask.data != nullptr) {
-    const char* const row = a.mask.at(b, h, i);
-    each([&](C& s, int j) { s = row[j * a.mask.stride[3]] != 0 ? s : -infinity<C>(); });
-  }
+  if (a.mask.data != nullptr) join(a.mask.at(b, h, i), a.mask.stride[3], [&](C& s, const char* at) { s = *at != 0 ? s : -infinity<C>(); });
   if (blocked) {
     // Block by block: a search for each key, unrolled with them, was a third of the code of the tensor-core kernels.
-    std::int64_t edge = 0;
+    int edge = 0;
 #pragma unroll 1
-    for (std::int64_t at = first < key(0) ? key(0) : first; at < last && at <= key(kCount - 1); at = edge) {
-      edge = (at / a.blocks.block_kv + 1) * a.blocks.block_kv;
-      if (!a.blocks.sees(b, h, i, static_cast<int>(at))) each([&](C& s, int j) { s = j >= at && j < edge ? -infinity<C>() : s; });
+    for (int at = first < key(0) ? key(0) : first; at < last && at <= key(kCount - 1); at = edge) {
+      const std::int64_t next = (at / a.blocks.block_kv + std::int64_t{1}) * a.blocks.block_kv;
+      edge = next < last ? static_cast<int>(next) : last;
+      if (!a.blocks.sees(b, h, i, at)) each([&](C& s, int j) { s = j >= at && j < edge ? -infinity<C>() : s; });
     }
   }
 #pragma unroll
