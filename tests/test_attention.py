@@ -107,6 +107,24 @@ def test_out_may_overlap_an_input(backend, overlapped, shift):
     assert_same_bits(out, want)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_call_without_options_gives_the_bits_of_one_with(backend, causal, strided):
+    """It has a binding of its own: of NumPy's own arrays, with or without an output."""
+    dims = (2, 3, 30, 16)
+    arrays = [normal(n, *dims)[:, ::-1, ::2, ::2] if strided else normal(n, 2, 3, 15, 8) for n in range(3)]
+    wanted = regard.attention(*arrays, causal=causal, scale=8**-0.5)
+    assert_same_bits(regard.attention(*arrays, causal=causal), wanted)
+    out = np.full(dims, 5, np.float32)[:, ::-1, ::2, ::2]
+    assert regard.attention(*arrays, causal=causal, out=out) is out
+    assert_same_bits(out, wanted)
+
+    class Other(np.ndarray):
+        pass
+
+    assert_same_bits(regard.attention(arrays[0], arrays[1].view(Other), arrays[2], causal=causal), wanted)
+
+
 def test_inputs_are_left_as_they_were(backend):
     query, key, value, options = problem("mask_and_bias_and_causal", "float32")
     before = [x.copy() for x in (query, key, value, options["mask"], options["bias"])]

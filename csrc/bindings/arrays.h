@@ -51,6 +51,9 @@ inline Array view_of(const py::array& x) {
   return a;
 }
 
+// A NumPy array, and of no subclass.
+inline bool is_exactly_numpy(py::handle x) { return Py_TYPE(x.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
+
 // The NumPy dtype object for storage type `t`, where `like` is an array that has it.
 inline py::array allocate(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) { return py::array(dtype, shape); }
 

@@ -70,6 +70,22 @@ struct Array {
     return true;
   }
 
+  // Whether the bytes from the first element to the last cross the other array's.
+  bool may_overlap(const Array& other) const {
+    if (size() == 0 || other.size() == 0) return false;
+    const auto [first, last] = extent();
+    const auto [other_first, other_last] = other.extent();
+    return first <= other_last && other_first <= last;
+  }
+
+  // Addresses of the lowest byte and of the highest.
+  std::pair<std::intptr_t, std::intptr_t> extent() const {
+    const auto at = reinterpret_cast<std::intptr_t>(data);
+    std::pair<std::intptr_t, std::intptr_t> ends{at, at + size_of(dtype) - 1};
+    for (int a = 0; a < rank; ++a) (stride[a] < 0 ? ends.first : ends.second) += (shape[a] - 1) * stride[a];
+    return ends;
+  }
+
   // Whether two elements share memory by a zero stride: such an array cannot be written.
   bool repeats() const {
     if (size() == 0) return false;
