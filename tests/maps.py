@@ -9,7 +9,7 @@ import numpy as np
 from cases import DTYPES
 from helpers import EPSILON, as_float64, compute_epsilon, normal
 
-ACTIVATIONS = ["relu", "silu", "gelu", "hard_swish"]
+ACTIVATIONS = ["relu", "silu", "gelu", "hard_swish", "gelu_tanh"]
 GATES = ["sigmoid", "tanh", "hard_sigmoid", ("hard_sigmoid", 0.2, 0.5)]
 
 

@@ -167,7 +167,7 @@ def test_strides_of_linear(tiles, shape):
     assert_same_bits(dense.linear(repeated, weight, bias), np.repeat(want[:1], 40, 0), "a stride of 0")
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "gelu_tanh"])
 @pytest.mark.parametrize("rows", [1, 33, 300])
 def test_what_follows_linear(tiles, rows, activation):
     x, weight, bias = layer(rows, 70, 60)

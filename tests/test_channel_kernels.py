@@ -136,7 +136,7 @@ def test_gates(backend, operation, gate):
 
 
 @pytest.mark.parametrize("name", ["channel_attention", "cbam"])
-@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "hard_swish"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "hard_swish", "gelu_tanh"])
 def test_activations(backend, name, activation):
     shape = (2, 24, 6, 5, 7, 3)
     x, w = image(shape), weights(name, shape)

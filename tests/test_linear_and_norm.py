@@ -22,7 +22,7 @@ SHAPES = [
     (0, 8, 8),
     (5, 8, 0),
 ]
-ACTIVATIONS = [None, "relu", "gelu", "silu"]
+ACTIVATIONS = [None, "relu", "gelu", "silu", "gelu_tanh"]
 STRIDES = [reversed_view, every_other, last_axis_slow, misaligned]
 
 
@@ -69,7 +69,7 @@ def test_activations(backend, dtype, activation, with_bias):
     assert_near(out, want, tolerance(x, weight, bias, dtype))
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations_over_their_whole_range(backend, activation):
     # One input and a weight of 1: the activation itself, read off directly.
     t = np.concatenate([np.linspace(-120, 120, 4001), [0.0, -0.0, 1e-30, -1e-30, 3e38, -3e38]])
@@ -301,6 +301,7 @@ def test_agrees_with_torch(backend):
     within = tolerance(x, weight, bias, "float64")
     y = f.linear(t(x), t(weight), t(bias))
     wants = {None: y, "relu": f.relu(y), "gelu": f.gelu(y), "silu": f.silu(y)}
+    wants["gelu_tanh"] = f.gelu(y, approximate="tanh")
     for activation, want in wants.items():
         assert_near(regard.linear(x, weight, bias, activation), want.numpy(), within)
     w, b = normal(5, 30, dtype="float64"), normal(6, 30, dtype="float64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_masks_of_every_kind_agree(backend, holes, kind):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", np.tanh])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "gelu_tanh", np.tanh])
 def test_encoder_layer_against_the_reference(backend, norm_first, activation):
     module = nn.TransformerEncoderLayer(
         24, 3, 40, activation=activation, batch_first=True, norm_first=norm_first, layer_norm_eps=1e-3
@@ -227,20 +228,28 @@ def test_encoder_layer_against_the_reference(backend, norm_first, activation):
     np.testing.assert_allclose(module(x), want, rtol=1e-12, atol=1e-12)
 
 
-def test_feed_forward(backend):
+def test_an_unknown_approximation_of_gelu_is_refused():
+    def gelu(x: Any, approximate: str = "none") -> Any:
+        return x
+
+    with pytest.raises(NotImplementedError, match=r"activation.*'by sigmoid'"):
+        nn.FeedForward(4, 8, functools.partial(gelu, approximate="by sigmoid"))
+    assert nn.FeedForward(4, 8, functools.partial(gelu, approximate="none")).activation == "gelu"
+    assert nn.FeedForward(4, 8, functools.partial(gelu, approximate="tanh")).activation == "gelu_tanh"
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh", "reglu"])
+def test_feed_forward(backend, name):
     x = normal(0, 3, 5, 16)
-    for activation in ("gelu", "swiglu"):
-        module = nn.FeedForward(16, 24, activation)
-        module.load_state_dict(random_state(module))
-        w = module.state_dict()
-        hidden = reference.linear(
-            x, w["linear1.weight"], w["linear1.bias"], "silu" if activation == "swiglu" else "gelu"
-        )
-        if activation == "swiglu":
-            hidden = hidden * reference.linear(x, w["linear3.weight"], w["linear3.bias"])
-        np.testing.assert_allclose(
-            module(x), reference.linear(hidden, w["linear2.weight"], w["linear2.bias"]), **AGREES
-        )
+    module = nn.FeedForward(16, 24, name)
+    module.load_state_dict(random_state(module))
+    w = module.state_dict()
+    gated = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
+    hidden = reference.linear(x, w["linear1.weight"], w["linear1.bias"], gated.get(name, name))
+    assert ("linear3.weight" in w) == (name in gated)
+    if name in gated:
+        hidden = hidden * reference.linear(x, w["linear3.weight"], w["linear3.bias"])
+    np.testing.assert_allclose(module(x), reference.linear(hidden, w["linear2.weight"], w["linear2.bias"]), **AGREES)
 
 
 def test_embedding_and_positions():
@@ -436,7 +445,9 @@ def test_encoder_agrees_with_torch(torch, backend, seed):
     rng = np.random.default_rng(seed)
     heads, batch_first, norm_first = int(rng.integers(1, 5)), bool(seed % 2), bool(seed // 2 % 2)
     width = heads * 2 * int(rng.integers(1, 9))
-    activation = ["relu", "gelu", torch.nn.functional.silu, torch.nn.GELU()][seed % 4]
+    by_tanh = functools.partial(torch.nn.functional.gelu, approximate="tanh")
+    activations = ["relu", "gelu", torch.nn.functional.silu, torch.nn.GELU(), by_tanh, torch.nn.GELU("tanh")]
+    activation = activations[seed]
     layer = {
         "dim_feedforward": int(rng.integers(1, 80)),
         "activation": activation,

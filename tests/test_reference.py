@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_channels_and_layers_against_torch():
     torch = pytest.importorskip("torch")
     f, t = torch.nn.functional, torch.from_numpy
     activations = {"relu": f.relu, "silu": f.silu, "gelu": f.gelu, "hard_swish": f.hardswish}
+    activations["gelu_tanh"] = functools.partial(f.gelu, approximate="tanh")
     gates = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "hard_sigmoid": f.hardsigmoid}
     x = 3 * normal(0, 3, 4, 5, 6, dtype="float64")
     w = [normal(1 + i, *s, dtype="float64") for i, s in enumerate([(2, 4), (2,), (4, 2), (4,)])]

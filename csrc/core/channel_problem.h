@@ -13,7 +13,7 @@
 
 namespace regard {
 
-enum class Activation : std::uint8_t { relu, silu, gelu, hard_swish };
+enum class Activation : std::uint8_t { relu, silu, gelu, hard_swish, gelu_tanh };
 enum class Gate : std::uint8_t { sigmoid, tanh, hard_sigmoid };
 enum class Excitation : std::uint8_t { none, average, average_and_maximum, convolution };
 

@@ -59,7 +59,7 @@ constexpr DType compute_dtype(DType t) { return t == DType::float64 ? DType::flo
 
 // out = activation(x weight^T + bias) + residual
 struct LinearProblem {
-  enum class Activation : std::uint8_t { none, relu, gelu, silu };
+  enum class Activation : std::uint8_t { none, relu, gelu, silu, gelu_tanh };
 
   Array x;         // [..., in_features]
   Array weight;    // [out_features, in_features]; or, when packed, [panels, packed_rows, columns] from PackProblem

@@ -47,6 +47,7 @@ template <class T> inline void activate(Activation activation, T* x, std::int64_
     case Activation::hard_swish:
       return each([](V v) { return v * min(broadcast<V>(1), max(V{}, v * broadcast<V>(static_cast<T>(1.0 / 6)) + broadcast<V>(T(0.5)))); });
     case Activation::gelu: return each([](V v) { return gelu(v); });
+    case Activation::gelu_tanh: return each([](V v) { return gelu_tanh(v); });
   }
 }
 

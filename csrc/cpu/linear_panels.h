@@ -50,6 +50,7 @@ template <class F> void with_activation(LinearProblem::Activation a, F&& f) {
     case Activation::relu: return f([](auto v) { return relu(v); });
     case Activation::gelu: return f([](auto v) { return gelu(v); });
     case Activation::silu: return f([](auto v) { return silu(v); });
+    case Activation::gelu_tanh: return f([](auto v) { return gelu_tanh(v); });
   }
 }
 

@@ -84,6 +84,12 @@ template <class V> inline V normal_cdf(V x) {
 // Hendrycks & Gimpel, "Gaussian Error Linear Units" (2016): the erf form.
 template <class V> inline V gelu(V x) { return x * normal_cdf(x); }
 
+// Its approximation x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as x / (1 + e^-2u): 1 + tanh would cancel left of 0.
+template <class V> inline V gelu_tanh(V x) {
+  using T = LaneOf<V>;
+  return x / (1 + exp(-x * fma(x * x, broadcast<V>(T(0.07135481627260025)), broadcast<V>(T(1.5957691216057308)))));
+}
+
 template <class V> inline V sigmoid(V x) { return 1 / (1 + exp(-x)); }
 
 template <class V> inline V silu(V x) { return x / (1 + exp(-x)); }

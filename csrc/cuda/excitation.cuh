@@ -25,6 +25,7 @@ template <class C> REGARD_DEVICE C activated(Activation kind, C x) {
     case Activation::relu: return x < C(0) ? C(0) : x;
     case Activation::silu: return x / (C(1) + exp_of(-x));
     case Activation::gelu: return x * (C(0.5) * erfc_of(x * C(-0.70710678118654752440)));
+    case Activation::gelu_tanh: return x / (C(1) + exp_of(-x * (C(1.5957691216057308) + C(0.07135481627260025) * x * x)));
     default: {
       const C y = x * C(1.0 / 6) + C(0.5);
       return x * (y < C(0) ? C(0) : y > C(1) ? C(1) : y);

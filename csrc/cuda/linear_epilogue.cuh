@@ -18,12 +18,21 @@ struct EpilogueArguments {
   DType type;  // of residual and out
 };
 
+// Of those that there are; `none` is for the caller to see.
+inline Activation activation_of(LinearProblem::Activation a) {
+  switch (a) {
+    case LinearProblem::Activation::gelu: return Activation::gelu;
+    case LinearProblem::Activation::silu: return Activation::silu;
+    case LinearProblem::Activation::gelu_tanh: return Activation::gelu_tanh;
+    default: return Activation::relu;
+  }
+}
+
 inline EpilogueArguments epilogue_of(const LinearProblem& p) {
-  using Of = LinearProblem::Activation;
-  const bool activates = p.activation != Of::none;
-  const Activation kind = p.activation == Of::gelu ? Activation::gelu : p.activation == Of::silu ? Activation::silu : Activation::relu;
+  const bool activates = p.activation != LinearProblem::Activation::none;
   const Array& residual = p.residual.present() ? p.residual : p.out;
-  return {Rows(residual), Rows(p.out), p.residual.present(), activates, kind, view_of(p.bias), p.bias.dtype, p.out.dtype};
+  return {Rows(residual),  Rows(p.out),  p.residual.present(), activates, activation_of(p.activation),
+          view_of(p.bias), p.bias.dtype, p.out.dtype};
 }
 
 template <class C> REGARD_DEVICE C bias_of(const EpilogueArguments& a, std::int64_t d) {

@@ -10,7 +10,7 @@ from typing import Any
 from regard import _arrays, _backend, _checks
 
 _LAYOUTS = {"nchw": False, "nhwc": True}
-_ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "hard_swish": 3}
+_ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "hard_swish": 3, "gelu_tanh": 4}
 #: Kind, slope and offset; these are PyTorch's for hard_sigmoid.
 _GATES: dict[Any, tuple[int, float, float]] = {
     "sigmoid": (0, 0.0, 0.0),
@@ -124,8 +124,8 @@ def squeeze_excitation(
     b_reduce : array, (reduced,), or None
     w_expand : array, (channels, reduced)
     b_expand : array, (channels,), or None
-    activation : "relu", "silu", "gelu" or "hard_swish"
-        Of the hidden units; gelu is the exact one, with erf.
+    activation : "relu", "silu", "gelu", "gelu_tanh" or "hard_swish"
+        Of the hidden units; gelu is the exact one, with erf; gelu_tanh its approximation.
     gate : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
         hard_sigmoid is clamp(alpha x + beta, 0, 1), with PyTorch's alpha = 1/6 and beta = 1/2 where not given.
     layout : "nchw" or "nhwc"
@@ -182,8 +182,8 @@ def channel_attention(
     b_reduce : array, (reduced,), or None
     w_expand : array, (channels, reduced)
     b_expand : array, (channels,), or None
-    activation : "relu", "silu", "gelu" or "hard_swish"
-        Of the hidden units; gelu is the exact one, with erf.
+    activation : "relu", "silu", "gelu", "gelu_tanh" or "hard_swish"
+        Of the hidden units; gelu is the exact one, with erf; gelu_tanh its approximation.
     gate : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
         hard_sigmoid is clamp(alpha x + beta, 0, 1), with PyTorch's alpha = 1/6 and beta = 1/2 where not given.
     layout : "nchw" or "nhwc"
@@ -292,8 +292,8 @@ def cbam(
     w_spatial : array, (1, 2, kernel, kernel)
         kernel is odd; plane 0 is for the mean, plane 1 for the maximum.
     b_spatial : array, (1,), optional
-    activation : "relu", "silu", "gelu" or "hard_swish"
-        Of the hidden units; gelu is the exact one, with erf.
+    activation : "relu", "silu", "gelu", "gelu_tanh" or "hard_swish"
+        Of the hidden units; gelu is the exact one, with erf; gelu_tanh its approximation.
     gate : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
         hard_sigmoid is clamp(alpha x + beta, 0, 1), with PyTorch's alpha = 1/6 and beta = 1/2 where not given.
     layout : "nchw" or "nhwc"

@@ -10,7 +10,7 @@ import numpy as np
 from regard import _arrays, _backend, _checks
 
 #: As in core/linear_problem.h.
-_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3, "gelu_tanh": 4}
 _HELD = {"float32": 0, "bfloat16": 1, "int8": 2}
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -167,7 +167,7 @@ def linear(
         float64, the others for the others; on a GPU such a weight is converted to x's dtype by each call.
     bias : array, (out_features,), optional
         Of x's dtype.
-    activation : None, "relu", "gelu" (the erf form) or "silu"
+    activation : None, "relu", "gelu" (the erf form), "gelu_tanh" (its approximation by tanh) or "silu"
     out : array, (..., out_features), optional
         Written and returned; may overlap any input.
     residual : array, (..., out_features), optional

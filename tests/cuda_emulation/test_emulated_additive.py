@@ -180,7 +180,7 @@ def test_multiplicative(cupy, len_q, projected, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "gelu_tanh"])
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3, 4), (0, 3)], ids=str)
 def test_linear(cupy, lead, activation, dtype):
     x, weight = normal(0, *lead, 33, dtype=dtype), (normal(1, 17, 33) / 6).astype(DTYPES[dtype])

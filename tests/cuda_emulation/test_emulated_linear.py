@@ -72,7 +72,7 @@ def test_either_framework_and_every_dtype(gpu, dtype, rows):
 
 
 @pytest.mark.parametrize("rows", [4, 40])
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "gelu_tanh"])
 def test_what_follows_the_product(cupy, activation, rows):
     x, weight, bias = layer(rows, 70, 30)
     residual = normal(3, rows, 30)

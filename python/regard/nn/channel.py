@@ -47,7 +47,7 @@ class SqueezeExcitation(Module):
     ----------
     input_channels, squeeze_channels : int
         fc1.weight is (squeeze_channels, input_channels, 1, 1), fc2.weight (input_channels, squeeze_channels, 1, 1).
-    activation : "relu", "silu", "gelu" or "hard_swish"
+    activation : "relu", "silu", "gelu", "gelu_tanh" or "hard_swish"
         Between fc1 and fc2.
     scale_activation : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
         What makes weights of fc2's results.
@@ -108,7 +108,7 @@ class CBAM(Module):
         Odd: the reach of the convolution that weighs positions.
     bias, spatial_bias : bool
         Whether fc1 and fc2, and whether conv, have biases.
-    activation : "relu", "silu", "gelu" or "hard_swish"
+    activation : "relu", "silu", "gelu", "gelu_tanh" or "hard_swish"
         Between fc1 and fc2.
     scale_activation : "sigmoid", "tanh", "hard_sigmoid" or ("hard_sigmoid", alpha, beta)
         What makes weights, of channels and of positions.

@@ -42,7 +42,7 @@ class Linear(Module):
         return dense.pack_linear(**super()._pack(dtype, memory), held=self._holding("weight", dtype))
 
     def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
-        """x (..., in_features) -> (..., out_features); activation None, "relu", "gelu" (erf) or "silu".
+        """x (..., in_features) -> (..., out_features); activation as in :func:`regard.linear`.
 
         residual (..., out_features) is added behind the activation, in the same pass; out is written and
         returned where given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +19,28 @@ from regard.nn.norm import LayerNorm, RMSNorm
 from regard.nn.position import RotaryEmbedding
 
 #: What linear computes in its own pass: functions and classes by their names in lower case.
-_FUSED = ("relu", "gelu", "silu")
+_FUSED = ("relu", "gelu", "silu", "gelu_tanh")
+
+#: What the first of two layers goes through where the second multiplies it.
+_GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
 
 
 def activation_of(activation: Any) -> str | Callable[[Any], Any]:
     """The name of an activation that linear fuses, or the function itself.
 
     `activation` is a name, or a function or module whose name or class is one (PyTorch's F.relu,
-    nn.GELU() and so on), or any function of NumPy arrays, on a GPU of CuPy's.
+    nn.GELU(approximate="tanh"), functools.partial(F.gelu, approximate="tanh") and so on), or any function of NumPy
+    arrays, on a GPU of CuPy's.
     """
-    name = activation if isinstance(activation, str) else getattr(activation, "__name__", type(activation).__name__)
-    if getattr(activation, "approximate", "none") != "none":
-        raise NotImplementedError(f"activation: no kernel for gelu with approximate={activation.approximate!r}")
+    named, approximate = activation, getattr(activation, "approximate", "none")
+    partial = isinstance(activation, functools.partial) and not activation.args
+    if partial and set(activation.keywords) == {"approximate"}:
+        named, approximate = activation.func, activation.keywords["approximate"]
+    name = named if isinstance(named, str) else getattr(named, "__name__", type(named).__name__)
+    if name.lower() == "gelu" and approximate != "none":
+        if approximate != "tanh":
+            raise NotImplementedError(f"activation: no kernel for gelu with approximate={approximate!r}")
+        return "gelu_tanh"
     if name.lower() in _FUSED:
         return name.lower()
     if callable(activation):
@@ -46,8 +57,9 @@ class FeedForward(Module):
     d_model, dim_feedforward : int
         Width outside and inside.
     activation : str or callable
-        As in TransformerEncoderLayer; or "swiglu" (Shazeer, 2020):
-        ``linear2(silu(linear1(x)) * linear3(x))``.
+        As in TransformerEncoderLayer; or gated (Shazeer, 2020):
+        ``linear2(activation(linear1(x)) * linear3(x))``, by "swiglu" with silu, by "geglu" with gelu, by "geglu_tanh"
+        with gelu_tanh, by "reglu" with relu.
     bias : bool
         Whether the linear layers have biases.
     """
@@ -62,8 +74,8 @@ class FeedForward(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__(device, dtype)
-        gated = activation == "swiglu"
-        self.activation = "silu" if gated else activation_of(activation)
+        gated = isinstance(activation, str) and activation in _GATED
+        self.activation = _GATED[activation] if gated else activation_of(activation)
         self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
         self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
         self.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
@@ -160,8 +172,8 @@ class TransformerEncoderLayer(_Layer):
     dropout : float
         PyTorch's word; without effect, because modules are always in evaluation mode.
     activation : str or callable
-        "relu", "gelu" (the erf one) or "silu", PyTorch's functions and modules of these names, or any
-        function of NumPy arrays, on a GPU of CuPy's.
+        "relu", "gelu" (the erf one), "gelu_tanh" (its approximation) or "silu", PyTorch's functions and modules of
+        these, or any function of NumPy arrays, on a GPU of CuPy's.
     layer_norm_eps : float
     batch_first : bool
         Arrays are (batch, len, d_model) instead of (len, batch, d_model).

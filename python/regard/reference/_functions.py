@@ -38,6 +38,12 @@ def gelu(x: Array) -> Array:
     return x * (0.5 * erfc).astype(x.dtype)
 
 
+def gelu_tanh(x: Array) -> Array:
+    """The approximation of gelu by tanh: x (1 + tanh u) / 2 is x / (1 + e^-2u)."""
+    u = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+    return x * sigmoid(2 * u)
+
+
 def hard_sigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
     return np.clip(x.dtype.type(alpha) * x + x.dtype.type(beta), 0, 1)
 
@@ -46,7 +52,7 @@ def hard_swish(x: Array) -> Array:
     return x * hard_sigmoid(x)
 
 
-ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "hard_swish": hard_swish}
+ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "hard_swish": hard_swish, "gelu_tanh": gelu_tanh}
 GATES = {"sigmoid": sigmoid, "tanh": np.tanh, "hard_sigmoid": hard_sigmoid}
 
 
