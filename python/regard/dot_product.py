@@ -200,15 +200,14 @@ def scaled_dot_product_attention(
     """
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask: expected None together with is_causal=True, got an array as well")
-    named = {"query": query, "key": key, "value": value}
-    ranks = {name: getattr(x, "ndim", None) for name, x in named.items()}
-    for name, rank in ranks.items():
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        rank = getattr(x, "ndim", None)
         if rank is None:
-            raise TypeError(f"{name}: expected an array, got {_checks.describe(named[name])}")
+            raise TypeError(f"{name}: expected an array, got {_checks.describe(x)}")
         if rank < 2:
-            raise ValueError(f"{name}: expected shape (..., len, dim), got {_checks.describe(named[name])}")
+            raise ValueError(f"{name}: expected shape (..., len, dim), got {_checks.describe(x)}")
     lead = tuple(query.shape[:-2])
-    if any(tuple(x.shape[:-2]) != lead for x in (key, value)):
+    if not lead == tuple(key.shape[:-2]) == tuple(value.shape[:-2]):
         if not (enable_gqa and len(lead) > 0 and _same_but_heads(query, key, value)):
             query, key, value = _broadcast_leading(query, key, value)
             lead = tuple(query.shape[:-2])
