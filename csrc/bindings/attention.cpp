@@ -91,10 +91,11 @@ py::object attention(const py::object& query, const Array& key, const Array& val
   return attend(p, query, out, sequence_first, return_lse, return_weights);
 }
 
-// attention() of NumPy's arrays without options: 22 arguments, and what Python has to do for each, are more work than a short
+// attention() of NumPy's arrays with no options but these: 22 arguments, and what Python has to do for each, are more work than a short
 // sequence. None where there is more to it, other arrays, an output that overlaps an input, something to refuse: then it is
 // attention()'s.
-py::object attention_plain(const py::object& query, const py::object& key, const py::object& value, const py::object& out, bool causal) {
+py::object attention_plain(const py::object& query, const py::object& key, const py::object& value, const py::object& out, bool causal,
+                           int alignment) {
   AttentionProblem p;
   for (const auto& [x, view] : {std::pair{&query, &p.query}, {&key, &p.key}, {&value, &p.value}, {&out, &p.out}}) {
     if (x == &out && out.is_none()) continue;
@@ -105,6 +106,7 @@ py::object attention_plain(const py::object& query, const py::object& key, const
   if (p.out.present() && (p.out.may_overlap(p.query) || p.out.may_overlap(p.key) || p.out.may_overlap(p.value))) return py::none();
   p.scale = 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(p.dim_qk(), 1)));
   if (causal) p.window_right = 0;
+  p.alignment = static_cast<Alignment>(alignment);
   const py::object outputs = attend(p, query, out, false, false, false);
   return py::isinstance<py::list>(outputs) ? py::object(outputs[py::int_(0)]) : py::none();
 }
@@ -173,7 +175,8 @@ void bind_attention(py::module_& m) {
         py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
         py::arg("seed"), py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
-  m.def("attention_plain", &attention_plain, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"), py::arg("causal"));
+  m.def("attention_plain", &attention_plain, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"), py::arg("causal"),
+        py::arg("alignment"));
   m.def("attention_varlen", &attention_varlen, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_kv"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"),
         py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"), py::arg("window_right"),
