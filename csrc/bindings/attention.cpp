@@ -65,13 +65,15 @@ py::object attend(AttentionProblem& p, const py::object& query, const py::object
     p.weights.dtype = p.query.dtype;
     outputs.append(output(py::none(), query, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, p.weights));
   }
-  constexpr std::int64_t kBrief = 1 << 15;  // products of a query's element and a key: some 2 us
+  constexpr double kBrief = 1 << 16;  // multiply-adds, and one a score for its softmax: a few us
+  const double scores =
+      static_cast<double>(p.query.shape[0] * p.heads()) * static_cast<double>(p.query.shape[2]) * static_cast<double>(p.len_kv() + 1);
   without_gil(
       [&] {
         cpu::attention_forward(p);
         if (return_weights) cpu::attention_weights(p, Stage::weights);
       },
-      p.query.size() * p.len_kv() < kBrief);
+      scores * static_cast<double>(p.dim_qk() + p.dim_v() + 1) < kBrief);
   return outputs;
 }
 
@@ -91,11 +93,11 @@ py::object attention(const py::object& query, const Array& key, const Array& val
   return attend(p, query, out, sequence_first, return_lse, return_weights);
 }
 
-// attention() of NumPy's arrays with no options but these: 22 arguments, and what Python has to do for each, are more work than a short
-// sequence. None where there is more to it, other arrays, an output that overlaps an input, something to refuse: then it is
-// attention()'s.
-py::object attention_plain(const py::object& query, const py::object& key, const py::object& value, const py::object& out, bool causal,
-                           int alignment) {
+// attention() of NumPy's arrays with no options but these: 22 arguments, and what Python has to do for each, are more work than
+// a short sequence. None for other arrays, an output that overlaps an input, or what is to be refused: attention() has all of
+// that.
+py::object attention_without_options(const py::object& query, const py::object& key, const py::object& value, const py::object& out,
+                                     bool causal, int alignment) {
   AttentionProblem p;
   for (const auto& [x, view] : {std::pair{&query, &p.query}, {&key, &p.key}, {&value, &p.value}, {&out, &p.out}}) {
     if (x == &out && out.is_none()) continue;
@@ -175,8 +177,8 @@ void bind_attention(py::module_& m) {
         py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
         py::arg("seed"), py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
-  m.def("attention_plain", &attention_plain, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"), py::arg("causal"),
-        py::arg("alignment"));
+  m.def("attention_without_options", &attention_without_options, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
+        py::arg("causal"), py::arg("alignment"));
   m.def("attention_varlen", &attention_varlen, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_kv"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"),
         py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"), py::arg("window_right"),

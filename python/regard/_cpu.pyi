@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy
 import typing
 import typing_extensions
-__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_plain', 'attention_scores', 'attention_sizes', 'attention_varlen', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'measure_tiles', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'pack_recurrent', 'recurrent', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes', 'tiles']
+__all__: list[str] = ['additive_attention', 'attention', 'attention_paged', 'attention_scores', 'attention_sizes', 'attention_varlen', 'attention_without_options', 'bfloat16_capsule', 'bfloat16_words', 'cache_append', 'cbam', 'channel_attention', 'efficient_channel_attention', 'end_rehearsal', 'get_num_threads', 'global_pool', 'linear', 'location_sensitive_attention', 'measure_exp', 'measure_fma', 'measure_read', 'measure_tiles', 'merge_attention', 'multiplicative_attention', 'norm', 'openmp', 'pack_linear', 'pack_recurrent', 'recurrent', 'rotary_embedding', 'set_num_threads', 'spatial_attention', 'squeeze_excitation', 'start_rehearsal', 'tile_sizes', 'tiles']
 
 def additive_attention(query: typing.Any, key: typing.Any, value: typing.Any, v: typing.Any, w_query: typing.Any, w_key: typing.Any, bias: typing.Any, mask: typing.Any, key_lengths: typing.Any, return_weights: bool) -> typing.Any:
     ...
@@ -14,9 +14,6 @@ def attention(query: typing.Any, key: typing.Any, value: typing.Any, mask: typin
 def attention_paged(query: typing.Any, key_pages: typing.Any, value_pages: typing.Any, page_table: typing.Any, key_scales: typing.Any, value_scales: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, precision: int, sequence_first: bool, return_lse: bool, return_weights: bool) -> typing.Any:
     ...
 
-def attention_plain(query: typing.Any, key: typing.Any, value: typing.Any, out: typing.Any, causal: bool, alignment: int) -> typing.Any:
-    ...
-
 def attention_scores(query: typing.Any, key: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, stage: int) -> typing.Any:
     ...
 
@@ -24,6 +21,9 @@ def attention_sizes(query: typing.Any, key: typing.Any, value: typing.Any, preci
     ...
 
 def attention_varlen(query: typing.Any, key: typing.Any, value: typing.Any, cu_seqlens_q: typing.Any, cu_seqlens_kv: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, precision: int, return_lse: bool, return_weights: bool) -> typing.Any:
+    ...
+
+def attention_without_options(query: typing.Any, key: typing.Any, value: typing.Any, out: typing.Any, causal: bool, alignment: int) -> typing.Any:
     ...
 
 def bfloat16_capsule(words: numpy.ndarray) -> typing_extensions.CapsuleType:
