@@ -24,7 +24,7 @@ WARPGROUPS = re.compile(r"attention_hopper\w*Lb1E")  # of the mangled name: thos
 FEWEST_POWERS = 40  # a lane's scores of a tile of 80 keys
 STEP = re.compile(r"(MUFU\.EX2)|WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)")
 
-DECODE = re.compile(r"attention_decode\w*Lb0E")  # those of dot products
+DECODE = re.compile(r"attention_decode\w*(Lb0E|TensorProducts)")  # those of dot products
 FEWEST_LOADS = 4  # kTogether
 LOAD = re.compile(r"LDG\.E\.(64|128)\b")
 WAITS = re.compile(r"BRA|BSSY|BSYNC|CALL|SHFL|LDS|STS|PRMT|FFMA|FMUL|FADD|DFMA|HADD2|I2F")  # or may

@@ -2,23 +2,20 @@
 //
 //   attention_decode   a block has up to kRows rows of one key head (query heads of a group, and their queries) and one
 //                      split of the keys: products into shared memory, their softmax, the weighted values
-//                      (every key and value is read once, 16 bytes a lane, kTogether of them on their way at a time)
+//                      (every key and value is read once: attention_decode_tensor.cuh by tensor cores, where types allow it,
+//                      attention_decode_lanes.cuh by the lanes)
 //   attention_merge    a block has one row: its splits by their maxima and sums, a column a thread
-//
-// Additive attention is this kernel with other scores, v . tanh(query + key), for any number of queries.
 //
 // Splits depend on the sequence's number of keys alone. Dao et al., "Flash-Decoding for long-context inference" (2023).
 #pragma once
 
-#include <bit>
-
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_scores.cuh"
-#include "cuda/lane_sums.cuh"
 
 namespace regard::cuda {
 
 constexpr int kDecodeThreads = 128;
+constexpr int kDecodeWarps = kDecodeThreads / kWarp;
 constexpr int kDecodeRows = 8;
 constexpr int kMergeThreads = 128;
 
@@ -54,15 +51,18 @@ template <class C> constexpr int most_splits(int len_kv) {
   return keys_per_split<C>(len_kv) > keys_per_split<C>(0) && own < kOfAnyLength ? kOfAnyLength : own;
 }
 
+// From one row of scores to the next in shared memory: rows start in different banks.
+constexpr int score_pitch(int keys) { return keys + 4; }
+
 // Host code: all but the memory that partial results go to. Sequences of more than `most_queries` are other kernels'.
-template <class T, int kRows = kDecodeRows>
-DecodeArguments decode_arguments(const AttentionProblem& problem, const AttentionArguments& a, int most_queries) {
+template <class Products> DecodeArguments decode_arguments(const AttentionProblem& problem, const AttentionArguments& a, int most_queries) {
+  using T = typename Products::Stored;
   DecodeArguments p{};
   p.a = a;
-  p.scale = split_scale(a.scale);
+  p.scale = Products::kScaledQueries ? split_scale(a.scale) : SplitScale{1, a.scale};
   p.most_queries = most_queries;
   p.rows = a.group * static_cast<int>(std::min<std::int64_t>(problem.len_q(), most_queries));
-  p.row_tiles = (p.rows + kRows - 1) / kRows;
+  p.row_tiles = (p.rows + Products::kRows - 1) / Products::kRows;
   p.splits = most_splits<Compute<T>>(static_cast<int>(problem.len_kv()));
   p.key_vectors = in_vectors(problem.key) && a.dim_qk % Vector<T>::kLength == 0;
   p.value_vectors = in_vectors(problem.value) && a.dim_v % Vector<T>::kLength == 0;
@@ -70,246 +70,145 @@ DecodeArguments decode_arguments(const AttentionProblem& problem, const Attentio
 }
 
 // Host code: shared memory of a block whose splits have `keys` keys.
-template <class T, bool kAdditive = false, int kRows = kDecodeRows>
-std::int64_t decode_bytes(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
-  constexpr int kGrain = Vector<T>::kLength;
-  constexpr int kSize = static_cast<int>(sizeof(Compute<T>));
-  const std::int64_t queries = (dim_qk + kGrain) * (kRows + (kAdditive ? 1 : 0));
-  const std::int64_t columns = std::min<std::int64_t>(kWarp * kGrain, 2 * std::max<std::int64_t>(dim_v, kGrain));
-  return kSize * (kRows * keys + std::max(queries, kRows * (kDecodeThreads / kWarp) * columns));
+template <class Products> std::int64_t decode_bytes(std::int64_t dim_qk, std::int64_t dim_v, int keys) {
+  const std::int64_t scores = static_cast<std::int64_t>(sizeof(Compute<typename Products::Stored>)) * Products::kRows * score_pitch(keys);
+  return scores + std::max(Products::query_bytes(dim_qk), Products::sum_bytes(dim_v));
 }
 
-// The lanes that share a row of `dim` elements: a power of two, and no fewer than `lanes`, which is one.
-template <class T> REGARD_DEVICE int lanes_for(int dim, int lanes = 1) {
-  while (lanes < kWarp && lanes * Vector<T>::kLength < dim) lanes *= 2;
-  return lanes;
-}
+// What a block has, and where its scores and what follows them lie in shared memory.
+template <class C> struct DecodeBlock {
+  const DecodeArguments& p;
+  int b;
+  int group;  // the key head
+  int row0;   // of `rows` rows of the key head: head by head, each with its queries
+  int rows;
+  int len_q;
+  int j0;  // of the split's keys
+  int end;
+  int pitch;
+  std::int64_t partial;  // row0's place in the partial results
+  C* scores;             // [kRows][pitch]
+  char* rest;            // queries, and when the scores are there sums of values
 
-// Keys of a lane that are on their way together. An H200's memory gives 4.8 TB/s some 700 ns after it is asked: 25 KiB on their
-// way to each SM. Three blocks of four keys a lane have 24, four of one had 8.
-constexpr int kTogether = 4;
-
-// A vector as words: taken apart where its elements are wanted. As elements, the compiler spread each over a register of its
-// own, and waited for every load to do so.
-template <class T> struct alignas(sizeof(Vector<T>)) Grain {
-  std::uint32_t words[sizeof(Vector<T>) / 4];
-
-  // All at once, before any branch: taken out row by row, each behind a branch of its own, the compiler converted them once more
-  // for every row (of float8, 3,600 instructions of a kernel's 10,000).
-  REGARD_DEVICE void values(Compute<T> (&to)[Vector<T>::kLength]) const {
-#pragma unroll
-    for (int e = 0; e < Vector<T>::kLength; ++e) to[e] = value(e);
-  }
-
- private:
-  REGARD_DEVICE Compute<T> value(int e) const {
-    if constexpr (std::is_same_v<T, double>) {
-      return std::bit_cast<double>(std::uint64_t{words[2 * e + 1]} << 32 | words[2 * e]);
-    } else if constexpr (std::is_same_v<T, float>) {
-      return float_of(words[e]);
-    } else if constexpr (std::is_same_v<T, BFloat16>) {
-      return float_of(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xffff0000u);
-    } else {
-      constexpr int kEach = 4 / sizeof(T);
-      using Bits = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint8_t>;
-      return value_of(std::bit_cast<T>(static_cast<Bits>(words[e / kEach] >> e % kEach * 8 * sizeof(T))));
-    }
-  }
+  REGARD_DEVICE int head_of(int r) const { return group * p.a.group + (row0 + r) / len_q; }
+  REGARD_DEVICE int query_of(int r) const { return (row0 + r) % len_q; }
+  REGARD_DEVICE int held_key(int j) const { return j < end ? j : end - 1; }
+  // What a row's weights are counted in, behind its scores: with Products::kUnits, whose weights are rounded to 16 bits, a power of
+  // two near the most that a value of the split is worth. In float16 the weights of small values would have few digits.
+  REGARD_DEVICE C& unit_of(int r) const { return scores[(r + 1) * pitch - 1]; }
 };
 
-// Column d and on of the rows row_of(0), row_of(1), ... `whole`: rows are aligned vectors, with nothing left over. Then there is no
-// branch between the loads, and none waits for the one before; lanes beyond the row's end read its beginning once more.
-template <class T, class RowOf>
-REGARD_DEVICE void fetch_grains(Grain<T> (&to)[kTogether], RowOf&& row_of, std::int64_t stride, int d, int dim, bool whole) {
-  const char* row[kTogether];
-#pragma unroll
-  for (int n = 0; n < kTogether; ++n) row[n] = row_of(n);
-  if (whole) {
-    const int at = d < dim ? d * static_cast<int>(sizeof(T)) : 0;
-#pragma unroll
-    for (int n = 0; n < kTogether; ++n) to[n] = *reinterpret_cast<const Grain<T>*>(row[n] + at);
-  } else {
-#pragma unroll
-    for (int n = 0; n < kTogether; ++n) to[n] = std::bit_cast<Grain<T>>(stored_grain<T>(row[n], stride, d, dim, false));
-  }
+// The largest power of two up to x; 1 where there is none.
+REGARD_DEVICE float power_below(float x) {
+  const std::uint32_t exponent = bits_of(x) & 0x7f800000u;
+  return exponent == 0 ? 1.0f : float_of(exponent);
 }
 
-// Shared memory: scores [kRows][keys], then queries [kRows][dim_qk up to whole grains],
-// with additive scores one more row of v; or sums [warps][kRows][32 grains].
-// T is the type of keys and values.
-template <class T, bool kAdditive = false, int kRows = kDecodeRows>
-REGARD_KERNEL(kDecodeThreads, sizeof(Compute<T>) == 8 ? 2 : 3)
-attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
-  using C = Compute<T>;
-  constexpr int kGrain = Vector<T>::kLength;
-  constexpr int kWarps = kDecodeThreads / kWarp;
+// Columns column.. of one sweep: the warps' sums in shared memory, [warps][kRows][pitch], added up into the partial results.
+// All threads call it.
+template <class Products, class C> REGARD_DEVICE void add_warps(const DecodeBlock<C>& x, const C* sums, int pitch, int column, int width) {
+  const int dim_v = x.p.a.dim_v;
+  block_barrier();
+  for (int n = thread_index(); n < x.rows * width; n += kDecodeThreads) {
+    const int r = n / width;
+    const int c = n % width;
+    C total = 0;
+    for (int w = 0; w < kDecodeWarps; ++w) total += sums[(w * Products::kRows + r) * pitch + c];
+    if constexpr (Products::kUnits) total *= x.unit_of(r);
+    if (column + c < dim_v) static_cast<C*>(x.p.out)[(x.partial + r) * dim_v + column + c] = total;
+  }
+  block_barrier();
+}
+
+// Scores become exponentials against the row's maximum in the split, times what a value of a key is worth: a warp a row. Up to the
+// next multiple of a warp there are zeros behind them.
+template <class Products, class C> REGARD_DEVICE void weigh_scores(const DecodeBlock<C>& x, const SequenceMask& sequence) {
+  const DecodeArguments& p = x.p;
   const AttentionArguments& a = p.a;
-  const int heads_kv = a.heads / a.group;
-  const int split = block_index() % p.splits;
-  const int tile = block_index() / p.splits % p.row_tiles;
-  const int head = block_index() / p.splits / p.row_tiles;  // b * heads_kv + key head
-  const int b = head / heads_kv;
-  const int group = head % heads_kv;
-  const int row0 = tile * kRows;
-  const int len_q = query_rows(a, b);
-  if (len_q > p.most_queries || row0 >= a.group * len_q) return;
-  const int rows = a.group * len_q - row0 < kRows ? a.group * len_q - row0 : kRows;
   const int lane = thread_index() % kWarp;
-  const int warp = thread_index() / kWarp;
-  const SequenceMask sequence = sequence_of(a, b);
-  const int len_kv = static_cast<int>(sequence.len_kv);
-  const int keys = keys_per_split<C>(len_kv);
-  if (split >= splits_of<C>(len_kv)) return;
-  const int j0 = split * keys;
-  const int end = len_kv < j0 + keys ? len_kv : j0 + keys;
-  const int pitch = (a.dim_qk + kGrain - 1) / kGrain * kGrain;
-
-  C* const scores = reinterpret_cast<C*>(dynamic_shared());
-  C* const queries = scores + kRows * keys;
-  C* const sums = queries;  // when the scores are there
-  for (int n = thread_index(); n < kRows * pitch; n += kDecodeThreads) {
-    const int r = n / pitch;
-    const int d = n % pitch;
-    const int row = row0 + r;
-    queries[n] = r < rows && d < a.dim_qk ? static_cast<C>(p.scale.factor) *
-                                                load_as<C>(query_row(a, a.query, b, group * a.group + row / len_q, row % len_q, d), a.type)
-                                          : C(0);
-  }
-  C* const v = queries + kRows * pitch;
-  for (int d = thread_index(); kAdditive && d < pitch; d += kDecodeThreads)
-    v[d] = d < a.dim_qk ? reinterpret_cast<const C*>(a.additive_v)[d] : C(0);
-  block_barrier();
-
-  // Products of queries and keys. A lane keeps its own columns of the queries in registers while the keys pass.
-  {
-    const int lanes = lanes_for<T>(a.dim_qk, kRows);  // a lane is left with one row's sum, at most
-    const int beside = kWarp / lanes;                 // keys a warp
-    const int kept = lane % lanes * kRows / lanes;    // the row whose sum this lane is left with, and its neighbours
-    const bool writes = lane % (lanes / kRows) == 0;
-    for (int column = 0; column < a.dim_qk; column += lanes * kGrain) {
-      const int d = column + lane % lanes * kGrain;
-      C q[kRows][kGrain];
-      C weight[kAdditive ? kGrain : 1];
-#pragma unroll
-      for (int e = 0; e < kGrain; ++e) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) q[r][e] = d < pitch ? queries[r * pitch + d + e] : C(0);
-        if constexpr (kAdditive) weight[e] = d < pitch ? v[d + e] : C(0);
-      }
-      for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
-        const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
-        const auto row_of = [&](int n) { return key_row(a, a.key, b, group, key_of(n) < end ? key_of(n) : end - 1); };
-        Grain<T> key[kTogether];
-        fetch_grains<T>(key, row_of, a.key.stride[3], d, a.dim_qk, p.key_vectors);
-#pragma unroll
-        for (int n = 0; n < kTogether; ++n) {
-          C x[kGrain];
-          key[n].values(x);
-          C s[kRows] = {};
-#pragma unroll
-          for (int r = 0; r < kRows; ++r)
-            if (r < rows) {
-#pragma unroll
-              for (int e = 0; e < kGrain; ++e) s[r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + x[e]) : q[r][e] * x[e];
-            }
-          sum_over<kRows>(s, lanes);
-          if (!writes || kept >= rows || key_of(n) >= end) continue;
-          C& score = scores[kept * keys + key_of(n) - j0];
-          score = column > 0 ? score + s[0] : s[0];
-        }
-      }
-    }
-  }
-  block_barrier();
-
-  for (int r = warp; r < rows; r += kWarps) {
-    const int h = group * a.group + (row0 + r) / len_q;
-    const int i = (row0 + r) % len_q;
+  const int count = x.end - x.j0;
+  for (int r = thread_index() / kWarp; r < x.rows; r += kDecodeWarps) {
+    C* const row = x.scores + r * x.pitch;
+    const int h = x.head_of(r);
+    const int i = x.query_of(r);
     const KeyRange range = sequence.keys_of(i);
-    const C slope = slope_of<C>(a, b, h);
+    const C slope = slope_of<C>(a, x.b, h);
     C m = -infinity<C>();
-    for (int n = lane; n < end - j0; n += kWarp) {
-      const int j = j0 + n;
-      C& s = scores[r * keys + n];
+    C largest = 0;
+    for (int n = lane; n < count; n += kWarp) {
+      const int j = x.j0 + n;
+      if constexpr (Products::kUnits) largest = fmaxf(largest, row_scale(a, a.value_scales, x.b, x.group, j));
+      C& s = row[n];
       if (j < range.first || j >= range.last) {
         s = -infinity<C>();
       } else {
-        const C factor = static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, b, group, j));
-        s = finished_score(a, s * factor, b, h, i, j, slope, i + sequence.diagonal);
+        const C factor = static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, x.b, x.group, j));
+        s = finished_score(a, s * factor, x.b, h, i, j, slope, i + sequence.diagonal);
       }
       m = s > m ? s : m;
     }
     for (int step = 1; step < kWarp; step *= 2) {
       const C other = shuffle_xor(m, step);
       m = other > m ? other : m;
+      if constexpr (Products::kUnits) largest = fmaxf(largest, shuffle_xor(largest, step));
     }
+    C unit = 1;
+    if constexpr (Products::kUnits) unit = power_below(largest);
     const C base = m == -infinity<C>() ? C(0) : m;
     C sum = 0;
-    for (int n = lane; n < end - j0; n += kWarp) {
-      C& s = scores[r * keys + n];
+    int n = lane;
+    for (; n < count; n += kWarp) {
+      C& s = row[n];
       s = exp_of(s - base);
       sum += s;
-      if (kAdditive && p.shares != nullptr)
-        static_cast<C*>(p.shares)[(static_cast<std::int64_t>(head) * p.rows + row0 + r) * a.len_kv + j0 + n] = s;
-      s *= static_cast<C>(row_scale(a, a.value_scales, b, group, j0 + n));
-    }
-    for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
-    const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
-    if (lane == 0) {
-      static_cast<C*>(p.maximum)[at] = m;
-      static_cast<C*>(p.sum)[at] = sum;
-    }
-  }
-  block_barrier();
-
-  const int lanes = lanes_for<T>(a.dim_v);
-  const int beside = kWarp / lanes;
-  const int width = lanes * kGrain;  // columns a sweep
-  for (int column = 0; column < a.dim_v; column += width) {
-    C o[kRows][kGrain] = {};
-    const int d = column + lane % lanes * kGrain;
-    for (int first = j0 + warp * beside * kTogether; first < end; first += kWarps * beside * kTogether) {
-      const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
-      const auto held_key = [&](int n) { return key_of(n) < end ? key_of(n) : end - 1; };
-      Grain<T> value[kTogether];
-      fetch_grains<T>(
-          value, [&](int n) { return key_row(a, a.value, b, group, held_key(n)); }, a.value.stride[3], d, a.dim_v, p.value_vectors);
-#pragma unroll
-      for (int n = 0; n < kTogether; ++n) {
-        C x[kGrain];
-        value[n].values(x);
-        const C* const score = scores + held_key(n) - j0;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r)
-          if (r < rows) {
-            const C weight = key_of(n) < end ? score[r * keys] : C(0);
-#pragma unroll
-            for (int e = 0; e < kGrain; ++e) o[r][e] += weight * x[e];
-          }
+      if (p.shares != nullptr) {
+        const std::int64_t head = static_cast<std::int64_t>(x.b) * (a.heads / a.group) + x.group;
+        static_cast<C*>(p.shares)[(head * p.rows + x.row0 + r) * a.len_kv + x.j0 + n] = s;
       }
+      s *= static_cast<C>(row_scale(a, a.value_scales, x.b, x.group, x.j0 + n)) / unit;
     }
-#pragma unroll 1
-    for (int step = lanes; step < kWarp; step *= 2)
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int e = 0; e < kGrain; ++e) o[r][e] += shuffle_xor(o[r][e], step);
-    if (lane < lanes)
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int e = 0; e < kGrain; ++e) sums[(warp * kRows + r) * width + lane * kGrain + e] = o[r][e];
-    block_barrier();
-    for (int n = thread_index(); n < rows * width; n += kDecodeThreads) {
-      const int r = n / width;
-      const int c = column + n % width;
-      C total = 0;
-      for (int w = 0; w < kWarps; ++w) total += sums[(w * kRows + r) * width + n % width];
-      const std::int64_t at = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0 + r;
-      if (c < a.dim_v) static_cast<C*>(p.out)[at * a.dim_v + c] = total;
+    if (n - lane < count) row[n] = C(0);
+    for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
+    if (lane == 0) {
+      static_cast<C*>(p.maximum)[x.partial + r] = m;
+      static_cast<C*>(p.sum)[x.partial + r] = sum;
+      if constexpr (Products::kUnits) x.unit_of(r) = unit;
     }
-    block_barrier();
   }
+}
+
+// Products::Stored is the type of keys and values.
+template <class Products> REGARD_KERNEL(kDecodeThreads, Products::kBlocks) attention_decode(const REGARD_GRID_CONSTANT DecodeArguments p) {
+  using C = Compute<typename Products::Stored>;
+  constexpr int kRows = Products::kRows;
+  const AttentionArguments& a = p.a;
+  const int heads_kv = a.heads / a.group;
+  const int split = block_index() % p.splits;
+  const int row0 = block_index() / p.splits % p.row_tiles * kRows;
+  const int head = block_index() / p.splits / p.row_tiles;  // b * heads_kv + key head
+  const int b = head / heads_kv;
+  const int len_q = query_rows(a, b);
+  if (len_q > p.most_queries || row0 >= a.group * len_q) return;
+  const int rows = a.group * len_q - row0 < kRows ? a.group * len_q - row0 : kRows;
+  const SequenceMask sequence = sequence_of(a, b);
+  const int len_kv = static_cast<int>(sequence.len_kv);
+  const int keys = keys_per_split<C>(len_kv);
+  if (split >= splits_of<C>(len_kv)) return;
+  const int j0 = split * keys;
+  const int end = len_kv < j0 + keys ? len_kv : j0 + keys;
+  const int pitch = score_pitch(keys);
+  C* const scores = reinterpret_cast<C*>(dynamic_shared());
+  const std::int64_t partial = (static_cast<std::int64_t>(head) * p.splits + split) * p.rows + row0;
+  const DecodeBlock<C> x{p,  b,   head % heads_kv, row0,    rows,   len_q,
+                         j0, end, pitch,           partial, scores, dynamic_shared() + sizeof(C) * kRows * pitch};
+
+  Products::take_queries(x);
+  block_barrier();
+  Products::score_keys(x);
+  block_barrier();
+  weigh_scores<Products>(x, sequence);
+  block_barrier();
+  Products::add_values(x);
 }
 
 // Shared memory of a block that merges.

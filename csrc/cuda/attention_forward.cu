@@ -4,8 +4,6 @@
 // depend on strides or on other sequences of the batch. Packed sequences are shared among two kernels, each of which
 // leaves the other's alone.
 
-#include <cmath>
-
 #include "cuda/attention_launch.cuh"
 #include "cuda/pack.cuh"
 
@@ -13,12 +11,8 @@ namespace regard::cuda {
 namespace {
 
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
-  if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
   if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
-  if (p.weights.present()) return false;
-  if (device.capability < 80 || std::max(p.dim_qk(), p.dim_v()) > kTensorDim) return false;
-  // Unscaled products must not overflow where scaled scores do not.
-  return p.scale == 0 || std::abs(p.scale) >= 0x1p-64;
+  return fits_tensor_cores(p, device) && !p.weights.present() && std::max(p.dim_qk(), p.dim_v()) <= kTensorDim;
 }
 
 // Where whole warpgroups multiply. Beyond the rule above, which holds: something to see, as there is no tensor map of an empty
@@ -86,11 +80,11 @@ void attention_forward(const AttentionProblem& p, const Queue& queue) {
   // Packed sequences differ in length: what lies beyond the shorter ones is no row's.
   if (packed && p.weights.present()) fill_zeros(p.weights, queue);
   a.few = -1;
-  if (!decode_takes(p, device.shared_bytes)) return launch_tiles(p, a, device, queue);
-  if (!packed) return p.len_q() <= kDecodeQueries ? launch_decode(p, a, queue) : launch_tiles(p, a, device, queue);
+  if (!decode_takes(p, device)) return launch_tiles(p, a, device, queue);
+  if (!packed) return p.len_q() <= kDecodeQueries ? launch_decode(p, a, device, queue) : launch_tiles(p, a, device, queue);
   a.few = kDecodeQueries;
   const Shares shares = shares_of(p);
-  if (shares.few) launch_decode(p, a, queue);
+  if (shares.few) launch_decode(p, a, device, queue);
   if (shares.many) launch_tiles(p, a, device, queue);
 }
 

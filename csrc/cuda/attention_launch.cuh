@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/attention_arguments.cuh"
 #include "cuda/operations.h"
@@ -25,6 +26,13 @@ struct TileArrays {
   Array value;
 };
 
+// Whether mma.sync has the type of the queries, and scores by it are right.
+inline bool fits_tensor_cores(const AttentionProblem& p, const Device& device) {
+  if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
+  // Unscaled products must not overflow where scaled scores do not.
+  return device.capability >= 80 && (p.scale == 0 || std::abs(p.scale) >= 0x1p-64);
+}
+
 // One source an element type: they compile side by side. `shared_bytes` is what a block may have on the device.
 void launch_tensor_half(AttentionArguments arguments, int shared_bytes, Stream stream);
 void launch_tensor_bfloat16(AttentionArguments arguments, int shared_bytes, Stream stream);
@@ -32,10 +40,11 @@ void launch_hopper_half(const TileArrays& tiles, const AttentionArguments& argum
 void launch_hopper_bfloat16(const TileArrays& tiles, const AttentionArguments& arguments, const Device& device, Stream stream);
 void launch_portable(AttentionArguments arguments, Stream stream);
 
-// Whether the splitting kernel has this problem's types, dimensions and options on a device where a block may have
-// `shared_bytes`. It says nothing of the number of queries.
-bool decode_takes(const AttentionProblem& problem, int shared_bytes);
-void launch_decode(const AttentionProblem& problem, AttentionArguments arguments, const Queue& queue);
+// Whether the splitting kernel has this problem's types, dimensions and options on the device. It says nothing of the number of
+// queries.
+bool decode_takes(const AttentionProblem& problem, const Device& device);
+void launch_decode(const AttentionProblem& problem, const AttentionArguments& arguments, const Device& device, const Queue& queue);
+void launch_decode_tensor(const AttentionProblem& problem, const AttentionArguments& arguments, const Queue& queue);
 
 // Additive attention of one head; all arrays but out, weights and mask, v as well, in the compute type.
 void launch_additive(const AttentionProblem& problem, const Array& v, const Queue& queue);

@@ -102,6 +102,26 @@ REGARD_DEVICE std::int32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::int3
   return made;
 }
 
+// Four of eight bytes, the lower four those of `low`: which, a hexadecimal digit of `which` each, the last digit for the first.
+REGARD_DEVICE std::uint32_t pick_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t which) {
+  std::uint32_t made;
+  asm("prmt.b32 %0, %1, %2, %3;\n" : "=r"(made) : "r"(low), "r"(high), "r"(which));
+  return made;
+}
+
+// a b + c of two 16-bit numbers each, each rounded once.
+template <class T> REGARD_DEVICE std::uint32_t fused_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c);
+template <> REGARD_DEVICE std::uint32_t fused_pairs<Half>(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t made;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(made) : "r"(a), "r"(b), "r"(c));
+  return made;
+}
+template <> REGARD_DEVICE std::uint32_t fused_pairs<BFloat16>(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t made;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(made) : "r"(a), "r"(b), "r"(c));
+  return made;
+}
+
 // x, of which the compiler knows nothing: what is computed from it in a loop stays there, and takes no registers outside.
 REGARD_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));

@@ -178,6 +178,22 @@ inline std::int32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::int32_t sum
   return sum;
 }
 
+inline std::uint32_t pick_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t which) {
+  const std::uint64_t all = std::uint64_t{high} << 32 | low;
+  std::uint32_t made = 0;
+  for (int n = 0; n < 4; ++n) made |= static_cast<std::uint32_t>(all >> 8 * (which >> 4 * n & 7) & 0xff) << 8 * n;
+  return made;
+}
+
+// The product of two 16-bit numbers is exact in double, and so are sums of those that kernels have.
+template <class T> std::uint32_t fused_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  const auto fused = [&](int n) {
+    return static_cast<float>(static_cast<double>(model::half_of<T>(a, n)) * static_cast<double>(model::half_of<T>(b, n)) +
+                              static_cast<double>(model::half_of<T>(c, n)));
+  };
+  return pack_pair<T>(fused(0), fused(1));
+}
+
 inline int opaque(int x) { return x; }
 
 inline float rounded_product(float a, float b) { return a * b; }

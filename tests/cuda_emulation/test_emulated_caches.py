@@ -11,7 +11,7 @@ import regard
 from cases import DTYPES, every_other
 from helpers import EPSILON, as_float64, assert_near, assert_same_bits, compute_epsilon, normal
 from regard import reference
-from regard.reference.cache import quantise
+from regard.reference.cache import dequantise, quantise
 
 STORAGE = {**DTYPES, "int8": np.dtype(np.int8), "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn)}
 
@@ -181,6 +181,43 @@ def test_a_paged_cache(cupy, dtype):
         table, n = caches[0].page_table(numbers[0])[0], 16
         a, b = (p[table].reshape(-1, *p.shape[2:])[:n] for p in (held(cupy, x, dtype), y))
         assert_same_bits(a.copy(), b.copy())
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize("stored", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("dim_qk", "dim_v"), [(33, 20), (64, 64), (136, 200)])
+def test_few_queries_over_8_bits_by_tensor_cores(cupy, tensor_cores, dim_qk, dim_v, dtype, stored, size):
+    caches = [
+        regard.KVCache(2, 2, 300, dim_qk, dim_v, stored, like) for like in (None, cupy.asarray(np.zeros(1, np.float32)))
+    ]
+    key, value = normal(0, 2, 2, 300, dim_qk), np.float32(size) * normal(1, 2, 2, 300, dim_v)
+    value[:, 1] *= 1e-3  # of some heads
+    query = normal(2, 2, 12, 2, dim_qk, dtype=dtype)
+    for on, cache in zip((np.asarray, cupy.asarray), caches, strict=True):
+        cache.append(on(key), on(value), np.array([300, 147]))
+    want = reference.attention(
+        *as_float64(query, dequantise(caches[0].key, caches[0].key_scales)),
+        *as_float64(dequantise(caches[0].value, caches[0].value_scales)),
+        causal=True, alignment="lower_right", key_lengths=np.array([300, 147]),
+    )  # fmt: skip
+    got = as_float64(cupy.asnumpy(caches[1].attend(cupy.asarray(query), causal=True)))[0]
+    # Weights and output are rounded to 16 bits; values are normal numbers times their size.
+    near = size * 4 * EPSILON[dtype] * np.array([1, 1e-3])[None, :, None, None]
+    near = np.repeat(near, 6, axis=1) + (6e-8 if dtype == "float16" else 0)  # float16's smallest number
+    assert (np.abs(got - want) <= near).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_float8_nan_reaches_those_who_see_it(cupy, tensor_cores, dtype):
+    cache = regard.KVCache(1, 2, 40, 16, dtype="float8_e4m3fn", like=cupy.asarray(np.zeros(1, np.float32)))
+    cache.append(cupy.asarray(normal(0, 1, 2, 40, 16)), cupy.asarray(normal(1, 1, 2, 40, 16)))
+    for held_numbers, head, column in ((cache.key, 0, 3), (cache.value, 1, 5)):
+        held_numbers[0, head, 39, column] = cupy.asarray(np.uint8(0xFF))
+    out = cupy.asnumpy(cache.attend(cupy.asarray(normal(2, 1, 4, 2, 16, dtype=dtype)), causal=True)).astype(float)
+    assert np.isfinite(out[:, :, 0]).all()  # the first of two queries does not see the last key
+    assert np.isnan(out[0, :2, 1]).all()
+    assert np.isnan(out[0, 2:, 1, 5]).all() and np.isfinite(np.delete(out[0, 2:, 1], 5, axis=-1)).all()
 
 
 def test_errors_leave_the_cache_as_it_was(cupy):

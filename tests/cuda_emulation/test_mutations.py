@@ -24,6 +24,8 @@ HOPPER_PTX = "ptx_hopper.cuh"
 PORTABLE = "attention_portable.cuh"
 SCORES = "attention_scores.cuh"
 DECODE = "attention_decode.cuh"
+LANES = "attention_decode_lanes.cuh"
+DECODE_TENSOR = "attention_decode_tensor.cuh"
 PROJECT = "project.cuh"
 RECURRENT = "recurrent.cuh"
 LANE_SUMS = "lane_sums.cuh"
@@ -75,11 +77,23 @@ MUTATIONS = [
              "key(c) < range.last ? s", "key(c) <= range.last ? s"),
     Mutation("no barrier before outputs overwrite values", PORTABLE,
              "  block_barrier();\n  static_assert(P::kOutputs", "  static_assert(P::kOutputs"),
-    Mutation("a row's sum from another lane", DECODE, "lane % lanes * kRows / lanes;", "lane % kRows;"),
-    Mutation("keys beyond the split weigh", DECODE, "key_of(n) < end ? score[r * keys] : C(0)", "score[r * keys]"),
-    Mutation("no barrier before the softmax", DECODE,
-             "  block_barrier();\n\n  for (int r = warp", "  for (int r = warp"),
-    Mutation("columns of a second sweep written over the first", DECODE, "column > 0 ? score + s[0] : s[0]", "s[0]"),
+    Mutation("a row's sum from another lane", LANES, "lane % lanes * kRows / lanes;", "lane % kRows;"),
+    Mutation("keys beyond the split weigh", LANES, "key_of(n) < x.end ? score[r * x.pitch] : C(0)",
+             "score[r * x.pitch]"),
+    Mutation("columns of a second sweep written over the first", LANES, "column > 0 ? score + s[0] : s[0]", "s[0]"),
+    Mutation("no barrier before the softmax", DECODE, "  block_barrier();\n  weigh_scores", "  weigh_scores"),
+    Mutation("no zeros behind the weights", DECODE, "    if (n - lane < count) row[n] = C(0);\n", ""),
+    Mutation("no barrier before sums are added", DECODE,
+             "  block_barrier();\n  for (int n = thread_index(); n < x.rows",
+             "  for (int n = thread_index(); n < x.rows"),
+    Mutation("columns in another order than the queries'", DECODE_TENSOR,
+             "upper.neighbours(e), lower.neighbours(e)", "upper.neighbours(e + 2), lower.neighbours(e)"),
+    Mutation("two keys exchanged", DECODE_TENSOR, "pair(*this, e, other, e)", "pair(other, e, *this, e)"),
+    Mutation("weights of other keys", DECODE_TENSOR, "pack_pair<T>(score[8], score[9])",
+             "pack_pair<T>(score[2], score[3])"),
+    Mutation("one panel of two left out", DECODE_TENSOR, "narrow ? o[0][e][c] + o[1][e][c]", "narrow ? o[0][e][c]"),
+    Mutation("a float8 NaN taken for a number", DECODE_TENSOR, "0x01010101u", "0u"),
+    Mutation("an int8 with another sign", DECODE_TENSOR, "^ 0x64806480u", "| 0x64006400u"),
     Mutation("no barrier before values overwrite keys", PORTABLE,
              "v0 += P::kValues) {\n      block_barrier();", "v0 += P::kValues) {"),
     Mutation("no barrier before keys overwrite values", PORTABLE,
