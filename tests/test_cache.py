@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import tracemalloc
 
@@ -296,8 +297,12 @@ def test_reorder(backend, dtype):
     cache.append(key, value, lengths)
     arrays = [None if x is None else x.copy() for x in (cache.key, cache.value, cache.key_scales, cache.value_scales)]
     for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 3, 0, 0], [0, 1, 2, 1, 3, 3], [5, 0, 1], [2, 2, 1], []):
+        query = normal(1, cache.batch, 4, 1, 8)
+        cache.attend(query)
         cache.reorder(np.array(order, np.int32))
         assert cache.batch == len(order)
+        query = normal(1, cache.batch, 4, 1, 8)
+        assert_same_bits(cache.attend(query), copy.deepcopy(cache).attend(query))
         arrays = [None if x is None else x[order] for x in arrays]
         lengths = lengths[order]
         assert cache.lengths.tolist() == lengths.tolist()
@@ -305,6 +310,20 @@ def test_reorder(backend, dtype):
             now = (cache.key, cache.value, cache.key_scales, cache.value_scales)
             for x, want in zip(now, arrays, strict=True):
                 assert x is None or x[b, :, :n].tobytes() == want[b, :, :n].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_deep_copy_goes_its_own_way(dtype):
+    query = normal(0, 2, 4, 1, 16)
+    cache, same = (regard.KVCache(2, 2, 9, 16, dtype=dtype) for _ in range(2))
+    for x in (cache, same):
+        x.append(normal(1, 2, 2, 5, 16), normal(2, 2, 2, 5, 16))
+    before = cache.attend(query)
+    other = copy.deepcopy(cache)
+    for x in (other, same):
+        x.append(normal(3, 2, 2, 3, 16), normal(4, 2, 2, 3, 16))
+    assert_same_bits(other.attend(query), same.attend(query))
+    assert_same_bits(cache.attend(query), before)
 
 
 def test_a_batch_grown_by_reorder_goes_on():

@@ -94,6 +94,11 @@ struct AttentionProblem {
     return {pages[static_cast<std::size_t>(b * page_table.shape[1] + j / page_size())], j % page_size()};
   }
 
+  // How many of the keys [j, end) follow one another from where key_place() has j.
+  std::int64_t keys_together(std::int64_t j, std::int64_t end) const {
+    return storage == Storage::paged ? std::min(end - j, page_size() - j % page_size()) : end - j;
+  }
+
   SequenceMask sequence(std::int64_t b) const;
 
   // Calls f(KeyRange) for the runs of keys of `seen` that the block mask lets query i see.

@@ -46,9 +46,14 @@ template <class T> class Rows {
   // Keys a block. Longer ones spread a row's softmax over more keys; K of 128 dimensions still fits L1 while all rows
   // score it, and V while all rows add it.
   static constexpr int kBlock = 64;
-  // Up to so many rows, one group, read K and V of narrower types where they lie; more share a copy. A key of 128 float16
-  // dimensions and its value take 66 to 73 ns for 4 rows; by copies 117 to 180 for 8, 360 to 390 for 32 (Zen 3).
-  static constexpr std::int64_t kConvertingRows = 4;
+  // Whether K or V of a narrower type are widened where they lie, for each group of rows anew, or copied once for all. Of what
+  // is a few instructions a vector, 6 and 8 rows of 128 dimensions take 0.7 of the time that copies take, 16 rows 0.8 to
+  // 0.87 and 32 rows 0.88 to 0.97 (Zen 3). Of float8, 1 and 2 rows take 0.7, 4 rows 0.8, 8 rows 1.1 and 16 rows 1.5;
+  // of float16 without F16C 1 to 4 rows take 2 to 3 times as long.
+  static bool widens_in_place(DType t, std::int64_t rows) {
+    if (t == DType::float16) return kHalvesAtOnce;
+    return t != DType::float8_e4m3fn || rows <= 4;
+  }
   // Sums in registers, over the rows of a group and over keys or columns: 2 FMA ports x 4 cycles of latency want 8 in
   // flight. A vector of K or V is loaded and widened once for all rows of the group: a key of 128 float32 dimensions and its
   // value, in L2, take 62 to 78 ns for 4 rows, and 98 to 110 row by row (Zen 3).
@@ -216,11 +221,8 @@ template <class T> class Rows {
     const DType key = place(p_.key, b, group, j0, keys, p_.dim_qk(), dim_qk_, w.rows, w.keys, w.key_at);
     const DType value = place(p_.value, b, group, j0, keys, p_.dim_v(), dim_v_, w.rows, w.values, w.value_at);
     if (p_.key_scales.present()) {
-      for (int k = 0; k < keys; ++k) {
-        const Place at = p_.key_place(b, j0 + k);
-        w.scales[k] = read<float>(p_.key_scales.at(at.outer, group, at.position));
-        w.scales[kBlock + k] = read<float>(p_.value_scales.at(at.outer, group, at.position));
-      }
+      for_keys(p_.key_scales, b, group, j0, keys, [&](int k, const char* scale) { w.scales[k] = read<float>(scale); });
+      for_keys(p_.value_scales, b, group, j0, keys, [&](int k, const char* scale) { w.scales[kBlock + k] = read<float>(scale); });
     }
     const Ahead values{w.value_at, 0, p_.dim_v() * size_of(value)};
     const Ahead next_keys{w.key_at, further_keys(w, keys), p_.dim_qk() * size_of(key)};
@@ -284,11 +286,8 @@ template <class T> class Rows {
       products_.start(w.products, w.queries, w.rows);
       run_split([&](std::int64_t j0, int keys) {
         const std::int64_t group = h0 / tiles_.per_group;
-        for (int k = 0; k < keys; ++k) {
-          const Place at = p_.key_place(b, j0 + k);
-          w.key_at[k] = p_.key.at(at.outer, group, at.position);
-          w.value_at[k] = p_.value.at(at.outer, group, at.position);
-        }
+        for_keys(p_.key, b, group, j0, keys, [&](int k, const char* at) { w.key_at[k] = at; });
+        for_keys(p_.value, b, group, j0, keys, [&](int k, const char* at) { w.value_at[k] = at; });
         const auto seen = [&](std::int64_t r) { return seen_in_block(sequence, r % sequence.len_q, j0, keys); };
         products_.score(w.products, w.key_at, w.value_at, keys, w.scores, kBlock, w.rows);
         products_.read_values(w.products, w.value_at, w.key_at, keys);
@@ -306,25 +305,32 @@ template <class T> class Rows {
             static_cast<int>(std::clamp<std::int64_t>(seen.last - j0, 0, keys))};
   }
 
+  // f(k, where x has key j0 + k) for k < keys: found once for all that follow one another, which took a tenth of an int8 cache's
+  // time key by key (1x32/8x8192x128, Zen 3).
+  template <class F> void for_keys(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, F&& f) const {
+    for (int k = 0; k < keys;) {
+      const Place first = p_.key_place(b, j0 + k);
+      const char* at = x.at(first.outer, group, first.position);
+      const int end = k + static_cast<int>(p_.keys_together(j0 + k, j0 + keys));
+      for (; k < end; ++k, at += x.stride[2]) f(k, at);
+    }
+  }
+
   // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors. Answers their type there.
   DType place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
               std::int64_t rows, T* copies, const char** at) const {
     // Copying float32 rows to whole cache lines first, so that no load takes two, did not pay: 225 cycles a key against 157
     // for 4 rows of 128 dimensions, the same for 8 (Zen 4).
     const bool whole = x.stride[3] == size_of(x.dtype) && dim == padded;
-    const bool direct = whole && (x.dtype == dtype_of<T>() || (loads_as<T>(x.dtype) && rows <= kConvertingRows));
-    for (int k = 0; k < keys; ++k) {
-      const Place row = p_.key_place(b, j0 + k);
-      const char* const from = x.at(row.outer, group, row.position);
-      if (direct) {
-        at[k] = from;
-      } else {
-        T* const copy = copies + k * padded;
-        read_row(x.dtype, from, x.stride[3], dim, copy);
-        std::fill(copy + dim, copy + padded, T(0));
-        at[k] = reinterpret_cast<const char*>(copy);
-      }
-    }
+    const bool direct = whole && (x.dtype == dtype_of<T>() || (loads_as<T>(x.dtype) && widens_in_place(x.dtype, rows)));
+    for_keys(x, b, group, j0, keys, [&](int k, const char* from) {
+      at[k] = from;
+      if (direct) return;
+      T* const copy = copies + k * padded;
+      read_row(x.dtype, from, x.stride[3], dim, copy);
+      std::fill(copy + dim, copy + padded, T(0));
+      at[k] = reinterpret_cast<const char*>(copy);
+    });
     return direct ? x.dtype : dtype_of<T>();
   }
 
@@ -346,7 +352,7 @@ template <class T> class Rows {
         for (std::int64_t d = 0; d < dim_qk_; d += kW) {
           V q[N];
 #pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) q[n] = load<V>(queries + n * apart * dim_qk_ + d);
+          for (int n = 0; n < N; ++n) q[n] = in_register(load<V>(queries + n * apart * dim_qk_ + d));
 #pragma GCC unroll 16
           for (int k = 0; k < at_once; ++k) {
             const V key = load_as(keys[k] + d);
@@ -436,12 +442,30 @@ template <class T> class Rows {
   }
   template <class S, int N, int Columns>
   void add_columns(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead, std::int64_t d) const {
-    const T* const weights = w.scores + row * kBlock;
-    constexpr std::int64_t size = sizeof(S);
+    constexpr std::int64_t bytes = Columns * kW * static_cast<std::int64_t>(sizeof(S));
+    const std::int64_t first = d * static_cast<std::int64_t>(sizeof(S));
     V sums[N][Columns] = {};
+    // Lines that begin in these columns are asked for with them, others were.
+    if (first < ahead.bytes && (bytes >= kLine || first % kLine == 0))
+      sum_columns<S, Columns>(w, row, apart, seen, d, sums, [&](int k) { ahead.ask(k, first, first + std::max(bytes, kLine)); });
+    else
+      sum_columns<S, Columns>(w, row, apart, seen, d, sums, [](int) {});
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      T* const out = w.states + (row + n * apart) * state_row_ + d;
+      const V alpha = broadcast<V>(w.alpha[row + n * apart]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Columns; ++v) store(out + v * kW, fma(load<V>(out + v * kW), alpha, sums[n][v]));
+    }
+  }
+
+  template <class S, int Columns, int N, class Ask>
+  void sum_columns(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, std::int64_t d, V (&sums)[N][Columns],
+                   Ask&& ask) const {
+    const T* const weights = w.scores + row * kBlock;
     for (int k = seen.first; k < seen.last; ++k) {
       const S* const value = reinterpret_cast<const S*>(w.value_at[k]) + d;
-      if (ahead.bytes > 0) ahead.ask(k, d * size, (d + Columns * kW) * size);
+      ask(k);
       V columns[Columns];
 #pragma GCC unroll 8
       for (int v = 0; v < Columns; ++v) columns[v] = load_as(value + v * kW);
@@ -451,13 +475,6 @@ template <class T> class Rows {
 #pragma GCC unroll 8
         for (int v = 0; v < Columns; ++v) sums[n][v] = fma(weight, columns[v], sums[n][v]);
       }
-    }
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      T* const out = w.states + (row + n * apart) * state_row_ + d;
-      const V alpha = broadcast<V>(w.alpha[row + n * apart]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Columns; ++v) store(out + v * kW, fma(load<V>(out + v * kW), alpha, sums[n][v]));
     }
   }
 

@@ -39,6 +39,13 @@ inline Words dot_bytes(Words acc, Words a, Words b) {
 inline Vec<float> lower_of_pairs(Words w) { return Vec<float>(w << 16); }
 inline Vec<float> upper_of_pairs(Words w) { return Vec<float>(w & -0x10000); }
 
+// Whether load_as() takes one instruction for float16.
+#if defined(__F16C__)
+constexpr bool kHalvesAtOnce = true;
+#else
+constexpr bool kHalvesAtOnce = false;
+#endif
+
 // What a machine may do in one instruction (simd_avx512.h); callers ask native_bytes() and native_pairs() first.
 #if !defined(__AVX512F__)
 inline bool native_bytes() { return false; }
@@ -63,6 +70,16 @@ template <class V> inline V load(const void* p) {
   return v;
 }
 template <class V> inline void store(void* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+// v, which from here on is in a register: the compiler (gcc 12) would load it anew for each product that takes it.
+template <class V> inline V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#else
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
 
 template <class M, class V> inline V select(M mask, V yes, V no) { return mask ? yes : no; }
 

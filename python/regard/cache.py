@@ -67,6 +67,7 @@ class KVCache(_store.Cache):
         self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
         leading = (self.batch, self.heads_kv, self.capacity)
         self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
+        self._pages: dict[str, Any] | None = None  # as soon as a step wants them
         self._set_lengths(np.zeros(self.batch, np.int64))
 
     def _set_lengths(self, lengths: np.ndarray) -> None:
@@ -184,18 +185,26 @@ class KVCache(_store.Cache):
             if not self._even:
                 options["key_lengths"] = self._lengths
             return attention(query, key, value, **options)
-        # The kernels for pages read any dtype: each sequence is one page.
-        key, value = (store.numbers(self._as_page(x, longest)) for x in (store.key, store.value))
-        if store.quantised:
-            options["key_scales"] = self._as_page(store.key_scales, longest)
-            options["value_scales"] = self._as_page(store.value_scales, longest)
-        return attention_paged(query, key, value, np.arange(self.batch)[:, None], self._lengths, **options)
+        if self._pages is None:
+            self._pages = self._as_pages()
+        return attention_paged(query, **self._pages, key_lengths=self._lengths, **options)
 
-    def _as_page(self, x: Any, longest: int) -> Any:
-        """(batch, heads_kv, capacity, ...) as (batch, longest, heads_kv, ...); a page holds one token or more."""
-        if self.capacity == 0:
-            return self._store.zeros((self.batch, 1, self.heads_kv, *x.shape[3:]), x.dtype)
-        return x[:, :, : max(longest, 1)].swapaxes(1, 2)
+    def _as_pages(self) -> dict[str, Any]:
+        """The arrays as the kernels of pages take them, which read any dtype: each sequence is one page."""
+        store = self._store
+
+        def paged(x: Any) -> Any:  # (batch, capacity, heads_kv, ...); a page holds one token or more
+            if self.capacity == 0:
+                return store.zeros((self.batch, 1, self.heads_kv, *x.shape[3:]), x.dtype)
+            return x.swapaxes(1, 2)
+
+        pages = {"key_pages": store.numbers(paged(store.key)), "value_pages": store.numbers(paged(store.value))}
+        if store.quantised:
+            pages |= {"key_scales": paged(store.key_scales), "value_scales": paged(store.value_scales)}
+        return {**pages, "page_table": np.arange(self.batch)[:, None]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pages": None}  # views of the arrays, which a deep copy would take apart from them
 
     def truncate(self, lengths: Any) -> None:
         """Forget the tokens from `lengths` on.
@@ -232,5 +241,5 @@ class KVCache(_store.Cache):
             self._store.copy(source[changed], changed, int(self._lengths[source[changed]].max(initial=0)))
         else:
             self._store.take(source, int(self._lengths[source].max(initial=0)))
-            self.batch = n
+            self.batch, self._pages = n, None
         self._set_lengths(self._lengths[source])
