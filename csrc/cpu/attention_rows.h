@@ -243,7 +243,10 @@ template <class T> class Rows {
       if (seen.first >= seen.last) continue;
       weigh(w, b, h0, sequence, r, j0, keys, seen);
       if (p_.value_scales.present())
-        for (int k = seen.first; k < seen.last; ++k) w.scores[r * kBlock + k] *= w.scales[kBlock + k];
+        for (int k = seen.first / kW * kW; k < seen.last; k += kW) {
+          T* const weights = w.scores + r * kBlock + k;
+          store(weights, load<V>(weights) * load<V>(w.scales + kBlock + k));
+        }
     }
     for_rows(next_keys, [&](auto n, std::int64_t row, Part seen, const Ahead& ahead) {
       with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, row, sequence.len_q, seen, ahead); });
@@ -466,14 +469,14 @@ template <class T> class Rows {
     for (int k = seen.first; k < seen.last; ++k) {
       const S* const value = reinterpret_cast<const S*>(w.value_at[k]) + d;
       ask(k);
-      V columns[Columns];
-#pragma GCC unroll 8
-      for (int v = 0; v < Columns; ++v) columns[v] = load_as(value + v * kW);
+      V weight[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) {
-        const V weight = broadcast<V>(weights[n * apart * kBlock + k]);
+      for (int n = 0; n < N; ++n) weight[n] = broadcast<V>(weights[n * apart * kBlock + k]);
 #pragma GCC unroll 8
-        for (int v = 0; v < Columns; ++v) sums[n][v] = fma(weight, columns[v], sums[n][v]);
+      for (int v = 0; v < Columns; ++v) {
+        const V column = load_as(value + v * kW);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sums[n][v] = fma(weight[n], column, sums[n][v]);
       }
     }
   }
