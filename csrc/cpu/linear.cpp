@@ -39,7 +39,9 @@ constexpr int kLinearChain = 128;
 static_assert(kDepth % kLinearChain == 0);
 // For few rows nothing is used twice: packed panels are read once, in long runs.
 constexpr std::int64_t kDepthOfFewRows = 2048;
-constexpr std::int64_t kFewRows = 8;
+constexpr std::int64_t kFewRows = 12;
+// Weights of bfloat16 are widened in registers for so many rows.
+constexpr int kRowsFromRegisters = 2;
 
 // Rows of a block: each reads all panels of its group, from L3 or from memory. Where L2 has 1 MiB, 48 to 176 rows are equally
 // fast (Zen 4); where it has half of that, 128 are 1.1 to 1.2 times as fast as 64 (1024 x 3072 x 768, 2048^3; Zen 3).
@@ -168,27 +170,19 @@ template <class T> class Linear {
       for (std::int64_t panel = first; panel < last; ++panel) {
         const std::int64_t n0 = panel * kPanel<T>;
         const int columns = static_cast<int>(std::min<std::int64_t>(kPanel<T>, p_.out_features() - n0));
-        const T* right = w.panel;
+        T* const sums = w.sums + (panel - first) * kPanel<T>;
         if (pairs()) {
-          if constexpr (std::is_same_v<T, float>) {
-            if (rows <= kFewRows) {
-              add_few_pairs(w, packed_pairs(panel, k0), w.sums + (panel - first) * kPanel<T>, rows, depth, block > 0);
-              continue;
-            }
-            widen_pairs(packed_pairs(panel, k0), depth, w.panel);
-          }
-        } else if (p_.packed) {
+          if constexpr (std::is_same_v<T, float>) add_pairs(w, packed_pairs(panel, k0), sums, rows, columns, depth, block > 0);
+          continue;
+        }
+        const T* right = w.panel;
+        if (p_.packed)
           right = packed_panel(panel, k0);
-        } else {
+        else
           pack_panel(p_.weight, n0, columns, k0, depth, w.panel, w.staging);
-        }
-        const bool more = p_.packed && !pairs() && panel + 1 < last;
-        const auto* next = reinterpret_cast<const char*>(more ? packed_panel(panel + 1, k0) : nullptr);
-        for (int j = 0; j < columns; j += kColumns) {
-          add_products(w, right + j, w.sums + (panel - first) * kPanel<T> + j, rows, std::min(kColumns, columns - j), depth, block > 0,
-                       next);
-          if (more) next += depth * kColumns * static_cast<int>(sizeof(T));
-        }
+        // Of few rows all lies in one stretch: asked for at once, it was waited for (4 to 8 rows took 1.2 to 1.4 times as long).
+        const bool more = p_.packed && panel + 1 < last && rows > kFewRows;
+        add_panel(w, w.x, right, sums, rows, columns, depth, block > 0, more ? packed_panel(panel + 1, k0) : nullptr);
       }
     }
     finish(w, i0, rows, first * kPanel<T>, std::min(last * kPanel<T>, p_.out_features()));
@@ -199,12 +193,35 @@ template <class T> class Linear {
     for (int r = rows; r < round_up(rows, kRows); ++r) std::fill_n(w.x + r * w.x_row, depth, T(0));
   }
 
-  // sums = (carry ? sums : 0) + x right for one column of tiles. Chain by chain, so that what a chain reads of `right` stays in
-  // L1 for all rows: 0.93 of the time of whole depths (12 shapes of 64 to 1,024 rows, one thread of a Zen 3). The
+  // sums = (carry ? sums : 0) + x right for one panel; `next`: what will be read after it, or null.
+  void add_panel(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, const T* next) const {
+    if (rows <= 2) return add_wide(w, x, right, sums, rows, depth, carry);
+    const auto* ahead = reinterpret_cast<const char*>(next);
+    for (int j = 0; j < columns; j += kColumns) {
+      add_products(w, x, right + j, sums + j, rows, std::min(kColumns, columns - j), depth, carry, ahead);
+      if (next) ahead += depth * kColumns * static_cast<int>(sizeof(T));
+    }
+  }
+
+  // The same for one row or two.
+  void add_wide(Buffers& w, const T* x, const T* right, T* sums, int rows, int depth, bool carry) const {
+    const auto tile = [&](auto height) {
+      constexpr int vectors = kWideVectors<height>;
+      V ones[vectors];
+      for (V& one : ones) one = broadcast<V>(1);
+      for (int j = 0; j < kPanel<T>; j += vectors * kW)
+        detail::multiply_tile<T, height, vectors, Left::depth_contiguous, kLinearChain>(x, w.x_row, right + j, kPanel<T>, sums + j,
+                                                                                        w.sums_row, depth, carry ? ones : nullptr);
+    };
+    rows == 1 ? tile(std::integral_constant<int, 1>{}) : tile(std::integral_constant<int, 2>{});
+  }
+
+  // The same for one column of tiles. Chain by chain, so that what a chain reads of `right` stays in L1 for all rows: 0.93 of
+  // the time of whole depths (12 shapes of 64 to 1,024 rows, one thread of a Zen 3). The
   // carried sum is taken times 1: exact. Before every stretch of rows, as much as it reads of `right` is asked for at
   // `next`, where it is given: panels that come from L3 or memory then cost no wait (1024 x 3072 x 768 took 0.7 to 0.85 of
   // the time without). Stretches of one tile cost 2 % in calls, those of four 1 % in bursts.
-  void add_products(Buffers& w, const T* right, T* sums, int rows, int columns, int depth, bool carry, const char* next) const {
+  void add_products(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, const char* next) const {
     V ones[Tile<T>::kVectors];
     for (V& one : ones) one = broadcast<V>(1);
     constexpr int kStretch = 2 * kRows;
@@ -212,27 +229,32 @@ template <class T> class Linear {
     for (int start = 0; start == 0 || start < depth; start += kLinearChain) {
       const int steps = std::min(kLinearChain, depth - start);
       const V* const scale = carry || start > 0 ? ones : nullptr;
-      const T* const x = w.x + start;
       const T* const part = right + start * kPanel<T>;
       const std::int64_t share =
           whole > 0 && next ? std::int64_t{steps} * kColumns * static_cast<int>(sizeof(T)) / divide_up(whole, kStretch) : 0;
       for (int r = 0; r < whole; r += kStretch, next += share) {
         ask_for(next, share);
-        multiply<T, Left::depth_contiguous, kLinearChain>(x + r * w.x_row, w.x_row, part, kPanel<T>, sums + r * w.sums_row, w.sums_row,
-                                                          std::min(kStretch, whole - r), (columns + kW - 1) / kW, steps, scale);
+        multiply<T, Left::depth_contiguous, kLinearChain>(x + start + r * w.x_row, w.x_row, part, kPanel<T>, sums + r * w.sums_row,
+                                                          w.sums_row, std::min(kStretch, whole - r), (columns + kW - 1) / kW, steps, scale);
       }
       if (whole < rows)
-        multiply_few<T, Left::depth_contiguous, kLinearChain>(x + whole * w.x_row, w.x_row, part, kPanel<T>, sums + whole * w.sums_row,
-                                                              w.sums_row, rows - whole, steps, scale);
+        multiply_few<T, Left::depth_contiguous, kLinearChain>(x + start + whole * w.x_row, w.x_row, part, kPanel<T>,
+                                                              sums + whole * w.sums_row, w.sums_row, rows - whole, steps, scale);
     }
   }
 
-  // The same for weights held as bfloat16, widened in registers: memory gives half the bytes.
-  void add_few_pairs(Buffers& w, const std::int32_t* right, float* sums, int rows, int depth, bool carry) const {
-    for (int j = 0; j < kPanel<float>; j += kColumns)
-      for (int r = 0; r < rows; r += kRows)
-        multiply_few_pairs<kLinearChain>(w.x + r * w.x_row, w.x_row, right + j, sums + r * w.sums_row + j, w.sums_row,
-                                         std::min(kRows, rows - r), depth, carry);
+  // The same for weights held as bfloat16, of which memory gives half the bytes. Few rows take them from registers; others
+  // have a chain at a time widened in L1.
+  void add_pairs(Buffers& w, const std::int32_t* right, float* sums, int rows, int columns, int depth, bool carry) const {
+    if (rows <= kRowsFromRegisters) {
+      multiply_few_pairs<kLinearChain>(w.x, w.x_row, right, sums, w.sums_row, rows, depth, carry);
+      return;
+    }
+    for (int start = 0; start == 0 || start < depth; start += kLinearChain) {
+      const int steps = std::min(kLinearChain, depth - start);
+      widen_pairs(right + start / 2 * kPanel<float>, steps, w.panel);
+      add_panel(w, w.x + start, w.panel, sums, rows, columns, steps, carry || start > 0, nullptr);
+    }
   }
 
   static void widen_pairs(const std::int32_t* from, int depth, float* to) {

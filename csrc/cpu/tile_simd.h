@@ -51,12 +51,12 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
 #pragma GCC unroll 2
     for (int k = start; k < end; ++k) {
       V right[Vectors];
-#pragma GCC unroll 3
+#pragma GCC unroll 12
       for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
-#pragma GCC unroll 3
+#pragma GCC unroll 12
         for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
       }
     }
@@ -65,7 +65,7 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
     asm volatile("" : "+r"(row));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r, row += ldc)
-#pragma GCC unroll 3
+#pragma GCC unroll 12
       for (int v = 0; v < Vectors; ++v) {
         T* const at = row + v * w;
         const V sum = acc[r][v];
