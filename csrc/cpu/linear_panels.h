@@ -14,6 +14,12 @@
 
 namespace regard::cpu {
 
+// What parallel_for counts, of so many multiply-adds: few rows are bound by reading the weight, and a byte of it, from L3 or memory,
+// takes as long as two of these or more.
+inline double work_of(const LinearProblem& p, double products) {
+  return std::max(products, 2.0 * static_cast<double>(p.weight.size() * size_of(p.weight.dtype)));
+}
+
 // to[k] = the k-th of n numbers of two bytes, `step` bytes apart.
 inline void copy_halves(const char* from, std::int64_t step, std::int64_t n, char* to) {
   if (step == 2) {

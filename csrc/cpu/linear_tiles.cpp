@@ -82,9 +82,9 @@ class LinearTiles {
 
   void run() {
     // Work in float32's terms, which is what parallel_for counts.
-    const double work =
+    const double products =
         static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(p_.in_features() + 8) / 16;
-    parallel_for(row_blocks_ * groups_, work, Rehearse::scratch,
+    parallel_for(row_blocks_ * groups_, work_of(p_, products), Rehearse::scratch,
                  [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
   }
 

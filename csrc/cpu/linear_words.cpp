@@ -124,8 +124,8 @@ template <class Op> class LinearWords {
 
   void run() {
     // Work in float32's terms, which is what parallel_for counts.
-    const double work = static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(words_ + 8);
-    parallel_for(row_blocks_ * groups_, work, Rehearse::scratch,
+    const double products = static_cast<double>(x_.count()) * static_cast<double>(p_.out_features()) * static_cast<double>(words_ + 8);
+    parallel_for(row_blocks_ * groups_, work_of(p_, products), Rehearse::scratch,
                  [this](std::int64_t item) { run_item(item % row_blocks_, item / row_blocks_); });
   }
 

@@ -50,14 +50,26 @@ inline void multiply_tile(const T* a, std::int64_t lda, const T* b, std::int64_t
     // or eights it is no more.
 #pragma GCC unroll 2
     for (int k = start; k < end; ++k) {
-      V right[Vectors];
-#pragma GCC unroll 12
-      for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
+      if constexpr (Rows < Vectors) {  // the shorter side stays in registers
+        V left[rows];
 #pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
+        for (int r = 0; r < rows; ++r) left[r] = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
 #pragma GCC unroll 12
-        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+        for (int v = 0; v < Vectors; ++v) {
+          const V right = load<V>(b + k * ldb + v * w);
+#pragma GCC unroll 8
+          for (int r = 0; r < rows; ++r) acc[r][v] = fma(left[r], right, acc[r][v]);
+        }
+      } else {
+        V right[Vectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) right[v] = load<V>(b + k * ldb + v * w);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+          const V left = broadcast<V>(Order == Left::depth_contiguous ? a[r * lda + k] : a[k * lda + r]);
+#pragma GCC unroll 3
+          for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+        }
       }
     }
     // Hidden from gcc 12, which would keep the addresses of all sums ready on the stack: linear takes 0.98 to 0.99 of the time.

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/prefetch.h"
 #include "cpu/simd.h"
 #include "cpu/tile_simd.h"
 
@@ -42,6 +43,10 @@ struct NativePairs {
 // 512 x 2048 and 1024 x 1024, in L3).
 template <int Rows> constexpr int kWideVectors = std::min(static_cast<int>(kPanelBytes / kVectorBytes), 12 / Rows);
 
+// The row of a panel that comes eight rows after this one, where few rows of A go through panels once: weights that come from
+// memory take 0.87 (int8) to 0.95 (bfloat16) of the time without, those in L3 up to 1.04 (one row, one thread of a Zen 3).
+inline void ask_for_panel(const std::int32_t* row) { ask_for(reinterpret_cast<const char*>(row) + 8 * kPanelBytes, kPanelBytes); }
+
 template <class Op, int Rows, int Vectors = Tile<float>::kVectors>
 inline void multiply_words_tile(const std::int32_t* a, std::int64_t lda, const std::int32_t* b, std::int64_t ldb, std::int32_t* c,
                                 std::int64_t ldc, std::int64_t words) {
@@ -51,6 +56,7 @@ inline void multiply_words_tile(const std::int32_t* a, std::int64_t lda, const s
     const std::int64_t end = std::min<std::int64_t>(words, start + Op::kChain);
     Sum acc[Rows][Vectors] = {};
     for (std::int64_t k = start; k < end; ++k) {
+      if constexpr (Vectors * w == kPanelBytes / 4) ask_for_panel(b + k * ldb);
       Words right[Vectors];
 #pragma GCC unroll 12
       for (int v = 0; v < Vectors; ++v) right[v] = load<Words>(b + k * ldb + v * w);
@@ -125,6 +131,7 @@ inline void multiply_pairs_tile(const float* a, std::int64_t lda, const std::int
       }
     };
     for (int k = start; k < end; k += 2) {
+      if constexpr (Vectors * w == ldb) ask_for_panel(b + k / 2 * ldb);
       add(k, lower_of_pairs);
       if (k + 1 < end) add(k + 1, upper_of_pairs);
     }
