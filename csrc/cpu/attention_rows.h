@@ -3,7 +3,7 @@
 //
 //   for each item: a split of the keys of one key head            (parallel)
 //     for each block of keys
-//       K, V as compute values                                    (where they lie, if they are floats in rows)
+//       K, V as compute values                                    (widened where they lie, or copied)
 //       s = K q, lanes along dim, for up to 4 rows of the heads that share them at once; ask memory for V
 //       p = exp2(s - max)
 //       out = out * alpha + p V, for as many rows at once; ask memory for the next block's K

@@ -40,8 +40,6 @@ static_assert(kDepth % kLinearChain == 0);
 // For few rows nothing is used twice: packed panels are read once, in long runs.
 constexpr std::int64_t kDepthOfFewRows = 2048;
 constexpr std::int64_t kFewRows = 12;
-// Weights of bfloat16 are widened in registers for so many rows.
-constexpr int kRowsFromRegisters = 2;
 
 // Rows of a block: each reads all panels of its group, from L3 or from memory. Where L2 has 1 MiB, 48 to 176 rows are equally
 // fast (Zen 4); where it has half of that, 128 are 1.1 to 1.2 times as fast as 64 (1024 x 3072 x 768, 2048^3; Zen 3).
@@ -203,7 +201,7 @@ template <class T> class Linear {
     }
   }
 
-  // The same for one row or two.
+  // The same for one row or two: see kWideVectors.
   void add_wide(Buffers& w, const T* x, const T* right, T* sums, int rows, int depth, bool carry) const {
     const auto tile = [&](auto height) {
       constexpr int vectors = kWideVectors<height>;
@@ -246,7 +244,7 @@ template <class T> class Linear {
   // The same for weights held as bfloat16, of which memory gives half the bytes. Few rows take them from registers; others
   // have a chain at a time widened in L1.
   void add_pairs(Buffers& w, const std::int32_t* right, float* sums, int rows, int columns, int depth, bool carry) const {
-    if (rows <= kRowsFromRegisters) {
+    if (rows <= kRowsOfPairs) {
       multiply_few_pairs<kLinearChain>(w.x, w.x_row, right, sums, w.sums_row, rows, depth, carry);
       return;
     }

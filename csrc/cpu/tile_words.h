@@ -38,10 +38,11 @@ struct NativePairs {
   static Sum dot(Sum acc, Words a, Words b) { return native_dot_pairs(acc, a, b); }
 };
 
-// Vectors of a tile of one row or two: of panels, all that 12 sums allow. More sums are beside each other then, and what is read lies
-// in longer runs: one row by weights of bfloat16 took 1.5 times as long by halves of a panel, two rows 1.3 times (AVX2,
-// 512 x 2048 and 1024 x 1024, in L3).
-template <int Rows> constexpr int kWideVectors = std::min(static_cast<int>(kPanelBytes / kVectorBytes), 12 / Rows);
+// Vectors of a tile of few rows: of a panel, all that the sums in registers allow. More sums are beside each other then, and what
+// is read lies in longer runs: one row by weights of bfloat16 took 1.5 times as long by halves of a panel, two rows 1.3
+// times (AVX2, 512 x 2048 and 1024 x 1024, in L3).
+template <int Rows>
+constexpr int kWideVectors = std::min(static_cast<int>(kPanelBytes / kVectorBytes), (kVectorRegisters == 32 ? 24 : 12) / Rows);
 
 // The row of a panel that comes eight rows after this one, where few rows of A go through panels once: weights that come from
 // memory take 0.87 (int8) to 0.95 (bfloat16) of the time without, those in L3 up to 1.04 (one row, one thread of a Zen 3).
@@ -56,7 +57,7 @@ inline void multiply_words_tile(const std::int32_t* a, std::int64_t lda, const s
     const std::int64_t end = std::min<std::int64_t>(words, start + Op::kChain);
     Sum acc[Rows][Vectors] = {};
     for (std::int64_t k = start; k < end; ++k) {
-      if constexpr (Vectors * w == kPanelBytes / 4) ask_for_panel(b + k * ldb);
+      if constexpr (Rows == 1 && Vectors * w == kPanelBytes / 4) ask_for_panel(b + k * ldb);
       Words right[Vectors];
 #pragma GCC unroll 12
       for (int v = 0; v < Vectors; ++v) right[v] = load<Words>(b + k * ldb + v * w);
@@ -119,15 +120,29 @@ inline void multiply_pairs_tile(const float* a, std::int64_t lda, const std::int
   for (int start = 0; start == 0 || start < depth; start += Chain) {
     const int end = std::min(depth, start + Chain);
     V acc[Rows][Vectors] = {};
+    // As in tile_simd.h, the shorter side stays in registers.
     const auto add = [&](int k, auto&& part) {
-      V left[Rows];
-#pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) left[r] = broadcast<V>(a[r * lda + k]);
+      const auto right_of = [&](int v) { return part(load<Words>(b + k / 2 * ldb + v * w)); };
+      if constexpr (Rows < Vectors) {
+        V left[Rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) left[r] = broadcast<V>(a[r * lda + k]);
 #pragma GCC unroll 12
-      for (int v = 0; v < Vectors; ++v) {
-        const V right = part(load<Words>(b + k / 2 * ldb + v * w));
-#pragma GCC unroll 2
-        for (int r = 0; r < Rows; ++r) acc[r][v] = fma(left[r], right, acc[r][v]);
+        for (int v = 0; v < Vectors; ++v) {
+          const V right = right_of(v);
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) acc[r][v] = fma(left[r], right, acc[r][v]);
+        }
+      } else {
+        V right[Vectors];
+#pragma GCC unroll 12
+        for (int v = 0; v < Vectors; ++v) right[v] = right_of(v);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          const V left = broadcast<V>(a[r * lda + k]);
+#pragma GCC unroll 12
+          for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(left, right[v], acc[r][v]);
+        }
       }
     };
     for (int k = start; k < end; k += 2) {
@@ -135,7 +150,7 @@ inline void multiply_pairs_tile(const float* a, std::int64_t lda, const std::int
       add(k, lower_of_pairs);
       if (k + 1 < end) add(k + 1, upper_of_pairs);
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 12
       for (int v = 0; v < Vectors; ++v) {
@@ -145,7 +160,11 @@ inline void multiply_pairs_tile(const float* a, std::int64_t lda, const std::int
   }
 }
 
-// For one row or two, over a whole panel.
+// Rows for which weights of bfloat16 are widened in registers: with 16 of these, three rows and more would widen each weight
+// anew for every row (8 rows took 1.5 times as long as by chains widened in L1; Zen 3).
+constexpr int kRowsOfPairs = kVectorRegisters == 32 ? Tile<float>::kRows : 2;
+
+// For so many rows, over a whole panel. A and C have room for them rounded up to 1, 2, 4 or kRowsOfPairs.
 template <int Chain>
 inline void multiply_few_pairs(const float* a, std::int64_t lda, const std::int32_t* b, float* c, std::int64_t ldc, int rows, int depth,
                                bool carry) {
@@ -154,7 +173,12 @@ inline void multiply_few_pairs(const float* a, std::int64_t lda, const std::int3
     for (int j = 0; j < kPanelBytes / 4; j += vectors * kWidth<float>)
       multiply_pairs_tile<height, vectors, Chain>(a, lda, b + j, c + j, ldc, depth, carry);
   };
-  rows == 1 ? tile(std::integral_constant<int, 1>{}) : tile(std::integral_constant<int, 2>{});
+  if (rows == 1) return tile(std::integral_constant<int, 1>{});
+  if constexpr (kRowsOfPairs > 2) {
+    if (rows > 4) return tile(std::integral_constant<int, kRowsOfPairs>{});
+    if (rows > 2) return tile(std::integral_constant<int, 4>{});
+  }
+  tile(std::integral_constant<int, 2>{});
 }
 
 }  // namespace regard::cpu
