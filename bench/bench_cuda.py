@@ -1,7 +1,7 @@
-"""Attention on a GPU against PyTorch's flash and cuDNN kernels, and against what the card itself reaches; linear layers
-of int8 weights against PyTorch's of bfloat16.
+"""Attention on a GPU against PyTorch's flash and cuDNN kernels, and against what the card itself reaches; steps of
+decoding, squeeze-and-excitation and linear layers of int8 weights against PyTorch's operations.
 
-    python bench/bench_cuda.py            writes results/cuda-<card>.md; some two minutes
+    python bench/bench_cuda.py            writes results/cuda-<card>.md; some three minutes
 
 Needs an NVIDIA GPU, a build with CUDA kernels, CuPy, and PyTorch with CUDA. Times are medians of runs between CUDA
 events, peers interleaved; the ceilings are a copy of device memory and a bfloat16 matrix product, measured in the same
@@ -33,6 +33,15 @@ SHAPES = [
     ("D128 GQA 32/8 8k causal", 1, 32, 8, 8192, 8192, 128, True),
     ("D256 8k", 1, 8, 8, 8192, 8192, 256, False),
 ]
+#: (label, batch, heads, heads_kv, len_kv, dim): one query of each sequence
+DECODING = [
+    ("GQA 32/8 32k", 1, 32, 8, 32768, 128),
+    ("GQA 64/8 32k", 1, 64, 8, 32768, 128),
+    ("GQA 32/8 4k, batch 32", 32, 32, 8, 4096, 128),
+    ("32 heads 1k, batch 16", 16, 32, 32, 1024, 128),
+]
+#: (batch, channels, height, width, reduced)
+MAPS = [(64, 256, 56, 56, 16), (64, 2048, 7, 7, 128)]
 #: (rows, in_features, out_features)
 LAYERS = [(rows, 4096, 4096) for rows in (1, 8, 64, 512, 4096)] + [(1, 4096, 14336), (4096, 14336, 4096)]
 ROUNDS = 20
@@ -94,6 +103,58 @@ def peers(torch: Any, q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callabl
     return calls
 
 
+def cells_of(times: dict[str, float], *names: str) -> list[str]:
+    """Microseconds, or "-" where a call failed."""
+    return [f"{1e3 * times[n]:.1f}" if n in times else "-" for n in names]
+
+
+def decoding(torch: Any, copy: float) -> str:
+    """A table of decoding's steps: the rate is that of reading keys and values, of bfloat16 and of an int8 cache."""
+    rows = []
+    for label, batch, heads, heads_kv, length, dim in DECODING:
+        q = torch.randn(batch, heads, 1, dim, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(batch, heads_kv, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        cache = regard.KVCache(batch, heads_kv, length, dim, dtype="int8", like=q)
+        cache.append(k, v)
+        times = milliseconds(torch, {**peers(torch, q, k, v, False), "int8": functools.partial(cache.attend, q)})
+        read = {"regard": 2 * k.numel() * 2, "int8": 2 * k.numel() * (1 + 4 / dim)}
+        cells = cells_of(times, "regard", "flash", "cuDNN", "int8")
+        for name, size in read.items():
+            rate = size / times[name] / 1e6 if name in times else None
+            cells.append(f"{rate:.0f} ({100 * rate / copy:.0f} %)" if rate else "-")
+        rows.append([label, *cells])
+    rates = ("regard, GB/s (of a copy)", "int8, GB/s (of a copy)")
+    header = ["one query, us", "regard", "torch flash", "torch cuDNN", "regard int8 cache", *rates]
+    return harness.markdown_table(header, rows)
+
+
+def maps(torch: Any, copy: float) -> str:
+    """A table of squeeze-and-excitation: a map has to be read and written once."""
+    rows = []
+    for batch, channels, height, width, reduced in MAPS:
+        shapes = ((reduced, channels), (reduced,), (channels, reduced), (channels,))
+        for dtype in (torch.float32, torch.float16):
+            nchw = torch.randn(batch, channels, height, width, device="cuda", dtype=dtype)
+            weights = [torch.randn(*shape, device="cuda", dtype=dtype) / shape[-1] ** 0.5 for shape in shapes]
+
+            def eager(x: Any = nchw, weights: Any = weights) -> Any:
+                f = torch.nn.functional
+                hidden = f.relu(f.linear(x.mean((2, 3)), weights[0], weights[1]))
+                return x * f.linear(hidden, weights[2], weights[3]).sigmoid()[:, :, None, None]
+
+            calls = {"torch": eager}
+            for layout, x in (("nchw", nchw), ("nhwc", nchw.permute(0, 2, 3, 1).contiguous())):
+                calls[layout] = functools.partial(regard.squeeze_excitation, x, *weights, layout=layout)
+            times = milliseconds(torch, calls)
+            least = 2 * nchw.numel() * nchw.element_size() / copy / 1e6
+            share = [f"{times[n] / least:.2f}x" if n in times else "-" for n in ("nchw", "nhwc")]
+            label = f"{batch}x{channels}x{height}x{width} {str(dtype).removeprefix('torch.')}"
+            rows.append([label, *cells_of(times, "nchw", "nhwc", "torch"), *share])
+    bytes_of = [f"regard {layout}, of reading and writing once" for layout in ("nchw", "nhwc")]
+    header = ["squeeze-and-excitation, us", "regard nchw", "regard nhwc", "torch nchw", *bytes_of]
+    return harness.markdown_table(header, rows)
+
+
 def layers(torch: Any) -> str:
     """A table of linear layers of int8 weights, x quantised within the time."""
     rows = []
@@ -106,7 +167,7 @@ def layers(torch: Any) -> str:
             "torch": functools.partial(torch.nn.functional.linear, x, weight),
         }
         times = milliseconds(torch, calls)
-        cells = [f"{1e3 * times[n]:.1f}" if n in times else "-" for n in calls]
+        cells = cells_of(times, *calls)
         if "regard" in times:
             operations, read = 2 * n * inner * outer, inner * outer
             cells += [f"{operations / times['regard'] / 1e9:.1f}", f"{read / times['regard'] / 1e6:.0f}"]
@@ -147,8 +208,9 @@ def main() -> int:
     path = harness.RESULTS / f"cuda-{re.sub('[^a-z0-9]+', '-', card.lower())}.md"
     text = f"# Attention on {card}\n\n" + "".join(f"- {k}: {v}\n" for k, v in facts.items()) + f"\n{table}\n"
     path.write_text(text)
-    text += f"\n{layers(torch)}\n"
-    path.write_text(text)
+    for table_of in (lambda: decoding(torch, top["copy"]), lambda: maps(torch, top["copy"]), lambda: layers(torch)):
+        text += f"\n{table_of()}\n"
+        path.write_text(text)
     print(text + f"\nwritten to {path}")
     return 0
 
