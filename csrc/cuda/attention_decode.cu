@@ -30,6 +30,7 @@ template <class F> void with_lane_products(const AttentionProblem& p, F&& f) {
 
 bool decode_takes(const AttentionProblem& p, const Device& device) {
   if (p.dropout.present() || p.block_mask.present() || p.weights.present()) return false;
+  if (p.heads() > p.heads_kv() * (kMostElements / kDecodeQueries)) return false;
   bool fits = false;
   const auto look = [&](auto of) {
     using Products = typename decltype(of)::type;

@@ -94,14 +94,14 @@ template <class C> struct DecodeBlock {
   REGARD_DEVICE int query_of(int r) const { return (row0 + r) % len_q; }
   REGARD_DEVICE int held_key(int j) const { return j < end ? j : end - 1; }
   // What a row's weights are counted in, behind its scores: with Products::kUnits, whose weights are rounded to 16 bits, a power of
-  // two near the most that a value of the split is worth. In float16 the weights of small values would have few digits.
+  // two near the largest. In float16 the weights of small values would have few digits.
   REGARD_DEVICE C& unit_of(int r) const { return scores[(r + 1) * pitch - 1]; }
 };
 
-// The largest power of two up to x; 1 where there is none.
+// The largest power of two up to x that is a normal number, or the smallest; 1 for nothing.
 REGARD_DEVICE float power_below(float x) {
   const std::uint32_t exponent = bits_of(x) & 0x7f800000u;
-  return exponent == 0 ? 1.0f : float_of(exponent);
+  return x == 0 ? 1.0f : exponent == 0 ? 0x1p-126f : float_of(exponent);
 }
 
 // Columns column.. of one sweep: the warps' sums in shared memory, [warps][kRows][pitch], added up into the partial results.
@@ -134,15 +134,15 @@ template <class Products, class C> REGARD_DEVICE void weigh_scores(const DecodeB
     const KeyRange range = sequence.keys_of(i);
     const C slope = slope_of<C>(a, x.b, h);
     C m = -infinity<C>();
-    C largest = 0;
     for (int n = lane; n < count; n += kWarp) {
       const int j = x.j0 + n;
-      if constexpr (Products::kUnits) largest = fmaxf(largest, row_scale(a, a.value_scales, x.b, x.group, j));
       C& s = row[n];
       if (j < range.first || j >= range.last) {
         s = -infinity<C>();
       } else {
         const C factor = static_cast<C>(p.scale.rest) * static_cast<C>(row_scale(a, a.key_scales, x.b, x.group, j));
+        // Beyond the largest number only before the key's scale: for the plain path.
+        if (Products::kUnits && s == -infinity<C>()) s = NAN;
         s = finished_score(a, s * factor, x.b, h, i, j, slope, i + sequence.diagonal);
       }
       m = s > m ? s : m;
@@ -150,12 +150,10 @@ template <class Products, class C> REGARD_DEVICE void weigh_scores(const DecodeB
     for (int step = 1; step < kWarp; step *= 2) {
       const C other = shuffle_xor(m, step);
       m = other > m ? other : m;
-      if constexpr (Products::kUnits) largest = fmaxf(largest, shuffle_xor(largest, step));
     }
-    C unit = 1;
-    if constexpr (Products::kUnits) unit = power_below(largest);
     const C base = m == -infinity<C>() ? C(0) : m;
     C sum = 0;
+    C largest = 0;
     int n = lane;
     for (; n < count; n += kWarp) {
       C& s = row[n];
@@ -165,14 +163,20 @@ template <class Products, class C> REGARD_DEVICE void weigh_scores(const DecodeB
         const std::int64_t head = static_cast<std::int64_t>(x.b) * (a.heads / a.group) + x.group;
         static_cast<C*>(p.shares)[(head * p.rows + x.row0 + r) * a.len_kv + x.j0 + n] = s;
       }
-      s *= static_cast<C>(row_scale(a, a.value_scales, x.b, x.group, x.j0 + n)) / unit;
+      s *= static_cast<C>(row_scale(a, a.value_scales, x.b, x.group, x.j0 + n));
+      if constexpr (Products::kUnits) largest = fmaxf(largest, fabsf(s));
     }
     if (n - lane < count) row[n] = C(0);
+    if constexpr (Products::kUnits) {
+      for (int step = 1; step < kWarp; step *= 2) largest = fmaxf(largest, shuffle_xor(largest, step));
+      const C unit = power_below(largest);
+      for (int k = lane; k < count; k += kWarp) row[k] /= unit;
+      if (lane == 0) x.unit_of(r) = unit;
+    }
     for (int step = 1; step < kWarp; step *= 2) sum += shuffle_xor(sum, step);
     if (lane == 0) {
       static_cast<C*>(p.maximum)[x.partial + r] = m;
       static_cast<C*>(p.sum)[x.partial + r] = sum;
-      if constexpr (Products::kUnits) x.unit_of(r) = unit;
     }
   }
 }

@@ -62,17 +62,19 @@ struct StoredRows {
 };
 
 // Column d and on of rows. `whole`: rows are aligned vectors, with nothing left over. Then there is no branch between the loads, and
-// none waits for the one before; lanes beyond the row's end read its beginning once more.
+// none waits for the one before. Lanes beyond the row's end read its beginning once more, wherever it lies: what they multiply with
+// zeros, an infinity too, must not depend on that.
 template <class T>
 REGARD_DEVICE void fetch_grains(Grain<T> (&to)[kTogether], const char* const (&row)[kTogether], std::int64_t stride, int d, int dim,
                                 bool whole) {
+  const int first = d < dim ? d : 0;
   if (whole) {
-    const int at = d < dim ? d * static_cast<int>(sizeof(T)) : 0;
+    const std::int64_t at = std::int64_t{first} * static_cast<int>(sizeof(T));
 #pragma unroll
     for (int n = 0; n < kTogether; ++n) to[n] = *reinterpret_cast<const Grain<T>*>(row[n] + at);
   } else {
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) to[n] = std::bit_cast<Grain<T>>(stored_grain<T>(row[n], stride, d, dim, false));
+    for (int n = 0; n < kTogether; ++n) to[n] = std::bit_cast<Grain<T>>(stored_grain<T>(row[n], stride, first, dim, false));
   }
 }
 

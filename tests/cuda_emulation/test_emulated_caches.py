@@ -220,6 +220,55 @@ def test_a_float8_nan_reaches_those_who_see_it(cupy, tensor_cores, dtype):
     assert np.isnan(out[0, 2:, 1, 5]).all() and np.isfinite(np.delete(out[0, 2:, 1], 5, axis=-1)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("value_scales", "far"),
+    [([2.0**-16, 2.0**10], None), ([2.0**-16, 1e30], None), ([2.0**-16, 2.0**10], -40.0), ([-1e-6, -1e-6], 0.0)],
+    ids=["masked", "masked far larger", "of little weight", "negative"],
+)
+def test_small_values_beside_large_ones(cupy, tensor_cores, value_scales, far, dtype):
+    pages = np.full((1, 2, 1, 8), 127, np.int8)
+    options = {
+        "key_scales": np.ones((1, 2, 1), np.float32),
+        "value_scales": np.array(value_scales, np.float32).reshape(1, 2, 1),
+        "mask": np.array([True, far is not None]).reshape(1, 1, 1, 2),
+        "bias": np.array([0, far or 0], np.float32).reshape(1, 1, 1, 2),
+    }
+    query = np.zeros((1, 1, 1, 8), STORAGE[dtype])
+    want = reference.attention_paged(*as_float64(query), pages, pages, np.array([[0]]), np.array([2]), **options)
+    device = {k: cupy.asarray(x) for k, x in options.items()}
+    arrays = [cupy.asarray(x) for x in (query, pages, pages)]
+    got = regard.attention_paged(*arrays, np.array([[0]]), np.array([2]), **device)
+    assert_near(cupy.asnumpy(got), want, 4 * EPSILON[dtype] * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_infinite_key_has_the_same_bits_wherever_it_lies(cupy, tensor_cores, dtype):
+    query, key, value = (normal(i, 1, 2, n, 8, dtype=dtype) for i, n in enumerate((1, 40, 40)))
+    query[...] = 1
+    key[0, :, 3, 0] = -np.inf
+    device = [cupy.asarray(x) for x in (query, key, value)]
+    out = cupy.asnumpy(regard.attention(*device))
+    assert np.isfinite(out.astype(np.float32)).all()
+    moved = regard.attention(device[0], *(cupy.asarray(every_other(x)) for x in (key, value)))
+    assert_same_bits(cupy.asnumpy(moved), out)
+
+
+def test_a_product_beyond_the_largest_number_before_its_scale(cupy, tensor_cores):
+    query = np.zeros((1, 1, 1, 64), STORAGE["bfloat16"])
+    query[..., :2] = 2.0**121
+    pages = np.zeros((1, 2, 1, 64), np.int8)
+    pages[0, 0, 0, :2] = -127
+    values = np.array([1, 2], np.int8).reshape(1, 2, 1, 1)
+    scales = {"key_scales": np.float32([2.0**-126, 1]), "value_scales": np.ones(2, np.float32)}
+    scales = {name: x.reshape(1, 2, 1) for name, x in scales.items()}
+    want = reference.attention_paged(*as_float64(query), pages, values, np.array([[0]]), np.array([2]), **scales)
+    arrays = [cupy.asarray(x) for x in (query, pages, values)]
+    device = {name: cupy.asarray(x) for name, x in scales.items()}
+    got = regard.attention_paged(*arrays, np.array([[0]]), np.array([2]), **device)
+    assert_near(cupy.asnumpy(got), want, 2 * EPSILON["bfloat16"])
+
+
 def test_errors_leave_the_cache_as_it_was(cupy):
     cache = regard.KVCache(1, 2, 4, 8, like=cupy.asarray(np.zeros(1, np.float32)))
     key = normal(0, 1, 2, 3, 8)
