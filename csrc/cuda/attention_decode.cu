@@ -5,10 +5,6 @@
 namespace regard::cuda {
 namespace {
 
-bool multiplies_on_tensor_cores(const AttentionProblem& p, const Device& device) {
-  return fits_tensor_cores(p, device) && (p.key.dtype == p.query.dtype || is_scaled(p.key.dtype));
-}
-
 // f(Of<Products>{}) for what multiplies the problem's queries, keys and values by the lanes, if anything does: other types are rare
 // enough to be left to the portable kernel.
 template <class F> void with_lane_products(const AttentionProblem& p, F&& f) {
@@ -38,7 +34,7 @@ bool decode_takes(const AttentionProblem& p, const Device& device) {
     constexpr int most = keys_per_split<Compute<typename Products::Stored>>(1 << 30);
     fits = decode_bytes<Products>(p.dim_qk(), p.dim_v(), most) <= device.shared_bytes;
   };
-  if (multiplies_on_tensor_cores(p, device))
+  if (fits_tensor_cores(p, device))
     with_tensor_products(p, look);
   else
     with_lane_products(p, look);
@@ -46,7 +42,7 @@ bool decode_takes(const AttentionProblem& p, const Device& device) {
 }
 
 void launch_decode(const AttentionProblem& p, const AttentionArguments& a, const Device& device, const Queue& queue) {
-  if (multiplies_on_tensor_cores(p, device)) return launch_decode_tensor(p, a, queue);
+  if (fits_tensor_cores(p, device)) return launch_decode_tensor(p, a, queue);
   with_lane_products(p, [&](auto of) { launch_products<typename decltype(of)::type>(p, a, kDecodeQueries, queue); });
 }
 

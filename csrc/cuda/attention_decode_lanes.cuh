@@ -52,6 +52,28 @@ template <class T, bool kAdditive = false, int kRowsOfBlock = kDecodeRows> struc
       v[d] = d < a.dim_qk ? reinterpret_cast<const C*>(a.additive_v)[d] : C(0);
   }
 
+  // f(key, its row's columns d and on) for the keys of this lane, `lanes` of which share a row; keys of the split's end and beyond come
+  // with the last one's row.
+  template <class F>
+  static REGARD_DEVICE void for_grains(const DecodeBlock<C>& x, const StoredRows& rows, int lanes, int d, int dim, bool whole, F&& f) {
+    const int lane = thread_index() % kWarp;
+    const int warp = thread_index() / kWarp;
+    const int beside = kWarp / lanes;  // keys a warp
+    for (int first = x.j0 + warp * beside * kTogether; first < x.end; first += kDecodeWarps * beside * kTogether) {
+      const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
+      const char* row[kTogether];
+      rows.find(row, x, key_of);
+      Grain<T> grain[kTogether];
+      fetch_grains(grain, row, rows.view.stride[3], d, dim, whole);
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        C values[kGrain];
+        grain[n].values(values);
+        f(key_of(n), values);
+      }
+    }
+  }
+
   // A lane keeps its own columns of the queries in registers while the keys pass.
   static REGARD_DEVICE void score_keys(const DecodeBlock<C>& x) {
     const AttentionArguments& a = x.p.a;
@@ -60,9 +82,7 @@ template <class T, bool kAdditive = false, int kRowsOfBlock = kDecodeRows> struc
     const C* const v = queries + kRows * pitch;
     const StoredRows keys(x, a.key);
     const int lane = thread_index() % kWarp;
-    const int warp = thread_index() / kWarp;
     const int lanes = lanes_for<T>(a.dim_qk, kRows);  // a lane is left with one row's sum, at most
-    const int beside = kWarp / lanes;                 // keys a warp
     const int kept = lane % lanes * kRows / lanes;    // the row whose sum this lane is left with, and its neighbours
     const bool writes = lane % (lanes / kRows) == 0;
     for (int column = 0; column < a.dim_qk; column += lanes * kGrain) {
@@ -75,29 +95,19 @@ template <class T, bool kAdditive = false, int kRowsOfBlock = kDecodeRows> struc
         for (int r = 0; r < kRows; ++r) q[r][e] = d < pitch ? queries[r * pitch + d + e] : C(0);
         if constexpr (kAdditive) weight[e] = d < pitch ? v[d + e] : C(0);
       }
-      for (int first = x.j0 + warp * beside * kTogether; first < x.end; first += kDecodeWarps * beside * kTogether) {
-        const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
-        const char* row[kTogether];
-        keys.find(row, x, key_of);
-        Grain<T> key[kTogether];
-        fetch_grains(key, row, a.key.stride[3], d, a.dim_qk, x.p.key_vectors);
+      for_grains(x, keys, lanes, d, a.dim_qk, x.p.key_vectors, [&](int j, const C(&k)[kGrain]) {
+        C s[kRows] = {};
 #pragma unroll
-        for (int n = 0; n < kTogether; ++n) {
-          C k[kGrain];
-          key[n].values(k);
-          C s[kRows] = {};
+        for (int r = 0; r < kRows; ++r)
+          if (r < x.rows) {
 #pragma unroll
-          for (int r = 0; r < kRows; ++r)
-            if (r < x.rows) {
-#pragma unroll
-              for (int e = 0; e < kGrain; ++e) s[r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + k[e]) : q[r][e] * k[e];
-            }
-          sum_over<kRows>(s, lanes);
-          if (!writes || kept >= x.rows || key_of(n) >= x.end) continue;
-          C& score = x.scores[kept * x.pitch + key_of(n) - x.j0];
-          score = column > 0 ? score + s[0] : s[0];
-        }
-      }
+            for (int e = 0; e < kGrain; ++e) s[r] += kAdditive ? weight[kAdditive ? e : 0] * tanh_of(q[r][e] + k[e]) : q[r][e] * k[e];
+          }
+        sum_over<kRows>(s, lanes);
+        if (!writes || kept >= x.rows || j >= x.end) return;
+        C& score = x.scores[kept * x.pitch + j - x.j0];
+        score = column > 0 ? score + s[0] : s[0];
+      });
     }
   }
 
@@ -108,31 +118,20 @@ template <class T, bool kAdditive = false, int kRowsOfBlock = kDecodeRows> struc
     const int lane = thread_index() % kWarp;
     const int warp = thread_index() / kWarp;
     const int lanes = lanes_for<T>(a.dim_v);
-    const int beside = kWarp / lanes;
     const int width = lanes * kGrain;  // columns a sweep
     for (int column = 0; column < a.dim_v; column += width) {
       C o[kRows][kGrain] = {};
       const int d = column + lane % lanes * kGrain;
-      for (int first = x.j0 + warp * beside * kTogether; first < x.end; first += kDecodeWarps * beside * kTogether) {
-        const auto key_of = [&](int n) { return first + n * beside + lane / lanes; };
-        const char* row[kTogether];
-        values.find(row, x, key_of);
-        Grain<T> value[kTogether];
-        fetch_grains(value, row, a.value.stride[3], d, a.dim_v, x.p.value_vectors);
+      for_grains(x, values, lanes, d, a.dim_v, x.p.value_vectors, [&](int j, const C(&v)[kGrain]) {
+        const C* const score = x.scores + x.held_key(j) - x.j0;
 #pragma unroll
-        for (int n = 0; n < kTogether; ++n) {
-          C v[kGrain];
-          value[n].values(v);
-          const C* const score = x.scores + x.held_key(key_of(n)) - x.j0;
+        for (int r = 0; r < kRows; ++r)
+          if (r < x.rows) {
+            const C weight = j < x.end ? score[r * x.pitch] : C(0);
 #pragma unroll
-          for (int r = 0; r < kRows; ++r)
-            if (r < x.rows) {
-              const C weight = key_of(n) < x.end ? score[r * x.pitch] : C(0);
-#pragma unroll
-              for (int e = 0; e < kGrain; ++e) o[r][e] += weight * v[e];
-            }
-        }
-      }
+            for (int e = 0; e < kGrain; ++e) o[r][e] += weight * v[e];
+          }
+      });
 #pragma unroll 1
       for (int step = lanes; step < kWarp; step *= 2)
 #pragma unroll

@@ -11,7 +11,6 @@ namespace regard::cuda {
 namespace {
 
 bool takes_tensor_cores(const AttentionProblem& p, const Device& device) {
-  if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
   return fits_tensor_cores(p, device) && !p.weights.present() && std::max(p.dim_qk(), p.dim_v()) <= kTensorDim;
 }
 

@@ -26,9 +26,10 @@ struct TileArrays {
   Array value;
 };
 
-// Whether mma.sync has the type of the queries, and scores by it are right.
+// Whether mma.sync has the types of queries and keys, and scores by it are right.
 inline bool fits_tensor_cores(const AttentionProblem& p, const Device& device) {
   if (p.query.dtype != DType::float16 && p.query.dtype != DType::bfloat16) return false;
+  if (p.key.dtype != p.query.dtype && !is_scaled(p.key.dtype)) return false;
   // Unscaled products must not overflow where scaled scores do not.
   return device.capability >= 80 && (p.scale == 0 || std::abs(p.scale) >= 0x1p-64);
 }

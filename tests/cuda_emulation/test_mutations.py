@@ -78,7 +78,7 @@ MUTATIONS = [
     Mutation("no barrier before outputs overwrite values", PORTABLE,
              "  block_barrier();\n  static_assert(P::kOutputs", "  static_assert(P::kOutputs"),
     Mutation("a row's sum from another lane", LANES, "lane % lanes * kRows / lanes;", "lane % kRows;"),
-    Mutation("keys beyond the split weigh", LANES, "key_of(n) < x.end ? score[r * x.pitch] : C(0)",
+    Mutation("keys beyond the split weigh", LANES, "j < x.end ? score[r * x.pitch] : C(0)",
              "score[r * x.pitch]"),
     Mutation("columns of a second sweep written over the first", LANES, "column > 0 ? score + s[0] : s[0]", "s[0]"),
     Mutation("no barrier before the softmax", DECODE, "  block_barrier();\n  weigh_scores", "  weigh_scores"),
