@@ -180,7 +180,8 @@ template <class T> class Linear {
           pack_panel(p_.weight, n0, columns, k0, depth, w.panel, w.staging);
         // Of few rows all lies in one stretch: asked for at once, it was waited for (4 to 8 rows took 1.2 to 1.4 times as long).
         const bool more = p_.packed && panel + 1 < last && rows > kFewRows;
-        add_panel(w, w.x, right, sums, rows, columns, depth, block > 0, more ? packed_panel(panel + 1, k0) : nullptr);
+        const Next next{reinterpret_cast<const char*>(more ? packed_panel(panel + 1, k0) : right), more ? depth * kPanelBytes : 0};
+        add_panel(w, w.x, right, sums, rows, columns, depth, block > 0, next);
       }
     }
     finish(w, i0, rows, first * kPanel<T>, std::min(last * kPanel<T>, p_.out_features()));
@@ -191,14 +192,19 @@ template <class T> class Linear {
     for (int r = rows; r < round_up(rows, kRows); ++r) std::fill_n(w.x + r * w.x_row, depth, T(0));
   }
 
-  // sums = (carry ? sums : 0) + x right for one panel; `next`: what will be read after it, or null.
-  void add_panel(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, const T* next) const {
+  // Packed weights that will be read next.
+  struct Next {
+    const char* at;
+    std::int64_t bytes;
+    Next part(std::int64_t i, std::int64_t n) const { return {at + i * (bytes / n), bytes / n}; }
+  };
+
+  // sums = (carry ? sums : 0) + x right for one panel.
+  void add_panel(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, Next next) const {
     if (rows <= 2) return add_wide(w, x, right, sums, rows, depth, carry);
-    const auto* ahead = reinterpret_cast<const char*>(next);
-    for (int j = 0; j < columns; j += kColumns) {
-      add_products(w, x, right + j, sums + j, rows, std::min(kColumns, columns - j), depth, carry, ahead);
-      if (next) ahead += depth * kColumns * static_cast<int>(sizeof(T));
-    }
+    for (int j = 0; j < columns; j += kColumns)
+      add_products(w, x, right + j, sums + j, rows, std::min(kColumns, columns - j), depth, carry,
+                   next.part(j / kColumns, kPanel<T> / kColumns));
   }
 
   // The same for one row or two: see kWideVectors.
@@ -215,25 +221,25 @@ template <class T> class Linear {
   }
 
   // The same for one column of tiles. Chain by chain, so that what a chain reads of `right` stays in L1 for all rows: 0.93 of
-  // the time of whole depths (12 shapes of 64 to 1,024 rows, one thread of a Zen 3). The
-  // carried sum is taken times 1: exact. Before every stretch of rows, as much as it reads of `right` is asked for at
-  // `next`, where it is given: panels that come from L3 or memory then cost no wait (1024 x 3072 x 768 took 0.7 to 0.85 of
-  // the time without). Stretches of one tile cost 2 % in calls, those of four 1 % in bursts.
-  void add_products(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, const char* next) const {
+  // the time of whole depths (12 shapes of 64 to 1,024 rows, one thread of a Zen 3). The carried sum is taken times 1: exact.
+  // Every stretch of rows asks for its part of `next`: panels that come from L3 or memory then cost no wait (1024 x 3072 x 768
+  // took 0.7 to 0.85 of the time without; Zen 3). Stretches of one tile cost 2 % in calls, those of four 1 % in bursts.
+  void add_products(Buffers& w, const T* x, const T* right, T* sums, int rows, int columns, int depth, bool carry, Next next) const {
     V ones[Tile<T>::kVectors];
     for (V& one : ones) one = broadcast<V>(1);
     constexpr int kStretch = 2 * kRows;
     const int whole = rows / kRows * kRows;
+    const std::int64_t chains = std::max<std::int64_t>(1, divide_up(depth, kLinearChain));
     for (int start = 0; start == 0 || start < depth; start += kLinearChain) {
       const int steps = std::min(kLinearChain, depth - start);
       const V* const scale = carry || start > 0 ? ones : nullptr;
       const T* const part = right + start * kPanel<T>;
-      const std::int64_t share =
-          whole > 0 && next ? std::int64_t{steps} * kColumns * static_cast<int>(sizeof(T)) / divide_up(whole, kStretch) : 0;
-      for (int r = 0; r < whole; r += kStretch, next += share) {
-        ask_for(next, share);
+      for (int r = 0; r < whole; r += kStretch) {
+        const int height = std::min(kStretch, whole - r);
+        const Next share = next.part(start / kLinearChain, chains).part(r / kStretch, divide_up(whole, kStretch));
+        const auto ahead = ask_ahead(share.at, share.bytes, height / kRows * std::max(steps, 1));
         multiply<T, Left::depth_contiguous, kLinearChain>(x + start + r * w.x_row, w.x_row, part, kPanel<T>, sums + r * w.sums_row,
-                                                          w.sums_row, std::min(kStretch, whole - r), (columns + kW - 1) / kW, steps, scale);
+                                                          w.sums_row, height, (columns + kW - 1) / kW, steps, scale, ahead);
       }
       if (whole < rows)
         multiply_few<T, Left::depth_contiguous, kLinearChain>(x + start + whole * w.x_row, w.x_row, part, kPanel<T>,
@@ -250,8 +256,10 @@ template <class T> class Linear {
     }
     for (int start = 0; start == 0 || start < depth; start += kLinearChain) {
       const int steps = std::min(kLinearChain, depth - start);
-      widen_pairs(right + start / 2 * kPanel<float>, steps, w.panel);
-      add_panel(w, w.x + start, w.panel, sums, rows, columns, steps, carry || start > 0, nullptr);
+      const std::int32_t* const part = right + start / 2 * kPanel<float>;
+      widen_pairs(part, steps, w.panel);
+      const Next next{reinterpret_cast<const char*>(part + kLinearChain / 2 * kPanel<float>), steps / 2 * kPanelBytes};
+      add_panel(w, w.x + start, w.panel, sums, rows, columns, steps, carry || start > 0, next);
     }
   }
 
