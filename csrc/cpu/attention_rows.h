@@ -319,28 +319,29 @@ template <class T> class Rows {
     }
   }
 
-  // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors. Answers their type there.
+  // Rows of K or V: where they lie, or copied as compute values with zeros up to whole vectors; the last one again up to a whole
+  // vector of keys. Answers their type there.
   DType place(const Array& x, std::int64_t b, std::int64_t group, std::int64_t j0, int keys, std::int64_t dim, std::int64_t padded,
               std::int64_t rows, T* copies, const char** at) const {
     // Copying float32 rows to whole cache lines first, so that no load takes two, did not pay: 225 cycles a key against 157
     // for 4 rows of 128 dimensions, the same for 8 (Zen 4).
     const bool whole = x.stride[3] == size_of(x.dtype) && dim == padded;
     const bool direct = whole && (x.dtype == dtype_of<T>() || (loads_as<T>(x.dtype) && widens_in_place(x.dtype, rows)));
-    for_keys(x, b, group, j0, keys, [&](int k, const char* from) {
-      at[k] = from;
-      if (direct) return;
+    for_keys(x, b, group, j0, keys, [&](int k, const char* from) { at[k] = from; });
+    for (int k = 0; k < keys && !direct; ++k) {
       T* const copy = copies + k * padded;
-      read_row(x.dtype, from, x.stride[3], dim, copy);
+      read_row(x.dtype, at[k], x.stride[3], dim, copy);
       std::fill(copy + dim, copy + padded, T(0));
       at[k] = reinterpret_cast<const char*>(copy);
-    });
+    }
+    std::fill(at + keys, at + round_up(keys, kW), at[keys - 1]);
     return direct ? x.dtype : dtype_of<T>();
   }
 
   // scores[first..last) = q . K for N rows, `apart` rows from one to the next: each along lanes, then across them a vector's
   // width of keys at a time. Scores beyond the range are of no key that counts.
   template <class S, int N> void score(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead) const {
-    constexpr int at_once = std::min(kW, kSums / N);
+    constexpr int at_once = std::min({kW, kSums / N, 8});  // where 16 keys lie is more than addresses have registers
     const T* const queries = w.queries + row * dim_qk_;
     for (int k0 = seen.first / kW * kW; k0 < seen.last; k0 += kW) {
       V sums[N][kW];
@@ -348,10 +349,9 @@ template <class T> class Rows {
         const S* keys[at_once];
         V acc[N][at_once] = {};
 #pragma GCC unroll 16
-        for (int k = 0; k < at_once; ++k)
-          keys[k] = reinterpret_cast<const S*>(w.key_at[std::clamp(k0 + k1 + k, seen.first, seen.last - 1)]);
+        for (int k = 0; k < at_once; ++k) keys[k] = reinterpret_cast<const S*>(w.key_at[k0 + k1 + k]);
         if (ahead.bytes > 0)
-          for (int k = 0; k < at_once; ++k) ahead.ask(std::clamp(k0 + k1 + k, seen.first, seen.last - 1), 0, ahead.bytes);
+          for (int k = 0; k < at_once; ++k) ahead.ask(k0 + k1 + k, 0, ahead.bytes);
         for (std::int64_t d = 0; d < dim_qk_; d += kW) {
           V q[N];
 #pragma GCC unroll 4
@@ -467,7 +467,9 @@ template <class T> class Rows {
                    Ask&& ask) const {
     const T* const weights = w.scores + row * kBlock;
     for (int k = seen.first; k < seen.last; ++k) {
-      const S* const value = reinterpret_cast<const S*>(w.value_at[k]) + d;
+      const S* value = reinterpret_cast<const S*>(w.value_at[k]) + d;
+      // Hidden from gcc 12, which would keep d and each column's distance as sums in registers, and for want of those in vectors.
+      asm("" : "+r"(value));
       ask(k);
       V weight[N];
 #pragma GCC unroll 4
