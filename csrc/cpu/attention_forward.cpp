@@ -184,7 +184,7 @@ template <class T, class Products> class Blocks {
     const auto staging = w.scratch.template reserve<T>(kColumns * w.tile.staging_row);
     const auto plain_row = w.scratch.template reserve<double>(p_.dim_v());
     w.scratch.acquire();
-    products_.place(w.scratch, w.products, w.tile);
+    products_.place(w.scratch, w.products);
     w.output = w.scratch.template at<T>(output);
     w.max = w.scratch.template at<T>(max);
     w.sum = w.scratch.template at<T>(sum);

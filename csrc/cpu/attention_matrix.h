@@ -85,8 +85,7 @@ template <class Split> class MatrixProducts {
     m.weights_at = scratch.reserve<float>(2 * 2 * kValuesTile);
     m.pairs_at = scratch.reserve<float>(std::max(kValueParts * value_row_, kParts * steps_ * kTileColumns) * kTileRows);
   }
-  void place(const Scratch& scratch, Memory& m, Buffers& w) const {
-    w.keys = nullptr;
+  void place(const Scratch& scratch, Memory& m) const {
     m.queries = scratch.at<float>(m.queries_at);
     m.keys = scratch.at<float>(m.keys_at);
     m.values = scratch.at<float>(m.values_at);

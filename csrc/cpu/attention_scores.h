@@ -71,7 +71,6 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
  public:
   // Memory of a worker, kept by the caller.
   struct Buffers {
-    T* keys;     // [kKeys][key_row]
     T* scores;   // [kKeys][kColumns]
     T* extra;    // [kKeys], padded to a vector: a row of bias or mask
     T* staging;  // [kColumns][staging_row]
@@ -100,10 +99,28 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
     for (std::int64_t d = 0; d < p_.dim_qk(); d += kW) store(to + d, load<V>(values + d) * factor);
   }
 
-  // K of one block as contiguous compute values, padded with zeros to whole register tiles.
-  void read_keys(const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys) const {
-    read_stored_rows(p_.key, p_.key_scales, b, h, j0, keys, p_.dim_qk(), w.keys, key_row);
-    for (int r = keys; r < round_up(keys, Tile<T>::kRows); ++r) std::fill_n(w.keys + r * key_row, p_.dim_qk(), T(0));
+  // Rows of compute values, `row` values apart.
+  struct StoredRows {
+    const T* first;
+    std::int64_t row;
+  };
+
+  // Rows j0 .. j0 + rows of K or V for register tiles: where they lie, if these can read them there, or copied, padded with
+  // zeros to whole tiles. Copies took a thirtieth of attention over 4,096 keys of 64 dimensions and a tenth over 128; rows
+  // that lie further apart than they are long are copied all the same, since they would share few sets of L1.
+  StoredRows stored_rows(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j0, int rows, std::int64_t dim,
+                         T* copy, std::int64_t copy_row) const {
+    constexpr int tile = Tile<T>::kRows;
+    const Place place = p_.key_place(b, j0);
+    const char* const first = x.at(place.outer, h / per_group, place.position);
+    if (lies_in_vectors(x, dim) && dim % tile == 0 && rows % tile == 0 && x.stride[2] == dim * size_of(x.dtype) &&
+        p_.keys_together(j0, j0 + rows) == rows && reinterpret_cast<std::uintptr_t>(first) % sizeof(T) == 0)
+      return {reinterpret_cast<const T*>(first), dim};
+    read_stored_rows(x, scales, b, h, j0, rows, dim, copy, copy_row);
+    const std::int64_t padded = round_up(dim, tile);
+    for (int r = 0; r < rows && dim < padded; ++r) std::fill(copy + r * copy_row + dim, copy + r * copy_row + padded, T(0));
+    for (int r = rows; r < round_up(rows, tile); ++r) std::fill_n(copy + r * copy_row, padded, T(0));
+    return {copy, copy_row};
   }
 
   // Whether rows are whole vectors of compute values: read without a call for each, which cost an eighth of attention over
@@ -139,8 +156,9 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   }
 
   // S = K Q^T, for some of the tile's vectors of queries and of its keys, from a multiple of kRows.
-  void multiply_keys(const Buffers& w, const TileOf& t, const T* queries, int first_vector, int vectors, KeyRange keys) const {
-    multiply<T, Left::depth_contiguous>(w.keys + (t.row + keys.first) * key_row, key_row, queries + first_vector * kW, kColumns,
+  void multiply_keys(const Buffers& w, StoredRows stored, const TileOf& t, const T* queries, int first_vector, int vectors,
+                     KeyRange keys) const {
+    multiply<T, Left::depth_contiguous>(stored.first + (t.row + keys.first) * stored.row, stored.row, queries + first_vector * kW, kColumns,
                                         w.scores + keys.first * kColumns + first_vector * kW, kColumns,
                                         static_cast<int>(keys.last - keys.first), vectors, static_cast<int>(p_.dim_qk()), nullptr);
   }

@@ -24,7 +24,10 @@ template <class T> class VectorProducts {
     std::size_t keys_at;
     std::size_t values_at;
     T* queries;  // [tiles][dim_qk][kColumns]
-    T* values;   // [kKeys][value_row]
+    T* keys;     // [kKeys][key_row], where they have to be copied
+    T* values;   // [kKeys][value_row], likewise
+    // Of the block at hand.
+    typename Scores::StoredRows block_keys, block_values;
   };
   struct Unit {};  // what a worker holds while it computes
 
@@ -41,9 +44,9 @@ template <class T> class VectorProducts {
     m.keys_at = scratch.template reserve<T>(kKeys * scores_.key_row);
     m.values_at = scratch.template reserve<T>(kKeys * value_row_);
   }
-  void place(const Scratch& scratch, Memory& m, Buffers& w) const {
+  void place(const Scratch& scratch, Memory& m) const {
     m.queries = scratch.template at<T>(m.queries_at);
-    w.keys = scratch.template at<T>(m.keys_at);
+    m.keys = scratch.template at<T>(m.keys_at);
     m.values = scratch.template at<T>(m.values_at);
   }
 
@@ -51,18 +54,15 @@ template <class T> class VectorProducts {
     scores_.read_queries(w, t, m.queries + index * p_.dim_qk() * kColumns);
   }
 
-  // K and V of one block as contiguous compute values, padded with zeros to whole register tiles.
-  void read_block(const Memory& m, const Buffers& w, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int) const {
-    scores_.read_keys(w, b, h, j0, keys);
-    scores_.read_stored_rows(p_.value, p_.value_scales, b, h, j0, keys, p_.dim_v(), m.values, value_row_);
-    if (p_.dim_v() < dim_v_padded_)
-      for (int r = 0; r < keys; ++r) std::fill(m.values + r * value_row_ + p_.dim_v(), m.values + r * value_row_ + dim_v_padded_, T(0));
+  void read_block(Memory& m, const Buffers&, std::int64_t b, std::int64_t h, std::int64_t j0, int keys, int) const {
+    m.block_keys = scores_.stored_rows(p_.key, p_.key_scales, b, h, j0, keys, p_.dim_qk(), m.keys, scores_.key_row);
+    m.block_values = scores_.stored_rows(p_.value, p_.value_scales, b, h, j0, keys, p_.dim_v(), m.values, value_row_);
   }
 
   void multiply_keys(const Memory& m, const Buffers& w, const SequenceMask& sequence, const TileOf& t, std::int64_t index) const {
     for_each_part(sequence, t, [&](const Part& part) {
       const KeyRange keys{part.keys.first / kRows * kRows, part.keys.last};
-      scores_.multiply_keys(w, t, m.queries + index * p_.dim_qk() * kColumns, part.first_vector, part.vectors, keys);
+      scores_.multiply_keys(w, m.block_keys, t, m.queries + index * p_.dim_qk() * kColumns, part.first_vector, part.vectors, keys);
     });
   }
 
@@ -70,9 +70,10 @@ template <class T> class VectorProducts {
     for_each_part(sequence, t, [&](const Part& part) {
       const std::int64_t first = part.keys.first / kChain * kChain;
       const std::int64_t column = part.first_vector * kWidth<T>;
-      multiply<T, Left::rows_contiguous>(m.values + (t.row + first) * value_row_, value_row_, w.scores + first * kColumns + column,
-                                         kColumns, out + column, kColumns, static_cast<int>(dim_v_padded_), part.vectors,
-                                         static_cast<int>(part.keys.last - first), alpha + part.first_vector);
+      const auto [values, row] = m.block_values;
+      multiply<T, Left::rows_contiguous>(values + (t.row + first) * row, row, w.scores + first * kColumns + column, kColumns, out + column,
+                                         kColumns, static_cast<int>(dim_v_padded_), part.vectors, static_cast<int>(part.keys.last - first),
+                                         alpha + part.first_vector);
     });
   }
 

@@ -52,7 +52,6 @@ template <class T> class Weights {
     const auto staging = scratch.template reserve<T>(kColumns * w.staging_row);
     const auto rows = scratch.template reserve<T>(kColumns * row_);
     scratch.acquire();
-    w.keys = scratch.template at<T>(keys);
     w.scores = scratch.template at<T>(scores);
     w.extra = scratch.template at<T>(extra);
     w.staging = scratch.template at<T>(staging);
@@ -64,9 +63,10 @@ template <class T> class Weights {
     for (t.j0 = 0; present > 0 && t.j0 < sequence.len_kv; t.j0 += kKeys) {
       if (stop_requested()) return;
       t.keys = static_cast<int>(std::min<std::int64_t>(kKeys, sequence.len_kv - t.j0));
-      tiles_.read_keys(w, b, h, t.j0, t.keys);
+      const auto stored =
+          tiles_.stored_rows(p_.key, p_.key_scales, b, h, t.j0, t.keys, p_.dim_qk(), scratch.template at<T>(keys), tiles_.key_row);
       tiles_.prefetch_edits(t);
-      tiles_.multiply_keys(w, t, scratch.template at<T>(packed), 0, t.vectors, {0, t.keys});
+      tiles_.multiply_keys(w, stored, t, scratch.template at<T>(packed), 0, t.vectors, {0, t.keys});
       if (tiles_.factors.transforms) tiles_.transform(w, sequence, t);
       if (p_.mask.present()) tiles_.apply_mask(w, t);
       transpose_padded(w.scores, kColumns, t.keys, t.vectors * kW, matrix + t.j0, row_, static_cast<int>(round_up(t.keys, kW)));
