@@ -3,7 +3,7 @@
 //   for each item: a block of queries of one head                      (parallel)
 //     pack Q^T; max = -inf, sum = 0, out = 0
 //     for each block of keys the queries see                          (in order: the merge is sequential)
-//       copy K, V as compute values                                   (cache-resident, shared by the block's queries)
+//       K, V as compute values                                        (where they lie, or copied: shared by the block's queries)
 //       for each tile of kColumns queries
 //         S = K Q^T;  add bias, mask where the tile is partial;  P = exp2(S - max);  out = out * alpha + V^T P
 //     out / sum, transposed back; non-finite rows again by the plain path

@@ -46,7 +46,7 @@ constexpr bool kHalvesAtOnce = true;
 constexpr bool kHalvesAtOnce = false;
 #endif
 
-// What a machine may do in one instruction (simd_avx512.h); callers ask native_bytes() and native_pairs() first.
+// What a machine may do in one fast instruction (simd_avx512.h); callers ask native_bytes() and native_pairs() first.
 #if !defined(__AVX512F__)
 inline bool native_bytes() { return false; }
 inline bool native_pairs() { return false; }

@@ -28,7 +28,7 @@ struct Bytes {
 struct NativeBytes : Bytes {
   static Sum dot(Sum acc, Words a, Words b) { return native_dot_bytes(acc, a, b); }
 };
-// Two bfloat16 times two, where the machine has the instruction (native_pairs()). Chains of 128 numbers, as in linear.cpp.
+// Two bfloat16 times two, where the machine has a fast instruction for it (native_pairs()). Chains of 128 numbers, as in linear.cpp.
 struct NativePairs {
   using Sum = Vec<float>;
   struct Unit {};

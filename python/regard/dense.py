@@ -72,11 +72,12 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
     held : {"float32", "bfloat16", "int8"}
         "float32" (float64 for a float64 weight): as the kernels compute; the same bits come out as
         without packing, except where bfloat16 runs on matrix tiles. "bfloat16": rounded to that dtype;
-        products with bfloat16 inputs run in it where the machine can, and on matrix tiles the same bits
-        come out as of a bfloat16 weight without packing. "int8": whole multiples of max |weight| / 127
-        of each output channel, in products with inputs that are quantised likewise, by rows; up to 65536
-        in_features. Neither is for float64. On a GPU "float32" is the weight in its own dtype, without a copy, and
-        "bfloat16" one rounded to that, for products that are the framework's; "int8" has the CPU's numbers.
+        products with bfloat16 inputs run in it where the machine has tiles or a fast instruction, and on
+        tiles the same bits come out as of a bfloat16 weight without packing. "int8": whole multiples of
+        max |weight| / 127 of each output channel, in products with inputs that are quantised likewise, by
+        rows; up to 65536 in_features. Neither is for float64. On a GPU "float32" is the weight in its own
+        dtype, without a copy, and "bfloat16" one rounded to that, for products that are the framework's;
+        "int8" has the CPU's numbers.
 
     Returns
     -------
