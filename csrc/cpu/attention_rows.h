@@ -341,7 +341,7 @@ template <class T> class Rows {
   // scores[first..last) = q . K for N rows, `apart` rows from one to the next: each along lanes, then across them a vector's
   // width of keys at a time. Scores beyond the range are of no key that counts.
   template <class S, int N> void score(const Buffers& w, std::int64_t row, std::int64_t apart, Part seen, Ahead ahead) const {
-    constexpr int at_once = std::min({kW, kSums / N, 8});  // where 16 keys lie is more than addresses have registers
+    constexpr int at_once = std::min({kW, kSums / N, 8});  // of 16 keys the addresses would not all be in registers
     const T* const queries = w.queries + row * dim_qk_;
     for (int k0 = seen.first / kW * kW; k0 < seen.last; k0 += kW) {
       V sums[N][kW];
@@ -468,7 +468,7 @@ template <class T> class Rows {
     const T* const weights = w.scores + row * kBlock;
     for (int k = seen.first; k < seen.last; ++k) {
       const S* value = reinterpret_cast<const S*>(w.value_at[k]) + d;
-      // Hidden from gcc 12, which would keep d and each column's distance as sums in registers, and for want of those in vectors.
+      // Hidden from gcc 12, which would keep each column's distance from the row in a register, and for want of these in vectors.
       asm("" : "+r"(value));
       ask(k);
       V weight[N];

@@ -106,8 +106,8 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
   };
 
   // Rows j0 .. j0 + rows of K or V for register tiles: where they lie, if these can read them there, or copied, padded with
-  // zeros to whole tiles. Copies took a thirtieth of attention over 4,096 keys of 64 dimensions and a tenth over 128; rows
-  // that lie further apart than they are long are copied all the same, since they would share few sets of L1.
+  // zeros to whole tiles. In place 1x4x1024x64 takes 0.93 of the time, 8x12x128x64 0.98 (AVX-512, Emerald Rapids; AVX2 0.99).
+  // Rows further apart than they are long are copied all the same: many of them would share few sets of L1.
   StoredRows stored_rows(const Array& x, const Array& scales, std::int64_t b, std::int64_t h, std::int64_t j0, int rows, std::int64_t dim,
                          T* copy, std::int64_t copy_row) const {
     constexpr int tile = Tile<T>::kRows;

@@ -48,7 +48,7 @@ inline bool native_bytes() {
 }
 inline bool native_pairs() {
   // Not on Intel's processors from Sapphire Rapids on, known by AVX512_FP16: it takes 2.25 cycles there, for 32 multiply-adds
-  // (fused ones of float32: 32 a cycle). MiniLM of 8 x 256 tokens with bfloat16 weights took 301 ms by it, and takes 175.
+  // (fused ones of float32: 32 a cycle). MiniLM of 8 x 256 tokens with bfloat16 weights took 301 ms by it, and takes 170.
   static const bool yes = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;
     const bool there = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1u) != 0;  // AVX512_BF16

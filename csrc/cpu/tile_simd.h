@@ -37,11 +37,11 @@ constexpr int kChain = 32;
 enum class Left { depth_contiguous, rows_contiguous };
 
 // Memory that is asked for while products run: so many bytes a step of the depth, kLine at most, tile after tile.
-struct Ahead {
+struct StepsAhead {
   const char* next;
   std::int64_t step;
   void ask(int k) const { ask_for_line(next + k * step); }
-  Ahead after(int steps) const { return {next + steps * step, step}; }
+  StepsAhead after(int steps) const { return {next + steps * step, step}; }
 };
 struct NothingAhead {
   void ask(int) const {}
@@ -53,7 +53,7 @@ struct NothingAhead {
 // (AVX-512; both Emerald Rapids, one thread).
 inline auto ask_ahead(const char* next, std::int64_t bytes, std::int64_t steps) {
   if constexpr (kVectorRegisters == 32) {
-    return Ahead{next, std::min((bytes + steps - 1) / steps, kLine)};
+    return StepsAhead{next, std::min((bytes + steps - 1) / steps, kLine)};
   } else {
     ask_for(next, bytes);
     return NothingAhead{};
