@@ -6,13 +6,6 @@
 
 namespace regard::cpu {
 
-struct Add {
-  template <class V> static V combine(V a, V b) { return a + b; }
-};
-struct Maximum {
-  template <class V> static V combine(V a, V b) { return max(a, b); }
-};
-
 // rows[0] = the rows combined: i with i + half, for half = N / 2, ..., 1. Every sum across lanes in this family is made
 // in this order, so that memory order makes no difference.
 template <class Op, class V, int N> inline V combine_tree(V (&rows)[N]) {

@@ -92,23 +92,27 @@ template <class V> inline V reciprocal(V x) { return 1 / x; }
 
 template <class V> inline V abs(V x) { return x < 0 ? -x : x; }
 
-// v with its upper half joined to its lower one by f, then the half's, and so on. In registers: through memory, each round
+// What joins lanes, or vectors.
+struct Add {
+  template <class V> static V combine(V a, V b) { return a + b; }
+};
+struct Maximum {
+  template <class V> static V combine(V a, V b) { return max(a, b); }
+};
+
+// v with its upper half joined to its lower one, then the half's, and so on. In registers: through memory, each round
 // waits for the last one's stores (layer_norm, three sums a row: 16 x 768 takes 3.1 us, and 3.9 through memory).
-template <int Half, class V, class F, std::size_t... I> inline V fold_lanes(V v, F&& f, std::index_sequence<I...> lanes) {
-  v = f(v, V(__builtin_shufflevector(v, v, (static_cast<int>(I) ^ Half)...)));
-  if constexpr (Half > 1) return fold_lanes<Half / 2>(v, f, lanes);
+template <class Op, int Half, class V, std::size_t... I> inline V fold_lanes(V v, std::index_sequence<I...> lanes) {
+  v = Op::combine(v, V(__builtin_shufflevector(v, v, (static_cast<int>(I) ^ Half)...)));
+  if constexpr (Half > 1) return fold_lanes<Op, Half / 2>(v, lanes);
   return v;
 }
-template <class V, class F> inline LaneOf<V> fold_lanes(V v, F&& f) {
+template <class Op, class V> inline LaneOf<V> fold_lanes(V v) {
   constexpr int n = sizeof(V) / sizeof(LaneOf<V>);
-  return fold_lanes<n / 2>(v, f, std::make_index_sequence<n>{})[0];
+  return fold_lanes<Op, n / 2>(v, std::make_index_sequence<n>{})[0];
 }
-template <class V> inline LaneOf<V> sum_lanes(V v) {
-  return fold_lanes(v, [](V a, V b) { return a + b; });
-}
-template <class V> inline LaneOf<V> max_lanes(V v) {
-  return fold_lanes(v, [](V a, V b) { return max(a, b); });
-}
+template <class V> inline LaneOf<V> sum_lanes(V v) { return fold_lanes<Add>(v); }
+template <class V> inline LaneOf<V> max_lanes(V v) { return fold_lanes<Maximum>(v); }
 
 // 2^t = 2^n p(f) for t <= 0, n = round(t), f = t - n. Results below the smallest normal number are exactly 0:
 // subnormal weights would slow every later product (up to 100x) and carry nothing. NaN stays NaN.

@@ -39,21 +39,25 @@ inline Words add_products_of_shorts(Words a, Words b) { return Words(_mm512_madd
 // adds four products of unsigned and signed bytes, without saturation; vdpbf16ps two of bfloat16, subnormals taken for 0.
 // Asked at the first call: __builtin_cpu_supports() would ask while the module loads, and CPUID costs a microsecond where
 // a hypervisor answers it.
+struct CpuidRegisters {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+inline CpuidRegisters cpuid(unsigned leaf, unsigned subleaf) {
+  CpuidRegisters r;
+  __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);  // leaves zeros where the processor has no such leaf
+  return r;
+}
 inline bool native_bytes() {
-  static const bool yes = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1u) != 0;  // AVX512_VNNI
-  }();
+  static const bool yes = (cpuid(7, 0).c >> 11 & 1u) != 0;  // AVX512_VNNI
   return yes;
 }
 inline bool native_pairs() {
   // Not on Intel's processors from Sapphire Rapids on, known by AVX512_FP16: it takes 2.25 cycles there, for 32 multiply-adds
   // (fused ones of float32: 32 a cycle). MiniLM of 8 x 256 tokens with bfloat16 weights took 301 ms by it, and takes 170.
   static const bool yes = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool there = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1u) != 0;  // AVX512_BF16
-    const bool has_half = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 23 & 1u) != 0;
-    return there && !(has_half && __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx);
+    const bool there = (cpuid(7, 1).a >> 5 & 1u) != 0;      // AVX512_BF16
+    const bool has_half = (cpuid(7, 0).d >> 23 & 1u) != 0;  // AVX512_FP16
+    return there && !(has_half && cpuid(0, 0).b == signature_INTEL_ebx);
   }();
   return yes;
 }

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/blocks.h"
 #include "cpu/prefetch.h"
 #include "cpu/simd.h"
 
@@ -53,7 +54,7 @@ struct NothingAhead {
 // (AVX-512; both Emerald Rapids, one thread).
 inline auto ask_ahead(const char* next, std::int64_t bytes, std::int64_t steps) {
   if constexpr (kVectorRegisters == 32) {
-    return StepsAhead{next, std::min((bytes + steps - 1) / steps, kLine)};
+    return StepsAhead{next, std::min(divide_up(bytes, steps), kLine)};
   } else {
     ask_for(next, bytes);
     return NothingAhead{};
