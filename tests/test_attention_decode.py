@@ -37,9 +37,14 @@ def test_lengths(backend: str, len_q: int, len_kv: int) -> None:
     check(*arrays(len_q, len_kv))
 
 
-@pytest.mark.parametrize("dims", [(1, 1), (7, 3), (16, 130), (65, 64), (96, 80), (576, 512), (192, 128)])
-def test_dimensions(backend: str, dims: tuple[int, int]) -> None:
-    check(*arrays(1, 70, 4, 1, *dims))
+DIMENSIONS = [(1, 1), (7, 3), (8, 24), (16, 130), (24, 40), (48, 112), (65, 64), (96, 80), (576, 512), (192, 128)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dims", DIMENSIONS)
+def test_dimensions(backend: str, dims: tuple[int, int], dtype: str) -> None:
+    for heads in (1, 2, 4):
+        check(*arrays(1, 70, heads, 1, *dims, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])

@@ -32,6 +32,25 @@ template <class Op, int Half, class V, int N> inline V combine_lanes(V (&rows)[N
   return rows[0];
 }
 
+// Each two vectors of a row of n numbers: those at even places, then those at odd ones, as lower_of_pairs() and
+// upper_of_pairs() give them; and back. A last single vector stays as it is.
+template <class V, std::size_t... I> inline void split_by_parity(LaneOf<V>* row, std::int64_t n, std::index_sequence<I...>) {
+  constexpr int w = sizeof...(I);
+  for (std::int64_t k = 0; k + 2 * w <= n; k += 2 * w) {
+    const V a = load<V>(row + k), b = load<V>(row + k + w);
+    store(row + k, V(__builtin_shufflevector(a, b, (2 * static_cast<int>(I))...)));
+    store(row + k + w, V(__builtin_shufflevector(a, b, (2 * static_cast<int>(I) + 1)...)));
+  }
+}
+template <class V, std::size_t... I> inline void join_by_parity(LaneOf<V>* row, std::int64_t n, std::index_sequence<I...>) {
+  constexpr int w = sizeof...(I);
+  for (std::int64_t k = 0; k + 2 * w <= n; k += 2 * w) {
+    const V even = load<V>(row + k), odd = load<V>(row + k + w);
+    store(row + k, V(__builtin_shufflevector(even, odd, (static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * w)...)));
+    store(row + k + w, V(__builtin_shufflevector(even, odd, (w / 2 + static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * w)...)));
+  }
+}
+
 // Takes vectors one by one; writes their reductions to consecutive places.
 template <class T, class Op> class LaneReducer {
  public:
