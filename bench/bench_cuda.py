@@ -22,16 +22,17 @@ import regard
 from regard import _backend
 from regard.dense import pack_linear
 
-#: (label, batch, heads, heads_kv, len_q, len_kv, dim, causal)
+#: (label, batch, heads, heads_kv, len_q, len_kv, dim_qk, dim_v, causal)
 SHAPES = [
-    ("D64 4k", 4, 32, 32, 4096, 4096, 64, False),
-    ("D64 16k", 1, 32, 32, 16384, 16384, 64, False),
-    ("D64 16k causal", 1, 32, 32, 16384, 16384, 64, True),
-    ("D128 2k", 8, 16, 16, 2048, 2048, 128, False),
-    ("D128 16k", 1, 16, 16, 16384, 16384, 128, False),
-    ("D128 16k causal", 1, 16, 16, 16384, 16384, 128, True),
-    ("D128 GQA 32/8 8k causal", 1, 32, 8, 8192, 8192, 128, True),
-    ("D256 8k", 1, 8, 8, 8192, 8192, 256, False),
+    ("D64 4k", 4, 32, 32, 4096, 4096, 64, 64, False),
+    ("D64 16k", 1, 32, 32, 16384, 16384, 64, 64, False),
+    ("D64 16k causal", 1, 32, 32, 16384, 16384, 64, 64, True),
+    ("D128 2k", 8, 16, 16, 2048, 2048, 128, 128, False),
+    ("D128 16k", 1, 16, 16, 16384, 16384, 128, 128, False),
+    ("D128 16k causal", 1, 16, 16, 16384, 16384, 128, 128, True),
+    ("D128 GQA 32/8 8k causal", 1, 32, 8, 8192, 8192, 128, 128, True),
+    ("D256 8k", 1, 8, 8, 8192, 8192, 256, 256, False),
+    ("D192/128 8k causal", 1, 32, 32, 8192, 8192, 192, 128, True),
 ]
 #: (label, batch, heads, heads_kv, len_kv, dim): one query of each sequence
 DECODING = [
@@ -190,11 +191,13 @@ def main() -> int:
     card = torch.cuda.get_device_name()
     top = ceilings(torch)
     rows = []
-    for label, batch, heads, heads_kv, len_q, len_kv, dim, causal in SHAPES:
-        q = torch.randn(batch, heads, len_q, dim, device="cuda", dtype=torch.bfloat16)
-        k, v = (torch.randn(batch, heads_kv, len_kv, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for label, batch, heads, heads_kv, len_q, len_kv, dim_qk, dim_v, causal in SHAPES:
+        q = torch.randn(batch, heads, len_q, dim_qk, device="cuda", dtype=torch.bfloat16)
+        k, v = (
+            torch.randn(batch, heads_kv, len_kv, dim, device="cuda", dtype=torch.bfloat16) for dim in (dim_qk, dim_v)
+        )
         times = milliseconds(torch, peers(torch, q, k, v, causal))
-        flops = 4 * batch * heads * len_q * len_kv * dim / (2 if causal else 1)
+        flops = 2 * batch * heads * len_q * len_kv * (dim_qk + dim_v) / (2 if causal else 1)
         speed = {name: flops / t / 1e9 for name, t in times.items()}
         cells = [f"{speed[n]:.0f}" if n in speed else "-" for n in ("regard", "flash", "cuDNN")]
         cells.append(f"{100 * speed['regard'] / top['product']:.0f} %" if "regard" in speed else "-")

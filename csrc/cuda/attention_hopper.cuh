@@ -14,9 +14,9 @@
 // length weigh nothing, and what they spoil all the same (0 x inf) the plain path mends.
 //
 // What bounds it, a tile of 128 queries and 128 keys, at 2048 multiply-adds and 16 powers of two a clock and SM:
-//   products 1024 clocks at kDim 64, 2048 at 128, 4096 at 256; exp2 1024; Q and K read by wgmma at 128 bytes a clock: 3/4 of
-//   the products' time, 9/10 where a tile has 80 keys. So from 128 on the products bound it, at 64 they and exp2 alike. None
-//   of this has been measured.
+//   products 1024 clocks at kDim 64, 2048 at 128, 2560 at 192 and 128, 4096 at 256; exp2 1024; Q and K read by wgmma at 128 bytes a clock:
+//   3/4 of the products' time, 9/10 where a tile has 80 keys. So from 128 on the products bound it, at 64 they and exp2 alike. None of this
+//   has been measured.
 //
 // Shah et al., "FlashAttention-3" (2024).
 #pragma once
@@ -33,13 +33,14 @@ constexpr int kTurn = 1;  // the named barriers kTurn and kTurn + 1: the turns o
 
 // Keys of a tile, as many as a block may have room for: 227 KiB of shared memory, and 64 K registers, 128 x 24 + 256 x 240.
 // One block an SM, whatever the dimension. Without kPlain scores need some 50 registers for themselves.
-//   kDim  keys          shared memory: Q, two stages of K and V    of a computing lane's 240 registers: S, P, out
-//     64   128             16 +  64 =  80 KiB                          64 + 32 +  32 = 128
-//    128   128             32 + 128 = 160 KiB                          64 + 32 +  64 = 160
-//    256    80  kPlain     64 + 160 = 224 KiB  (96 keys: 256 KiB)      40 + 20 + 128 = 188
-//    256    64             64 + 128 = 192 KiB                          32 + 16 + 128 = 176  (80 keys: spills with dropout)
+//   kDim, kDimV  keys          shared memory: Q, two stages of K and V    of a computing lane's 240 registers: S, P, out
+//            64   128             16 +  64 =  80 KiB                          64 + 32 +  32 = 128
+//           128   128             32 + 128 = 160 KiB                          64 + 32 +  64 = 160
+//      192, 128   128             48 + 160 = 208 KiB                          64 + 32 +  64 = 160
+//           256    80  kPlain     64 + 160 = 224 KiB  (96 keys: 256 KiB)      40 + 20 + 128 = 188
+//           256    64             64 + 128 = 192 KiB                          32 + 16 + 128 = 176  (80 keys: spills with dropout)
 // P V takes 16 keys at a time.
-constexpr int hopper_keys(int dim, bool plain) { return dim <= 128 ? 128 : plain ? 80 : 64; }
+constexpr int hopper_keys(int dim_v, bool plain) { return dim_v <= 128 ? 128 : plain ? 80 : 64; }
 
 struct HopperArguments {
   AttentionArguments a;
@@ -52,23 +53,23 @@ struct HopperArguments {
 };
 
 // Where a block's things lie in shared memory.
-template <int kDim, bool kPlain> struct HopperShared {
-  static constexpr int kKeys = hopper_keys(kDim, kPlain);
+template <int kDim, int kDimV, bool kPlain> struct HopperShared {
+  static constexpr int kKeys = hopper_keys(kDimV, kPlain);
   static constexpr int kRowBytes = kPanelColumns * 2;  // of a panel
-  static constexpr int kPanels = kDim / kPanelColumns;
-  static constexpr int kQueryBytes = kPanels * kHopperQueries * kRowBytes;
-  static constexpr int kTileBytes = kPanels * kKeys * kRowBytes;  // of keys or values
+  static constexpr int kQueryBytes = kDim / kPanelColumns * kHopperQueries * kRowBytes;
+  static constexpr int kKeyBytes = kDim / kPanelColumns * kKeys * kRowBytes;  // of a tile
+  static constexpr int kValueBytes = kDimV / kPanelColumns * kKeys * kRowBytes;
   static constexpr int kBarriers = 2 + 4 * kHopperStages;
-  static constexpr int kSharedBytes = kQueryBytes + 2 * kHopperStages * kTileBytes + kBarriers * 8;
+  static constexpr int kSharedBytes = kQueryBytes + kHopperStages * (kKeyBytes + kValueBytes) + kBarriers * 8;
   static_assert(kKeys % 16 == 0 && kKeys <= kMostTileKeys && kSharedBytes <= 227 * 1024);
 
   SharedAddress base;
 
   REGARD_DEVICE SharedAddress query() const { return base; }
-  REGARD_DEVICE SharedAddress key(int stage) const { return base + static_cast<SharedAddress>(kQueryBytes + stage * kTileBytes); }
-  REGARD_DEVICE SharedAddress value(int stage) const { return key(kHopperStages + stage); }
+  REGARD_DEVICE SharedAddress key(int stage) const { return base + static_cast<SharedAddress>(kQueryBytes + stage * kKeyBytes); }
+  REGARD_DEVICE SharedAddress value(int stage) const { return key(kHopperStages) + static_cast<SharedAddress>(stage * kValueBytes); }
 
-  REGARD_DEVICE SharedAddress barrier(int n) const { return key(2 * kHopperStages) + static_cast<SharedAddress>(n * 8); }
+  REGARD_DEVICE SharedAddress barrier(int n) const { return value(kHopperStages) + static_cast<SharedAddress>(n * 8); }
   REGARD_DEVICE SharedAddress query_landed() const { return barrier(0); }
   REGARD_DEVICE SharedAddress query_free() const { return barrier(1); }
   REGARD_DEVICE SharedAddress key_landed(int stage) const { return barrier(2 + stage); }
@@ -89,14 +90,14 @@ template <int kDim, bool kPlain> struct HopperShared {
     }
     publish_barriers();
   }
-
-  // One box of each panel of a tile of so many rows.
-  template <int kRows>
-  static REGARD_DEVICE void fetch(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) {
-    for (int panel = 0; panel < kPanels; ++panel)
-      copy_box(to + static_cast<SharedAddress>(panel * kRows * kRowBytes), map, panel * kPanelColumns, row, head, batch, landed);
-  }
 };
+
+// One box of each panel of a tile of so many rows and columns.
+template <int kRows, int kColumns>
+REGARD_DEVICE void fetch_panels(SharedAddress to, const TensorMap& map, int row, int head, int batch, SharedAddress landed) {
+  for (int panel = 0; panel < kColumns / kPanelColumns; ++panel)
+    copy_box(to + static_cast<SharedAddress>(panel * kRows * kPanelColumns * 2), map, panel * kPanelColumns, row, head, batch, landed);
+}
 
 // Tiles of keys and values go through their stages in a ring: tile n of all that the block has.
 struct Ring {
@@ -152,14 +153,13 @@ template <int kKeys> REGARD_DEVICE HopperItem hopper_item(const HopperArguments&
 // A tile of keys or values, whose first row is `row` where sequences lie in one piece: one lane orders it. Pages give it box by
 // box, to each of which there is a lane: table entries and divisions take long, and all boxes wait for them together. Boxes
 // behind the sequence's end are asked for behind the last page: zeros, and nothing is read.
-template <class Shared>
+template <int kKeys, int kColumns>
 REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const TensorMap& map, int b, int head, int row, int tile,
                               SharedAddress landed) {
-  constexpr int kKeys = Shared::kKeys;
   const AttentionArguments& a = p.a;
-  if (thread_index() == 0) arrive_expecting(landed, Shared::kTileBytes);
+  if (thread_index() == 0) arrive_expecting(landed, kKeys * kColumns * 2);
   if (!a.tiles_are_paged) {
-    if (thread_index() == 0) Shared::template fetch<kKeys>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
+    if (thread_index() == 0) fetch_panels<kKeys, kColumns>(to, map, row + tile * kKeys, head, a.key_starts.present() ? 0 : b, landed);
     return;
   }
   static_assert(kKeys / 8 <= kWarp, "a box has eight rows or more");
@@ -167,7 +167,7 @@ REGARD_DEVICE void fetch_tile(const HopperArguments& p, SharedAddress to, const 
   if (r >= kKeys) return;
   const int j = tile * kKeys + r;
   const int keys = length_of(a.key_lengths, b, a.len_kv);
-  Shared::template fetch<kKeys>(to + static_cast<SharedAddress>(r * Shared::kRowBytes), map, j % a.page_size, head,
+  fetch_panels<kKeys, kColumns>(to + static_cast<SharedAddress>(r * kPanelColumns * 2), map, j % a.page_size, head,
                                 j < keys ? page_of(a, b, j) : a.pages, landed);
 }
 
@@ -177,8 +177,9 @@ REGARD_DEVICE void await_room(SharedAddress barrier, int parity) {
   warp_barrier();
 }
 
-template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p, const Shared& shared) {
-  constexpr int kKeys = Shared::kKeys;
+template <int kDim, int kDimV, bool kPlain>
+REGARD_DEVICE void fetch_items(const HopperArguments& p, const HopperShared<kDim, kDimV, kPlain>& shared) {
+  constexpr int kKeys = hopper_keys(kDimV, kPlain);
   const AttentionArguments& a = p.a;
   Ring key;
   Ring value;
@@ -191,21 +192,21 @@ template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p,
     const int first = first_key(a, x.b);
     await_room(shared.query_free(), (queries++ & 1) ^ 1);
     if (thread_index() == 0) {
-      arrive_expecting(shared.query_landed(), Shared::kQueryBytes);
-      shared.template fetch<kHopperQueries>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
-                                            shared.query_landed());
+      arrive_expecting(shared.query_landed(), kHopperQueries * kDim * 2);
+      fetch_panels<kHopperQueries, kDim>(shared.query(), p.query, first_query(a, x.b) + x.i0, x.h, a.query_starts.present() ? 0 : x.b,
+                                         shared.query_landed());
     }
     // A tile's keys are wanted before the values of the tile before.
     int before = -1;
     for (int tile = x.first; before < x.last; before = tile, tile = seen_tile<kKeys>(a, x, tile + 1)) {
       if (tile < x.last) {
         await_room(shared.key_free(key.stage()), key.parity() ^ 1);
-        fetch_tile<Shared>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
+        fetch_tile<kKeys, kDim>(p, shared.key(key.stage()), p.key, x.b, head, first, tile, shared.key_landed(key.stage()));
         ++key.n;
       }
       if (before >= 0) {
         await_room(shared.value_free(value.stage()), value.parity() ^ 1);
-        fetch_tile<Shared>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
+        fetch_tile<kKeys, kDimV>(p, shared.value(value.stage()), p.value, x.b, head, first, before, shared.value_landed(value.stage()));
         ++value.n;
       }
     }
@@ -213,11 +214,11 @@ template <class Shared> REGARD_DEVICE void fetch_items(const HopperArguments& p,
 }
 
 // What one warpgroup has of its item, and the steps of its loop.
-template <class T, int kDim, bool kPlain> struct HopperRows {
-  using Shared = HopperShared<kDim, kPlain>;
+template <class T, int kDim, int kDimV, bool kPlain> struct HopperRows {
+  using Shared = HopperShared<kDim, kDimV, kPlain>;
   static constexpr int kKeys = Shared::kKeys;
   static constexpr int kKeyTiles = kKeys / 8;
-  static constexpr int kDimTiles = kDim / 8;
+  static constexpr int kDimTiles = kDimV / 8;
 
   const HopperArguments& p;
   const Shared shared;
@@ -410,8 +411,10 @@ template <class T, int kDim, bool kPlain> struct HopperRows {
   }
 };
 
-template <class T, int kDim, bool kPlain> REGARD_KERNEL(kHopperThreads, 1) attention_hopper(const REGARD_GRID_CONSTANT HopperArguments p) {
-  const HopperShared<kDim, kPlain> shared{shared_address(dynamic_shared())};
+template <class T, int kDim, int kDimV, bool kPlain>
+REGARD_KERNEL(kHopperThreads, 1)
+attention_hopper(const REGARD_GRID_CONSTANT HopperArguments p) {
+  const HopperShared<kDim, kDimV, kPlain> shared{shared_address(dynamic_shared())};
   if (thread_index() == 0) shared.start();
   block_barrier();
   const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);  // the same for a warp, as the compiler sees
@@ -422,7 +425,7 @@ template <class T, int kDim, bool kPlain> REGARD_KERNEL(kHopperThreads, 1) atten
   }
   take_registers<240>();
   const int group = warpgroup - 1;
-  HopperRows<T, kDim, kPlain> rows(p, shared, group);
+  HopperRows<T, kDim, kDimV, kPlain> rows(p, shared, group);
   Ring ring;
   int queries = 0;
   if (group == 1) rows.pass_turn();  // the first is the other's

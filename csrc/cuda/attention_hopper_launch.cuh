@@ -27,16 +27,17 @@ inline HopperArguments hopper_arguments(const TileArrays& tiles, AttentionArgume
   return p;
 }
 
-template <class T, int kDim, bool kPlain>
+template <class T, int kDim, int kDimV, bool kPlain>
 void launch_hopper_shape(const TileArrays& tiles, const AttentionArguments& a, int processors, Stream stream) {
-  using Shared = HopperShared<kDim, kPlain>;
+  using Shared = HopperShared<kDim, kDimV, kPlain>;
   const HopperArguments p = hopper_arguments(tiles, a, Shared::kKeys);
   chosen({"warpgroups", kHopperQueries, Shared::kKeys, true});
-  launch(attention_hopper<T, kDim, kPlain>, std::min(p.items, processors), kHopperThreads, Shared::kSharedBytes, stream, p);
+  launch(attention_hopper<T, kDim, kDimV, kPlain>, std::min(p.items, processors), kHopperThreads, Shared::kSharedBytes, stream, p);
 }
 
-template <class T, int kDim> void launch_hopper_dim(const TileArrays& tiles, const AttentionArguments& a, int processors, Stream stream) {
-  (is_plain(a) ? launch_hopper_shape<T, kDim, true> : launch_hopper_shape<T, kDim, false>)(tiles, a, processors, stream);
+template <class T, int kDim, int kDimV = kDim>
+void launch_hopper_dim(const TileArrays& tiles, const AttentionArguments& a, int processors, Stream stream) {
+  (is_plain(a) ? launch_hopper_shape<T, kDim, kDimV, true> : launch_hopper_shape<T, kDim, kDimV, false>)(tiles, a, processors, stream);
 }
 
 template <class T> void launch_hopper(const TileArrays& tiles, const AttentionArguments& a, const Device& device, Stream stream) {
@@ -45,6 +46,8 @@ template <class T> void launch_hopper(const TileArrays& tiles, const AttentionAr
     launch_hopper_dim<T, 64>(tiles, a, device.processors, stream);
   else if (dim <= 128)
     launch_hopper_dim<T, 128>(tiles, a, device.processors, stream);
+  else if (a.dim_qk <= 192 && a.dim_v <= 128)
+    launch_hopper_dim<T, 192, 128>(tiles, a, device.processors, stream);  // DeepSeek's multi-head latent attention, before its cache
   else
     launch_hopper_dim<T, 256>(tiles, a, device.processors, stream);
 }

@@ -14,9 +14,9 @@ from regard.reference.cache import quantise
 
 GROUP_PRODUCTS = 4  # of what `counters` counts
 
-#: Keys of a tile by head dimension, and of one where scores are more than products; a tile of queries has 128, half of
-#: which is a warpgroup's.
-KEYS = {64: (128, 128), 128: (128, 128), 256: (80, 64)}
+#: Keys of a tile by the dimensions of keys and values, and of one where scores are more than products; a tile of
+#: queries has 128, half of which is a warpgroup's.
+KEYS = {(64, 64): (128, 128), (128, 128): (128, 128), (192, 128): (128, 128), (256, 256): (80, 64)}
 
 SLOPES = np.array([0.5, 0.25], np.float32)
 LOWER: dict[str, Any] = {"alignment": "lower_right"}
@@ -68,10 +68,10 @@ def counted(emulator: Any, function: Any, *args: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize(("tiles", "more"), [(1, -1), (1, 0), (1, 1), (2, -1), (2, 0), (2, 1), (3, 1)])
 def test_edges_of_tiles_of_keys(cupy, emulator, tiles, more, softcap, dtype):
-    for dim, keys in KEYS.items():
+    for (dim, dim_v), keys in KEYS.items():
         len_kv = tiles * keys[softcap is not None] + more
         query = normal(0, 1, 1, 66, dim - 8, dtype=dtype)
-        key, value = normal(1, 1, 1, len_kv, dim - 8, dtype=dtype), normal(2, 1, 1, len_kv, dim, dtype=dtype)
+        key, value = normal(1, 1, 1, len_kv, dim - 8, dtype=dtype), normal(2, 1, 1, len_kv, dim_v, dtype=dtype)
         options: dict[str, Any] = dict(causal=dtype == "float16", softcap=softcap, return_lse=True, **LOWER)
         want = reference.attention(*as_float64(query, key, value), **options)
         got = counted(emulator, regard.attention, *map(cupy.asarray, (query, key, value)), **options)
@@ -90,7 +90,7 @@ def test_edges_of_tiles_of_queries(cupy, emulator, len_q):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("dims", [(128, 128), (200, 136)], ids=str)
+@pytest.mark.parametrize("dims", [(128, 128), (184, 120), (200, 136)], ids=str)
 def test_every_option(cupy, emulator, dims, options):
     query = normal(0, 2, 2, 70, dims[0], dtype="float16")
     key, value = (normal(i + 1, 2, 1, 170, d, dtype="float16") for i, d in enumerate(dims))
@@ -100,7 +100,8 @@ def test_every_option(cupy, emulator, dims, options):
     on_host = {k: x for k, x in options.items() if k.endswith("lengths")}
     found = regard.explain("attention", *arrays, **(given | on_host))
     more = bool(options.keys() & {"mask", "bias", "alibi_slopes", "softcap"})
-    assert found.kernel == "warpgroups" and found.tiles["keys"] == KEYS[128 if dims == (128, 128) else 256][more]
+    shape = min(x for x in KEYS if x[0] >= dims[0] and x[1] >= dims[1])
+    assert found.kernel == "warpgroups" and found.tiles["keys"] == KEYS[shape][more]
     got = counted(emulator, regard.attention, *arrays, return_lse=True, **given)
     check(cupy, got, want, "float16")
     emulator.set_order(True, 1)
@@ -168,7 +169,7 @@ def paged_problem(dtype: str, size: int, dim: int, dim_v: int, len_q: int = 40) 
     return [query, keys, values, table], [query, key.swapaxes(1, 2), value.swapaxes(1, 2)]
 
 
-@pytest.mark.parametrize("dims", [(64, 64), (128, 72), (256, 136)], ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 72), (192, 128), (256, 136)], ids=str)
 @pytest.mark.parametrize("size", [8, 16, 80, 120, 128, 512])
 def test_pages_have_the_bits_of_the_same_keys_in_one_piece(cupy, emulator, size, dims):
     arrays, whole = paged_problem("bfloat16", size, *dims)

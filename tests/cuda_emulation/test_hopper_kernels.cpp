@@ -10,12 +10,12 @@ void launch_two_blocks(const TileArrays& tiles, const AttentionArguments& a) {
   launch_hopper<BFloat16>(tiles, a, {90, 232448, 2}, nullptr);
 }
 
-// Several items a block, blocks without one, several tiles of keys, rows that see nothing, a panel, two and four.
+// Several items a block, blocks without one, several tiles of keys, rows that see nothing, one panel to four.
 void test_hopper() {
-  constexpr Shape kHopperShapes[] = {{2, 2, 130, 400, 64, 64, false, false},    {3, 1, 300, 300, 64, 64, true, false},
-                                     {1, 1, 200, 150, 40, 56, true, true},      {1, 1, 70, 300, 128, 72, true, false},
-                                     {1, 1, 70, 200, 136, 256, true, true},     {1, 1, 70, 200, 136, 256, false, false, 0.25},
-                                     {2, 1, 70, 200, 64, 64, true, false, 0.25}};
+  constexpr Shape kHopperShapes[] = {
+      {2, 2, 130, 400, 64, 64, false, false},  {3, 1, 300, 300, 64, 64, true, false},        {1, 1, 200, 150, 40, 56, true, true},
+      {1, 1, 70, 300, 128, 72, true, false},   {1, 1, 70, 200, 136, 256, true, true},        {1, 1, 70, 200, 136, 256, false, false, 0.25},
+      {1, 1, 200, 300, 192, 128, true, false}, {1, 1, 70, 300, 136, 72, false, false, 0.25}, {2, 1, 70, 200, 64, 64, true, false, 0.25}};
   for (const bool random : {false, true}) {
     emulation::settings() = {random, 5};
     emulation::counters() = {};
@@ -57,6 +57,7 @@ void test_pages() {
   constexpr Case kCases[] = {{{2, 2, 40, 300, 64, 56, true, false}, 16},
                              {{1, 1, 40, 300, 64, 64, true, false}, 256},
                              {{1, 1, 40, 200, 136, 256, false, false}, 8},
+                             {{1, 1, 40, 300, 192, 128, true, false}, 64},
                              {{1, 1, 40, 200, 256, 256, true, true}, 120}};
   for (const auto& [x, page_size] : kCases)
     compare<BFloat16>(x, 2 * 3 * 0x1p-8, [&x = x, page_size = page_size](AttentionProblem p, AttentionArguments& whole) {
