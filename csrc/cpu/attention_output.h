@@ -1,6 +1,7 @@
 // The end of every row of attention: written to out and lse in their own dtypes; by the plain path where it has to be.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -20,7 +21,9 @@ template <class T> class AttentionOutput {
   void write(std::int64_t b, std::int64_t h, std::int64_t i, T* row, T max, T sum, bool finite, double* plain_row) const {
     const Place at = p_.query_place(b, i);
     PlainRow plain{static_cast<double>(max) * unit_, static_cast<double>(sum)};
-    if (!finite) {
+    if (!finite && sum == 0 && max == -std::numeric_limits<T>::infinity() && plain_.hidden_by_bias(b, h, i)) {
+      std::fill_n(row, p_.dim_v(), T(0));
+    } else if (!finite) {
       plain = plain_.row(b, h, i, plain_row);
       for (std::int64_t d = 0; d < p_.dim_v(); ++d) row[d] = static_cast<T>(plain_row[d]);
     }

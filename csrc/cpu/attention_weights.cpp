@@ -114,8 +114,8 @@ template <class T> class Weights {
     const T sum = sum_lanes(sums) + exp2_scaled(broadcast<V>(sink - base), high, low)[0];
     if (!(sum > 0) || sum > std::numeric_limits<T>::max()) {  // no key, or scores that tiles cannot carry
       std::fill_n(row, n, T(0));
-      const PlainRow plain = plain_.statistics(b, h, i);
-      plain_.for_each_weight(b, h, i, plain, [&](std::int64_t j, double weight) { row[j] = static_cast<T>(weight); });
+      const auto found = plain_.weights(b, h, i);
+      for (std::size_t k = 0; k < found.keys.size(); ++k) row[found.keys[k]] = static_cast<T>(found.weights[k]);
       return;
     }
     for (std::int64_t j = 0; j < n; ++j) row[j] /= sum;
