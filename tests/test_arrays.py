@@ -47,6 +47,16 @@ def test_attention(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", TORCH)
+def test_tensors_that_require_gradients_are_taken_for_their_values(backend, dtype):
+    q, k, v = tensors(dtype, 2, 3, 40, 24)
+    out = torch.full_like(q, 9, requires_grad=True)
+    assert regard.attention(q.requires_grad_(), k, v.requires_grad_(), out=out) is out
+    want = regard.attention(q.detach(), k, v.detach())
+    assert_same_bits(as_numpy(out.detach()), as_numpy(want))
+    assert not want.requires_grad and not regard.attention(q, k, v).requires_grad
+
+
+@pytest.mark.parametrize("dtype", TORCH)
 def test_strided_tensors(backend, dtype):
     q, k, v = tensors(dtype, 2, 40, 3, 24)
     moved = [t.transpose(1, 2) for t in (q, k, v)]

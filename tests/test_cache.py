@@ -436,6 +436,24 @@ def test_an_error_names_the_argument_and_changes_nothing(name, dtype):
     assert state(cache) == before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_options_that_a_cache_decides_may_be_none(dtype):
+    cache = regard.KVCache(1, 3, 12, 8, 6, dtype)
+    cache.append(K[:1], V[:1])
+    query = normal(5, 1, 3, 1, 8)
+    pool = regard.PagedKVCache(4, 4, 3, 8, 6, dtype)
+    sequence = pool.new_sequence()
+    pool.append([sequence], K[:1], V[:1])
+    for name in ("key_lengths", "key_scales", "value_scales"):
+        assert_same_bits(cache.attend(query, **{name: None}), cache.attend(query))
+        assert_same_bits(
+            pool.attend(query, range(sequence, sequence + 1), **{name: None}), pool.attend(query, [sequence])
+        )
+        for attend in (cache.attend, lambda q, **more: pool.attend(q, [sequence], **more)):
+            with pytest.raises(TypeError, match=f"{name}: expected None, because the cache has it"):
+                attend(query, **{name: np.ones(1, np.int64)})
+
+
 def test_constructor_errors():
     for arguments, kind, message in (
         ((-1, 1, 1, 1), ValueError, "batch: expected an integer >= 0, got -1"),

@@ -58,6 +58,12 @@ def test_no_command_is_an_error() -> None:
     assert "bench" in done.stderr
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"regard {regard.__version__}\n"
+
+
 def test_info_says_what_was_forced() -> None:
     isa = _backend.possible()[0]
     done = _run("-m", "regard", "info", REGARD_ISA=isa)

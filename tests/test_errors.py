@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import regard
 from helpers import normal
+from numpy.lib.stride_tricks import as_strided
 
 Q, K, V = normal(0, 2, 6, 5, 8), normal(1, 2, 3, 9, 8), normal(2, 2, 3, 9, 7)
 X, W = normal(3, 4, 5), normal(4, 3, 5)
+ROWS, ENDS = normal(10, 6, 2, 4), np.array([0, 2, 6])
 IMAGE = normal(5, 2, 8, 4, 4)
 SE = (normal(6, 2, 8), normal(7, 2), normal(8, 8, 2), normal(9, 8))
 
@@ -69,6 +71,20 @@ OTHERS = {
     "linear_dtype": ("linear", (X.astype(int), W), {}, TypeError, ["x", "float32", "int64"]),
     "linear_mixed": ("linear", (X, W.astype(float)), {}, TypeError,
                      ["weight", "float32", "float64"]),
+    "linear_out_overlaps_itself": ("linear", (X, W), dict(out=as_strided(np.zeros(40, np.float32), (4, 3), (8, 4))),
+                                   ValueError, ["out", "without repeated elements"]),
+    "norm_eps": ("layer_norm", (X,), dict(eps="a"), TypeError, ["eps", "a finite number >= 0", "'a'"]),
+    "rms_norm_eps": ("rms_norm", (X,), dict(eps=None), TypeError, ["eps", "a finite number >= 0", "None"]),
+    "rotary_table_too_short": ("rotary_embedding", (Q, X[:2, :3], X[:2, :3]), {}, ValueError,
+                               ["cos", "max_positions = 2", f"at least len = {Q.shape[2]}"]),
+    "additive_query": ("additive_attention", (Q[:, 0], K[:, 0], V[:, 0]), dict(v=X[0, :3]), ValueError,
+                       ["query", "dim_q must be dim = 3"]),
+    "varlen_slopes": ("attention_varlen", (ROWS, ROWS, ROWS, ENDS, ENDS), dict(alibi_slopes=X[:3, :2]), ValueError,
+                      ["alibi_slopes", "batch = 2, heads = 2", r"\(3, 2\)"]),
+    "varlen_lengths": ("attention_varlen", (ROWS, ROWS, ROWS, ENDS, ENDS), dict(key_lengths=np.array([1, 2, 3])),
+                       ValueError, ["key_lengths", "batch = 2", r"\(3,\)"]),
+    "varlen_mask": ("attention_varlen", (ROWS, ROWS, ROWS, ENDS, ENDS), dict(mask=np.ones((7, 7), bool)), ValueError,
+                    ["mask", "len_q = 4, len_kv = 4"]),
     "linear_activation": ("linear", (X, W, None, "tanh"), {}, ValueError,
                           ["activation", "relu", "gelu", "silu", "tanh"]),
     "norm_weight": ("layer_norm", (X, X[0, :4]), {}, ValueError, ["weight", r"\b5\b", r"\b4\b"]),

@@ -343,11 +343,28 @@ def test_progress_is_silent_where_nobody_looks(capsys):
         (ValueError, "top_k", [1], {"method": "sample", "top_k": 0}),
         (ValueError, "top_p", [1], {"method": "sample", "top_p": 1.5}),
         (TypeError, "top_p", [1], {"method": "sample", "top_p": "much"}),
+        (ValueError, "length_penalty", [1], {"method": "beam", "length_penalty": float("nan")}),
+        (ValueError, "seed", [1], {"method": "sample", "seed": -1}),
+        (ValueError, "seed", [1], {"method": "sample", "seed": "a"}),
     ],
 )
 def test_errors_name_the_argument(error, name, prompts, options):
     with pytest.raises(error, match=rf"^{name}: expected"):
         nn.generate(fixed(np.zeros(4)), prompts, **{"max_new_tokens": 3, **options})
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+@pytest.mark.parametrize("logits", [[0, np.nan, 1], [0, np.inf, 1], [-np.inf] * 3], ids=str)
+def test_logits_that_say_nothing_are_refused(method, logits):
+    with pytest.raises(ValueError, match="decoder: expected logits without NaN"):
+        nn.generate(fixed(np.array(logits)), [1], max_new_tokens=3, method=method)
+
+
+def test_the_least_temperature_draws_the_likeliest():
+    logits = np.array([0.0, 50.0, 0.0, -np.inf], np.float32)
+    for temperature in (1e-37, 5e-324):
+        found = nn.generate(fixed(logits), [1], max_new_tokens=3, method="sample", temperature=temperature, seed=0)
+        assert found.tokens == [1, 1, 1]
 
 
 def test_cached_decoder_refuses_what_does_not_fit():

@@ -148,6 +148,14 @@ def test_other_frameworks(backend):
     assert_near(out.float().numpy(), want, 4 * EPSILON["bfloat16"] * float(np.abs(outs).max()))
 
 
+def test_parts_of_one_row_in_one_array(backend):
+    outs, lses = normal(0, 3, 8), normal(1, 3)
+    out, lse = regard.merge_attention(outs, lses)
+    want, want_lse = regard.merge_attention(outs[:, None], lses[:, None])
+    assert_same_bits(out, want[0])
+    assert_same_bits(lse, want_lse[0])
+
+
 OUT, LSE = normal(0, 2, 3, 5, 8), normal(1, 2, 3, 5)
 ERRORS = {
     "no parts": (([], []), ValueError, "outs: expected one part or more, got 0"),

@@ -69,6 +69,19 @@ def test_against_torch(backend, more):
     assert_same_bits(module(np.asfortranarray(x[1:2])), module(x)[1:2])
 
 
+def test_positions_set_anew_are_the_ones_used():
+    x = normal(0, 1, 3, 24, 24)
+    ours = nn.VisionTransformer(**WORDS)
+    before = ours(x)
+    ours.encoder.pos_embedding = positions = normal(1, *ours.encoder.pos_embedding.shape)
+    after = ours(x)
+    assert np.abs(after - before).max() > 0.01
+    fresh = nn.VisionTransformer(**WORDS)
+    fresh.load_state_dict(ours.state_dict())
+    assert_same_bits(after, fresh(x))
+    assert ours.state_dict()["encoder.pos_embedding"] is positions
+
+
 def test_torchvision_and_timm_names():
     module = nn.VisionTransformer(**WORDS)
     names = set(module.state_dict())

@@ -1,8 +1,11 @@
 // A strided view of an array somebody else owns. Strides are in bytes, of any sign; data may be misaligned.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <utility>
+#include <vector>
 
 #include "core/dtype.h"
 
@@ -86,11 +89,39 @@ struct Array {
     return ends;
   }
 
-  // Whether two elements share memory by a zero stride: such an array cannot be written.
+  // Whether two elements share memory: such an array cannot be written.
   bool repeats() const {
     if (size() == 0) return false;
-    for (int a = 0; a < rank; ++a)
-      if (shape[a] > 1 && stride[a] == 0) return true;
+    const auto step = [&](int a) { return std::abs(stride[a]); };
+    int axes[kMaxRank];  // by their steps
+    int count = 0;
+    for (int a = 0; a < rank; ++a) {
+      if (shape[a] <= 1) continue;
+      int at = count++;
+      for (; at > 0 && step(axes[at - 1]) > step(a); --at) axes[at] = axes[at - 1];
+      axes[at] = a;
+    }
+    // Where each axis steps over all that the finer ones span, none do.
+    std::int64_t span = size_of(dtype);
+    bool apart = true;
+    for (int n = 0; n < count; ++n) {
+      apart = apart && step(axes[n]) >= span;
+      span += (shape[axes[n]] - 1) * step(axes[n]);
+    }
+    return !apart && elements_meet();
+  }
+
+  // The same of any strides, place by place: for what is no slice or transpose of an array.
+  bool elements_meet() const {
+    std::vector<std::int64_t> places{0};
+    for (int a = 0; a < rank; ++a) {
+      const std::size_t before = places.size();
+      for (std::int64_t k = 1; k < shape[a]; ++k)
+        for (std::size_t n = 0; n < before; ++n) places.push_back(places[n] + k * stride[a]);
+    }
+    std::sort(places.begin(), places.end());
+    for (std::size_t n = 1; n < places.size(); ++n)
+      if (places[n] - places[n - 1] < size_of(dtype)) return true;
     return false;
   }
 

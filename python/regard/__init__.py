@@ -1,4 +1,4 @@
-"""Attention of every kind on plain arrays. See help(regard.attention) and `python -m regard info`."""
+"""Attention of every kind on plain arrays, forward only. See help(regard.attention) and `python -m regard info`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import operator
 from typing import Any
 
 from regard import _backend
-from regard._explain import explain
+from regard._explain import Explanation, explain
 from regard.additive import additive_attention, location_sensitive_attention, multiplicative_attention
 from regard.block_mask import BlockMask
 from regard.cache import KVCache
@@ -20,7 +20,7 @@ from regard.channel import (
     spatial_attention,
     squeeze_excitation,
 )
-from regard.dense import layer_norm, linear, rms_norm
+from regard.dense import PackedLinear, layer_norm, linear, pack_linear, rms_norm
 from regard.dot_product import attention, scaled_dot_product_attention
 from regard.merge import merge_attention
 from regard.paged import PagedKVCache
@@ -30,7 +30,9 @@ from regard.sequences import attention_paged, attention_varlen
 
 __all__ = [
     "BlockMask",
+    "Explanation",
     "KVCache",
+    "PackedLinear",
     "PagedKVCache",
     "additive_attention",
     "attention",
@@ -50,6 +52,7 @@ __all__ = [
     "lstm",
     "merge_attention",
     "multiplicative_attention",
+    "pack_linear",
     "rms_norm",
     "rotary_embedding",
     "rotary_tables",
@@ -71,9 +74,19 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'regard' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ON_DEMAND, "__version__"])
+
+
 def set_num_threads(n: int) -> None:
-    """Set how many threads a call may use (n >= 1, may exceed the cores). Results never depend on it."""
-    n = operator.index(n)
+    """Set how many threads a call may use (n >= 1, may exceed the cores). Results never depend on it.
+
+    Until then it is the number that OpenMP is given (OMP_NUM_THREADS), or that of the cores that this process may use.
+    """
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n: expected a number of threads from 1 to 4096, got {type(n).__name__} {n!r}") from None
     if not 1 <= n <= 4096:
         raise ValueError(f"n: expected a number of threads from 1 to 4096, got {n}")
     _backend.cpu.set_num_threads(n)

@@ -43,7 +43,7 @@ def _device(x: Any) -> tuple[int, int]:
 
 
 def native(operation: str, x: Any) -> Any:
-    """`x` as the binding reads it: NumPy arrays as they are, others through DLPack without a copy.
+    """`x` as the binding reads it: NumPy arrays as they are, others through DLPack without a copy or gradients.
 
     Objects that are no arrays pass through: the problem's own check names the argument.
     """
@@ -54,6 +54,8 @@ def native(operation: str, x: Any) -> Any:
         raise NotImplementedError(
             f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}"
         )
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError):
@@ -466,7 +468,7 @@ def numpy_view(operation: str, x: Any) -> np.ndarray:
     """`x`, an array of any framework on the CPU, as NumPy's, without a copy; bfloat16 too."""
     if type(x) is np.ndarray:
         return x
-    x = native(operation, x.detach() if hasattr(x, "detach") else x)
+    x = native(operation, x)
     if type(x).__name__ == "PyCapsule":
         return _backend.cpu.bfloat16_words(x).view(numpy_dtype("bfloat16"))
     return np.asarray(x)

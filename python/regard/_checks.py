@@ -162,8 +162,8 @@ HINTS: dict[tuple[str, str], str] = {
     ("attention_paged", "key_pages"): "heads = {heads} must be a multiple of heads_kv, and page_size at least 1",
     ("attention_paged", "query"): "dim_qk must be at least 1",
     **{
-        (operation, name): "pairs is at most half of the last axis, and without positions the shape may also be "
-        "(batch, len, pairs); cos and sin have one shape"
+        (operation, name): "pairs is at most half of the last axis; without positions max_positions is at least "
+        "len = {len}, or the shape (batch, len, pairs); cos and sin have one shape"
         for operation in ("rotary_embedding", "append")
         for name in ("cos", "sin")
     },
@@ -181,13 +181,13 @@ HINTS: dict[tuple[str, str], str] = {
     ("efficient_channel_attention", "w"): "kernel must be odd",
     ("spatial_attention", "w_spatial"): "kernel must be odd",
     ("cbam", "w_spatial"): "kernel must be odd",
-    ("additive_attention", "query"): "dim_q must be dim, the length of v, unless w_query is given",
-    ("additive_attention", "key"): "dim_k must be dim, the length of v, unless w_key is given",
+    ("additive_attention", "query"): "dim_q must be dim = {dim}, the length of v, unless w_query is given",
+    ("additive_attention", "key"): "dim_k must be dim = {dim}, the length of v, unless w_key is given",
     ("additive_attention", "v"): "dim must be at least 1",
     ("multiplicative_attention", "query"): "dim_q must be at least 1",
     ("multiplicative_attention", "key"): "dim_k must be dim_q unless w is given, and at least 1",
-    ("location_sensitive_attention", "query"): "dim_q must be dim, the length of v, unless w_query is given",
-    ("location_sensitive_attention", "key"): "dim_k must be dim, the length of v, unless w_key is given",
+    ("location_sensitive_attention", "query"): "dim_q must be dim = {dim}, the length of v, unless w_query is given",
+    ("location_sensitive_attention", "key"): "dim_k must be dim = {dim}, the length of v, unless w_key is given",
     ("location_sensitive_attention", "v"): "dim must be at least 1",
     ("location_sensitive_attention", "location_kernel"): "channels may be left out if it is 1",
     ("location_sensitive_attention", "previous_weights"): "len_q, and channels if it is 1, may be left out",
@@ -290,11 +290,11 @@ def count(argument: str, value: Any, least: int = 0) -> int:
 
 
 def number(argument: str, value: Any) -> None:
-    """Raise TypeError unless `value` is a real number (or None): said here, since bindings only say "incompatible"."""
-    if value is not None and not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
-        raise TypeError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}")
+    """Raise TypeError unless `value` is a real number: said here, since bindings only say "incompatible"."""
     try:
-        float(0 if value is None else value)
+        value.__float__()  # float() would take words too
+    except (AttributeError, TypeError):
+        raise TypeError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
     except OverflowError:
         raise ValueError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
 
@@ -308,10 +308,10 @@ def describe(x: Any) -> str:
     return f"{type(x).__name__} {x!r}"[:80]
 
 
-def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Lengths of the named dimensions, each as the first argument that has it says."""
+def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any], refused: str = "") -> dict[str, int]:
+    """Lengths of the named dimensions, each as the first argument that has it says; the refused one is asked last."""
     found: dict[str, int] = {}
-    for argument, names in shapes.items():
+    for argument, names in sorted(shapes.items(), key=lambda item: item[0] == refused):
         shape = getattr(arguments.get(argument), "shape", ())
         parts = names.split()
         if parts[0] == "...":  # any leading axes
@@ -319,8 +319,17 @@ def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[
             shape = shape[-len(parts) :]
         if len(shape) == len(parts):
             for name, length in zip(parts, shape, strict=True):
+                if name == "batch+1":
+                    found.setdefault("batch", length - 1)
                 if "*" not in name:
                     found.setdefault(name, length)
+    # The longest sequences, where offsets or pages say it.
+    for name, offsets in (("len_q", "cu_seqlens_q"), ("len_kv", "cu_seqlens_kv")):
+        ends = arguments.get(offsets)
+        if isinstance(ends, np.ndarray) and ends.ndim == 1 and ends.size > 1 and ends.dtype.kind in "iu":
+            found.setdefault(name, int(np.diff(ends).max()))
+    if {"pages_per_sequence", "page_size"} <= found.keys():
+        found.setdefault("len_kv", found["pages_per_sequence"] * found["page_size"])
     return found
 
 
@@ -339,7 +348,7 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     """The exception for a refusal (rule, argument, entry) of an operation called with `arguments`."""
     rule, argument, entry = refusal
     shapes = {a: _in_layout(s, layout) for a, s in SHAPES[operation].items()}
-    known = dimensions(shapes, arguments)
+    known = dimensions(shapes, arguments, argument if rule in ("rank", "shape", "broadcast") else "")
     value: Any = arguments.get(argument)
     got = describe(value)
     first = next(iter(shapes))

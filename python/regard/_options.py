@@ -93,7 +93,7 @@ def attend(
     try:
         result = _arrays.call(operation, getattr(_backend.cpu, operation), (*inputs, out), numbers)
     except TypeError:
-        _checks.number("scale", stated[1])
+        _checks.number("scale", 1.0 if stated[1] is None else stated[1])
         raise
     if type(result) is tuple:
         arguments = dict(zip((*names, "out"), (*inputs, out), strict=True))

@@ -231,10 +231,11 @@ def length_of(key: Any, layout: str) -> int:
 
 
 def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
-    """Checks the options of an attend call against what a cache decides itself; returns the layout."""
+    """Takes from the options of an attend call what a cache decides itself, where it is None; returns the layout."""
     for name in reserved:
-        if options.get(name) is not None:
-            raise TypeError(f"{name}: expected None, because the cache has it, got {_checks.describe(options[name])}")
+        given = options.pop(name, None)
+        if given is not None:
+            raise TypeError(f"{name}: expected None, because the cache has it, got {_checks.describe(given)}")
     alignment = options.get("alignment")
     if alignment not in (None, "lower_right"):
         raise ValueError(
@@ -261,6 +262,6 @@ def numbers(argument: str, x: Any) -> list[int]:
     """A list of ints from an int, a sequence of them, or a (n,) array: a copy."""
     if hasattr(x, "shape") and len(x.shape) > 0:
         x = indices(argument, x, "n", int(x.shape[0]), np.iinfo(np.int64).max, "2^63 - 1").tolist()
-    elif not isinstance(x, (list, tuple)):
+    elif not isinstance(x, (list, tuple, range)):
         x = [x]
     return [_checks.count(argument, number) for number in x]

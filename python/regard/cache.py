@@ -174,7 +174,7 @@ class KVCache(_store.Cache):
         TypeError, ValueError
             Naming the argument, what was expected and what came.
         """
-        layout = _store.attend_options(options, ("key_lengths",))
+        layout = _store.attend_options(options, ("key_lengths", "key_scales", "value_scales"))
         options = {**options, "alignment": "lower_right"}
         longest, store = self._longest, self._store
         dtype = getattr(query, "dtype", store.key.dtype)

@@ -89,7 +89,7 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
     TypeError, ValueError
         Naming the argument, what was expected and what came.
     """
-    code = _HELD.get(held)
+    code = _HELD.get(held) if isinstance(held, str) else None
     if code is None:
         raise ValueError(f"held: expected {', '.join(map(repr, _HELD))}, got {held!r}")
     if _arrays.on_gpu(weight):
@@ -299,7 +299,11 @@ def _norm(operation: str, x: Any, residual: Any, weight: Any, bias: Any, eps: fl
     arrays = (x, residual, weight, bias)
     if out is not None:
         arrays = _arrays.apart_from(out, arrays)
-    result = _arrays.call(operation, _backend.cpu.norm, (*arrays, out), (eps, operation == "rms_norm"))
+    try:
+        result = _arrays.call(operation, _backend.cpu.norm, (*arrays, out), (eps, operation == "rms_norm"))
+    except TypeError:
+        _checks.number("eps", eps)
+        raise
     if type(result) is tuple:
         names = ("x", "residual", "weight", "bias", "out")
         raise _checks.error(operation, result, dict(zip(names, (*arrays, out), strict=True)) | {"eps": eps})

@@ -184,7 +184,8 @@ def scaled_dot_product_attention(
     dropout_p : float
         As in :func:`attention`, with a new seed at each call.
     is_causal : bool
-        Query i sees keys 0 to i (the upper left diagonal), whatever the lengths. Excludes attn_mask.
+        Query i sees keys 0 to i (the upper left diagonal), whatever the lengths. Excludes attn_mask, as in
+        PyTorch's documentation.
     scale : float, optional
         Default 1 / sqrt(dim_qk).
     enable_gqa : bool

@@ -67,7 +67,7 @@ def parts_of(argument: str, x: Any) -> list[Any]:
     if hasattr(x, "shape"):
         if len(x.shape) == 0:
             raise ValueError(f"{argument}: expected (parts, ...), got {_checks.describe(x)}")
-        return [x[i] for i in range(x.shape[0])]
+        return [x[i, ...] for i in range(x.shape[0])]  # NumPy's lse of one row stays an array
     if not isinstance(x, Sequence) or isinstance(x, (str, bytes)):
         raise TypeError(f"{argument}: expected a sequence of arrays, or one array, got {_checks.describe(x)}")
     return list(x)

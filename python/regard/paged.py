@@ -303,7 +303,7 @@ class PagedKVCache(_store.Cache):
             with the last key of its sequence.
         sequences : int, or a sequence or array of ints
         **options
-            Those of regard.attention_paged, but page_table and key_lengths; alignment is "lower_right".
+            Those of regard.attention_paged, but page_table, key_lengths and scales; alignment is "lower_right".
 
         Returns
         -------
@@ -314,7 +314,7 @@ class PagedKVCache(_store.Cache):
         TypeError, ValueError
             Naming the argument, what was expected and what came.
         """
-        _store.attend_options(options, ("page_table", "key_lengths"))
+        _store.attend_options(options, ("page_table", "key_lengths", "key_scales", "value_scales"))
         options = {**options, "alignment": "lower_right"}
         table, lengths = self.page_table(sequences), self.lengths(sequences)
         store = self._store

@@ -6,6 +6,8 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
+import regard
+
 _COMMANDS = {
     "info": "what this installation is, and what it uses on this machine",
     "check": "compare every operation on every instruction set with the reference; exit status 1 if wrong",
@@ -16,6 +18,7 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; answers the exit status."""
     parser = argparse.ArgumentParser(prog="python -m regard", description="Attention on plain arrays.")
+    parser.add_argument("--version", action="version", version=f"regard {regard.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="info | check | bench")
     for name, about in _COMMANDS.items():
         module = importlib.import_module(f"regard._cli.{name}")

@@ -282,7 +282,7 @@ def beam_search(
     _, rows = _prompts(prompts)
     limit, width = _checks.count("max_new_tokens", max_new_tokens, 1), _checks.count("beams", beams, 1)
     alpha = _number("length_penalty", length_penalty)
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"length_penalty: expected a number >= 0, got {length_penalty!r}")
     search = [_Beam([([], 0.0)], width, limit, alpha) for _ in rows]
     with progress_bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
@@ -391,10 +391,16 @@ def _chooser(
     kept = None if top_k is None else _checks.count("top_k", top_k, 1)
     if top_p is not None and not 0 < _number("top_p", top_p) <= 1:
         raise ValueError(f"top_p: expected a number above 0 and up to 1, got {top_p!r}")
-    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
+    try:
+        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
+    except (TypeError, ValueError):
+        raise ValueError(f"seed: expected None or an int >= 0, got {seed!r}") from None
 
     def draw(logits: np.ndarray, prompts: list[int]) -> list[int]:
-        return [_draw(row / temperature, kept, top_p, streams[i]) for row, i in zip(logits, prompts, strict=True)]
+        # Below the largest, so that a temperature near 0 takes what it divides to -inf, never to inf.
+        with np.errstate(over="ignore"):
+            below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature
+        return [_draw(row, kept, top_p, streams[i]) for row, i in zip(below, prompts, strict=True)]
 
     return draw
 
@@ -458,6 +464,9 @@ def _logits(given: Any, rows: int) -> np.ndarray:
         raise ValueError(f"decoder: expected logits of shape (rows = {rows}, vocabulary), got {logits.shape}")
     if logits.dtype not in (np.float32, np.float64):
         logits = logits.astype(np.float32)
+    if not np.isfinite(logits.max(axis=1)).all():
+        row = int(np.flatnonzero(~np.isfinite(logits.max(axis=1)))[0])
+        raise ValueError(f"decoder: expected logits without NaN, the largest of them finite, got others in row {row}")
     return logits if logits.flags.writeable else logits.copy()
 
 

@@ -85,14 +85,8 @@ class Embedding(Module):
             )
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.max_norm, self.norm_type = max_norm, norm_type
-
-        def initial(rng: np.random.Generator) -> np.ndarray:
-            weight = normal(1.0, num_embeddings, embedding_dim)(rng)
-            if padding_idx is not None:
-                weight[padding_idx] = 0.0
-            return weight
-
-        self.add_parameter("weight", (num_embeddings, embedding_dim), initial)
+        shape = (num_embeddings, embedding_dim)
+        self.add_parameter("weight", shape, normal(1.0, *shape, zero_row=padding_idx))
 
     def _pack(self, dtype: Any, memory: Memory) -> Any:
         parameter = self._parameters["weight"]

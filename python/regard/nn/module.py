@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -139,6 +141,8 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
             self._children[name] = value
+        elif value is None and name in self.__dict__.get("_children", ()):
+            del self._children[name]
         elif name in self.__dict__.get("_parameters", ()):
             parameter = self._parameters[name]
             parameter.value = parameter.checked(name, value)
@@ -212,12 +216,27 @@ class Module:
         if wrong:
             lines = "".join(f"\n  {line}" for line in wrong)
             raise error(f"state_dict: does not fit {type(self).__name__}:{lines}")
-        for name, value in values.items():
-            module, parameter = named[name]
-            parameter.value = value
-            module._packed = {}
-        self.pack()
+        with self._as_it_was_on_error():
+            for name, value in values.items():
+                module, parameter = named[name]
+                parameter.value = value
+                module._packed = {}
+            self.pack()
         return IncompatibleKeys(missing, unexpected)
+
+    @contextlib.contextmanager
+    def _as_it_was_on_error(self) -> Iterator[None]:
+        """Weights, how they are held and what is packed go back to what they were, if something is raised."""
+        modules = [(module, module._held, module._packed) for _, module in self.named_modules()]
+        values = [(parameter, parameter.value) for _, parameter in self._named().values()]
+        try:
+            yield
+        except BaseException:
+            for module, held, packed in modules:
+                module._held, module._packed = held, packed
+            for parameter, value in values:
+                parameter.value = value
+            raise
 
     # ---- Weights in the kernels' order ----
 
@@ -256,10 +275,11 @@ class Module:
         """
         if weights is not None and weights not in _HELD:
             raise ValueError(f"weights: expected {', '.join(map(repr, _HELD))} or None, got {weights!r}")
-        for _, module in self.named_modules():
-            module._held, module._packed = weights, {}
-        if any(parameter.value is not None for _, parameter in self._named().values()):
-            self.pack()
+        with self._as_it_was_on_error():
+            for _, module in self.named_modules():
+                module._held, module._packed = weights, {}
+            if any(parameter.value is not None for _, parameter in self._named().values()):
+                self.pack()
         return self
 
     def _holding(self, name: str, dtype: Any) -> str:
@@ -283,7 +303,9 @@ class Module:
         like = self._loaded_on_gpu() if like is None else like
         memory = _arrays.memory_of(type(self).__name__, like)
         for _, module in self.named_modules():
-            module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
+            # A module of float64 may hold its weights in fewer bits, for calls with other inputs.
+            if dtype is not None or self.dtype != np.float64 or module._held in (None, "float32"):
+                module._weights(self.dtype if dtype is None else np.dtype(dtype), memory)
 
     def _loaded_on_gpu(self) -> Any:
         """A weight that was loaded from a GPU's memory, or None."""
@@ -354,9 +376,27 @@ class ModuleList(Module):
 # ---- Initial values, as PyTorch draws them ----
 
 
+# Partials of functions of this module rather than closures: those can be pickled, and so modules can.
+
+
+def _uniform(bound: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-bound, bound, shape)
+
+
+def _normal(deviation: float, shape: tuple[int, ...], zero_row: int | None, rng: np.random.Generator) -> np.ndarray:
+    values = rng.normal(0.0, deviation, shape)
+    if zero_row is not None:
+        values[zero_row] = 0.0
+    return values
+
+
+def _constant(value: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return np.full(shape, value)
+
+
 def uniform(bound: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
     """Uniform over (-bound, bound)."""
-    return lambda rng: rng.uniform(-bound, bound, shape)
+    return functools.partial(_uniform, bound, shape)
 
 
 def fan_in_uniform(fan_in: int, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
@@ -369,11 +409,11 @@ def xavier_uniform(*shape: int) -> Callable[[np.random.Generator], np.ndarray]:
     return uniform(math.sqrt(6.0 / max(shape[0] + shape[1], 1)), *shape)
 
 
-def normal(deviation: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
-    """Normal around 0."""
-    return lambda rng: rng.normal(0.0, deviation, shape)
+def normal(deviation: float, *shape: int, zero_row: int | None = None) -> Callable[[np.random.Generator], np.ndarray]:
+    """Normal around 0, but for a row of zeros."""
+    return functools.partial(_normal, deviation, shape, zero_row)
 
 
 def constant(value: float, *shape: int) -> Callable[[np.random.Generator], np.ndarray]:
     """The same number everywhere."""
-    return lambda rng: np.full(shape, value)
+    return functools.partial(_constant, value, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from regard import dense
@@ -38,14 +38,28 @@ class _Norm(Module):
         return flat.get("weight"), flat.get("bias")
 
     def _rows(self, x: Any) -> Any:
-        """x as (..., normalised elements); None stays None."""
-        if x is None:
-            return None
+        """x as (..., normalised elements)."""
         count = len(self.normalized_shape)
         if x.shape[x.ndim - count :] != self.normalized_shape:
             expected = ", ".join(("...", *map(str, self.normalized_shape)))
             raise ValueError(f"x: expected shape ({expected}), got {describe(x)}")
         return x if count == 1 else x.reshape(*x.shape[: x.ndim - count], math.prod(self.normalized_shape))
+
+    def _over_rows(self, norm: Callable[..., Any], out: Any, *inputs: Any) -> Any:
+        """norm(*inputs, out) of the inputs as rows; out is written and returned where given."""
+        rows = [self._rows(x) for x in inputs]
+        if len(self.normalized_shape) == 1:
+            return norm(*rows, out)
+        shape = inputs[0].shape
+        if out is None:
+            return norm(*rows, None).reshape(shape)
+        if getattr(out, "shape", None) != shape or out.dtype != inputs[0].dtype:
+            raise ValueError(f"out: expected {inputs[0].dtype} array of shape {shape}, got {describe(out)}")
+        if out.flags.c_contiguous:
+            norm(*rows, self._rows(out))
+        else:
+            out[...] = norm(*rows, None).reshape(shape)
+        return out
 
 
 class LayerNorm(_Norm):
@@ -80,13 +94,15 @@ class LayerNorm(_Norm):
     def forward(self, x: Any, out: Any = None) -> Any:
         """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, bias = self._weights_for("x", x)
-        return dense.layer_norm(self._rows(x), weight, bias, self.eps, self._rows(out)).reshape(x.shape)
+        return self._over_rows(lambda rows, out: dense.layer_norm(rows, weight, bias, self.eps, out), out, x)
 
     def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
-        rows = (self._rows(x), self._rows(residual))
-        return dense.add_layer_norm(*rows, weight, bias, self.eps, self._rows(out)).reshape(x.shape)
+        norm = dense.add_layer_norm
+        return self._over_rows(
+            lambda rows, added, out: norm(rows, added, weight, bias, self.eps, out), out, x, residual
+        )
 
 
 class RMSNorm(_Norm):
@@ -116,14 +132,13 @@ class RMSNorm(_Norm):
     def forward(self, x: Any, out: Any = None) -> Any:
         """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, _ = self._weights_for("x", x)
-        return dense.rms_norm(self._rows(x), weight, self._eps(x), self._rows(out)).reshape(x.shape)
+        return self._over_rows(lambda rows, out: dense.rms_norm(rows, weight, self._eps(x), out), out, x)
 
     def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, _ = self._weights_for("x", x)
-        return dense.add_rms_norm(self._rows(x), self._rows(residual), weight, self._eps(x), self._rows(out)).reshape(
-            x.shape
-        )
+        norm = dense.add_rms_norm
+        return self._over_rows(lambda rows, added, out: norm(rows, added, weight, self._eps(x), out), out, x, residual)
 
     def _eps(self, x: Any) -> float:
         return _EPSILON[x.dtype.name] if self.eps is None else self.eps

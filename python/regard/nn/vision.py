@@ -226,14 +226,11 @@ class VisionTransformer(Module):
         renamed = Renamed({_torchvision_name(name): (state_dict, name) for name in state_dict})
         return super().load_state_dict(renamed, strict)
 
-    def _pack(self, dtype: Any, memory: Memory) -> Any:
-        parameters = (self._parameters["class_token"], self.encoder._parameters["pos_embedding"])
-        return tuple(parameter.put(memory, dtype) for parameter in parameters)
-
     def features(self, x: Any) -> Any:
         """x (batch, in_channels, image_size, image_size) -> (batch, 1 + patches, hidden_dim), the class token first."""
         expected = (self.conv_proj.in_channels, self.image_size, self.image_size)
-        token, positions = self._weights_for("x", x)
+        token = self._weights_for("x", x)["class_token"]
+        positions = self.encoder._weights_for("x", x)["pos_embedding"]
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(f"x: expected shape (batch, {', '.join(map(str, expected))}), got {describe(x)}")
         with scratch(x) as take:

@@ -1,8 +1,8 @@
 """Every operation of regard in plain NumPy: the specification.
 
-The functions have the names and signatures of the public ones and are written for reading beside
-the papers, one small named step after another; nothing here is fast. Compiled kernels are right
-when they agree with it.
+The functions have the names and the arguments of the public ones, but for what is no mathematics (out,
+threads, devices), and are written for reading beside the papers, one small named step after another;
+nothing here is fast. Compiled kernels are right when they agree with it.
 
 Precision. float64 and float32 inputs are computed in their own precision, so that the error of
 plain float32 NumPy can be measured; float16 and bfloat16 are computed in float32 and rounded once,
