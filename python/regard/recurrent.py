@@ -103,7 +103,7 @@ def gru(
     h0 : array, (batch, hidden), optional
         The state before the first step; zeros where left out.
     lengths : int32 or int64 array, (batch,), optional
-        Valid prefixes. Steps behind them leave the state as it is and give 0; nothing in x there is used.
+        Valid prefixes. Steps beyond them leave the state as it is and give 0; nothing in x there is used.
     reverse : bool
         From the last valid step to the first.
 
@@ -162,7 +162,7 @@ def lstm(
     h0, c0 : array, (batch, hidden), optional
         The states before the first step; zeros where left out.
     lengths : int32 or int64 array, (batch,), optional
-        Valid prefixes. Steps behind them leave the states as they are and give 0; nothing in x there is used.
+        Valid prefixes. Steps beyond them leave the states as they are and give 0; nothing in x there is used.
     reverse : bool
         From the last valid step to the first.
 

@@ -49,7 +49,7 @@ def attention_varlen(
         Of the query's dtype.
     cu_seqlens_q, cu_seqlens_kv : int32 or int64 array, (batch + 1,)
         Sequence b has the rows from entry b to entry b + 1. They begin with 0 and never fall. Rows of
-        the query behind the last entry belong to no sequence: their output is 0. On a GPU index arrays may lie on
+        the query beyond the last entry belong to no sequence: their output is 0. On a GPU index arrays may lie on
         the host, checked, or on the device, where kernels hold each entry to its range instead (docs/cuda.md).
     mask, bias, alibi_slopes, sinks, causal, window, scale, softcap, dropout_p, seed, precision
         As in :func:`regard.attention`. len_q and len_kv are those of the longest sequences; positions

@@ -178,7 +178,7 @@ def _decoder_calls(decoder: Decoder, dtype: str, torch: bool) -> dict[str, Calla
 
 
 class _Steps:
-    """A step of decoding a call; behind the last one, it begins anew."""
+    """A step of decoding a call; after the last one, it begins anew."""
 
     def __init__(self, begin: Callable[[], Any], step: Callable[[Any], Any], tokens: int) -> None:
         self._begin, self._step, self._tokens = begin, step, tokens

@@ -29,9 +29,9 @@ class MultiheadAttention(Module):
     bias : bool
         Whether projections have biases.
     add_bias_kv : bool
-        One more key and value, learned (bias_k, bias_v), behind the others.
+        One more key and value, learned (bias_k, bias_v), after the others.
     add_zero_attn : bool
-        One more key and value of zeros behind those.
+        One more key and value of zeros after those.
     kdim, vdim : int, optional
         Widths of key and value (default embed_dim). Where both are embed_dim, the projections are
         one weight, in_proj_weight (embed_dim + 2 heads_kv head_dim, embed_dim: without num_heads_kv,
@@ -329,7 +329,7 @@ class MultiheadAttention(Module):
         return rotary.forward(x, positions, "bshd", out=x)
 
     def _extended(self, k: Any, v: Any) -> tuple[Any, Any]:
-        """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros behind them."""
+        """Keys and values (batch, len_kv, num_heads_kv, head_dim) with the learned one and zeros after them."""
         if self.bias_k is None and not self.add_zero_attn:
             return k, v
         extended = []
@@ -413,7 +413,7 @@ def _check_mask(name: str, mask: Any, shapes: tuple[tuple[int, ...], ...]) -> No
 
 
 def _add_mask(options: dict[str, Any], mask: Any, added: int, dtype: Any) -> None:
-    """Joins a mask of PyTorch's with those in `options`; keys that were added behind are always seen."""
+    """Joins a mask of PyTorch's with those in `options`; keys that were added at the end are always seen."""
     if added:
         mask = _arrays.namespace(mask).pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, added)])
     if mask.dtype == np.bool_:

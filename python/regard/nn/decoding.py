@@ -33,9 +33,9 @@ class CachedDecoder:
     embed : callable
         (tokens int64 (rows, len), positions int64 (rows, len)) -> (rows, len, d_model), whose dtype
         is computed in; tokens and positions are NumPy's. Where rows have unequal lengths, what stands
-        behind a row's end is not used, and its positions go up to max_len - 1.
+        beyond a row's end is not used, and its positions go up to max_len - 1.
     project : callable
-        (rows, d_model), behind the stack's norm -> logits (rows, vocabulary).
+        (rows, d_model), after the stack's norm -> logits (rows, vocabulary).
     max_len : int
         Room for that many tokens in each row, prompt and generated together; no more than max_positions
         where layers have a RotaryEmbedding.

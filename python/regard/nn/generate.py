@@ -23,7 +23,7 @@ class Decoder(Protocol):
     """What generation asks of a model."""
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Any:
-        """Take tokens behind those of earlier steps; return the logits of the token that comes next.
+        """Take tokens that follow those of earlier steps; return the logits of the token that comes next.
 
         tokens : int64, (rows, len), of which each row's first lengths[row], at least 1, count.
         Returns (rows, vocabulary), floats; those on a GPU are waited for and copied.
@@ -40,7 +40,7 @@ class Generation:
     Attributes
     ----------
     tokens : list of int
-        Behind the prompt; an end-of-sequence token is not among them.
+        After the prompt; an end-of-sequence token is not among them.
     logprob : float
         Sum of the natural logs of the tokens' probabilities, the end-of-sequence's among them. When
         sampling, of the probabilities before temperature, top_k and top_p.
@@ -471,7 +471,7 @@ def _logits(given: Any, rows: int) -> np.ndarray:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, longest) with zeros behind the shorter ones, and the lengths."""
+    """(rows, longest) with zeros after the shorter ones, and the lengths."""
     lengths = np.array([len(row) for row in rows], np.int64)
     table = np.zeros((len(rows), int(lengths.max(initial=0))), np.int64)
     for into, row in zip(table, rows, strict=True):

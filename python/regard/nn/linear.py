@@ -44,7 +44,7 @@ class Linear(Module):
     def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
         """x (..., in_features) -> (..., out_features); activation as in :func:`regard.linear`.
 
-        residual (..., out_features) is added behind the activation, in the same pass; out is written and
+        residual (..., out_features) is added after the activation, in the same pass; out is written and
         returned where given.
         """
         return dense.linear(x, self._weights_for("x", x), None, activation, out, residual)

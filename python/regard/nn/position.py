@@ -78,7 +78,7 @@ class RotaryEmbedding(Module):
     Parameters
     ----------
     dim : int
-        How many dimensions of each head are turned: even. Those behind them pass through.
+        How many dimensions of each head are turned: even. Those after them pass through.
     max_positions : int
         Positions are 0 to max_positions - 1. The table of their angles, (max_positions, dim / 2) cosines
         and as many sines, is made once and shared by all copies of the module.

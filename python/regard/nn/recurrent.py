@@ -127,7 +127,7 @@ class GRU(_Recurrent):
         hx : array, (num_layers directions, batch, hidden_size), optional
             The states before the first step; zeros where left out. Without batch in input it has none.
         lengths : int32 or int64 array, (batch,), optional
-            Valid prefixes, in any order, as PyTorch's packed sequences have them: outputs behind them are 0, the last
+            Valid prefixes, in any order, as PyTorch's packed sequences have them: outputs beyond them are 0, the last
             states are those of the last valid step, and the second direction begins there.
 
         Returns

@@ -178,7 +178,7 @@ class TransformerEncoderLayer(_Layer):
     batch_first : bool
         Arrays are (batch, len, d_model) instead of (len, batch, d_model).
     norm_first : bool
-        Norms before the blocks, not behind the residuals.
+        Norms before the blocks, not after the residuals.
     bias : bool
         Whether linear layers and norms have biases.
     rotary : RotaryEmbedding, optional
@@ -327,7 +327,7 @@ def _through(stack: Any, x: Any, kind: type[_Layer], call: Callable[..., Any]) -
 
 
 class TransformerEncoder(Module):
-    """A stack of encoder layers, each a copy of the one given, and a norm behind them.
+    """A stack of encoder layers, each a copy of the one given, and a norm after them.
 
     Parameters
     ----------
@@ -362,7 +362,7 @@ class TransformerEncoder(Module):
 
 
 class TransformerDecoder(Module):
-    """A stack of decoder layers, each a copy of the one given, and a norm behind them.
+    """A stack of decoder layers, each a copy of the one given, and a norm after them.
 
     Parameters
     ----------

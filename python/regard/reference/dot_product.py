@@ -59,7 +59,7 @@ def attention(
     softcap : float; scores become softcap * tanh(score / softcap)
     alibi_slopes : (heads,) or (batch, heads); -slope * distance to the diagonal is added [2]_
     sinks : (heads,); one more logit in the denominator of each row, with no value
-    query_lengths, key_lengths : (batch,) ints; what lies behind these prefixes is masked
+    query_lengths, key_lengths : (batch,) ints; what lies beyond these prefixes is masked
     dropout_p, seed
         Weight (b, h, i, j) is dropped when a random word, a function of seed and these four, is below
         dropout_p 2^32; the others are scaled by 1 / (1 - dropout_p). See `random_words`.
