@@ -56,6 +56,13 @@ def test_tensors_that_require_gradients_are_taken_for_their_values(backend, dtyp
     assert not want.requires_grad and not regard.attention(q, k, v).requires_grad
 
 
+def test_views_of_negated_numbers_are_refused(backend):
+    negated = torch.randn(2, 3, 40, 24, dtype=torch.complex64).conj().imag
+    with pytest.raises(TypeError, match=r"attention: expected arrays of their own numbers.*resolve_neg"):
+        regard.attention(negated, negated, negated)
+    regard.attention(*[negated.resolve_neg()] * 3)
+
+
 @pytest.mark.parametrize("dtype", TORCH)
 def test_strided_tensors(backend, dtype):
     q, k, v = tensors(dtype, 2, 40, 3, 24)

@@ -437,6 +437,19 @@ def test_an_error_names_the_argument_and_changes_nothing(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_query_that_does_not_fit_is_named(dtype):
+    cache = regard.KVCache(2, 3, 12, 8, 6, dtype)
+    cache.append(K, V)
+    for shape in ((1, 3, 1, 8), (2, 3, 1, 7), (2, 4, 1, 8), (2, 3, 8)):
+        with pytest.raises(ValueError, match=r"query: expected shape \(batch = 2, heads, len_q, dim_qk = 8\)"):
+            cache.attend(normal(0, *shape))
+    with pytest.raises(ValueError, match=r"\(batch = 2, len_q, heads, dim_qk = 8\) where heads is a multiple"):
+        cache.attend(normal(0, 2, 3, 1, 8), layout="bshd")
+    with pytest.raises(TypeError, match="query: expected an array"):
+        cache.attend(None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_options_that_a_cache_decides_may_be_none(dtype):
     cache = regard.KVCache(1, 3, 12, 8, 6, dtype)
     cache.append(K[:1], V[:1])

@@ -348,6 +348,25 @@ def test_what_is_refused_changes_nothing():
         narrow(np.ones((1, 2)))
 
 
+def test_layers_name_what_they_were_given():
+    encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    decoder = nn.TransformerDecoderLayer(8, 2, 8, batch_first=True, norm_first=True)
+    x, narrow, mask = normal(0, 2, 3, 8), normal(0, 2, 3, 7), np.ones((2, 4), bool)
+    for call, name in (
+        (lambda: encoder(narrow), "src"),
+        (lambda: encoder(x, mask), "src_mask"),
+        (lambda: encoder(x, None, mask), "src_key_padding_mask"),
+        (lambda: decoder(narrow, x), "tgt"),
+        (lambda: decoder(x, x, tgt_key_padding_mask=mask), "tgt_key_padding_mask"),
+        (lambda: decoder(x, narrow), "memory"),
+        (lambda: decoder(x, x, memory_mask=mask), "memory_mask"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            call()
+    with pytest.raises(ValueError, match="num_layers: expected an integer >= 0, got -1"):
+        nn.TransformerEncoder(encoder, -1)
+
+
 def test_a_child_set_to_none_is_gone():
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1, nn.LayerNorm(8))
     encoder.norm = None

@@ -188,6 +188,11 @@ def test_rnn_search_is_its_equations(model):
             s = gru(np.concatenate((y, c[0]), -1)[:, None], "decoder", "", h0=s)[1]
 
 
+def test_tokens_are_whole_numbers(model):
+    with pytest.raises(TypeError, match=r"sources: expected sequences of ints, got .* at index 1"):
+        model.greedy([[1, 2], [1.5]], max_length=3)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_greedy_takes_the_likeliest(model, batch_size):
     found = model.greedy(SOURCES, max_length=8, batch_size=batch_size)

@@ -56,6 +56,8 @@ def native(operation: str, x: Any) -> Any:
         )
     if getattr(x, "requires_grad", False):
         x = x.detach()
+    if hasattr(x, "is_neg") and x.is_neg():  # PyTorch's view of negated numbers, which DLPack does not tell
+        raise TypeError(f"{operation}: expected arrays of their own numbers, got a negated view; give x.resolve_neg()")
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -297,6 +298,25 @@ def number(argument: str, value: Any) -> None:
         raise TypeError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
     except OverflowError:
         raise ValueError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
+
+
+class Renamed:
+    """A scope whose errors about some arguments are about those that the caller gave: {inner name: the caller's}."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, **names: str) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not isinstance(error, (TypeError, ValueError)):
+            return
+        name, colon, rest = str(error).partition(":")
+        if colon and name in self._names:
+            raise type(error)(f"{self._names[name]}:{rest}") from None
 
 
 def describe(x: Any) -> str:

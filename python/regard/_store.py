@@ -247,6 +247,21 @@ def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
     return str(layout)
 
 
+def check_query(query: Any, batch: str, rows: int, heads_kv: int, dim_qk: int, layout: str) -> None:
+    """Refuse a query that does not fit a cache, in the cache's own terms; `batch` is what its `rows` are called."""
+    if not hasattr(query, "shape"):
+        return
+    shape = tuple(query.shape)
+    first, last = f"{batch} = {rows}", f"dim_qk = {dim_qk}"
+    expected = f"({first}, heads, len_q, {last})" if layout == "bhsd" else f"({first}, len_q, heads, {last})"
+    heads = 1 if layout == "bhsd" else 2
+    if len(shape) != 4 or shape[0] != rows or shape[3] != dim_qk or (heads_kv and shape[heads] % heads_kv):
+        raise ValueError(
+            f"query: expected shape {expected} where heads is a multiple of heads_kv = {heads_kv}, "
+            f"got {_checks.describe(query)}"
+        ) from None
+
+
 def read_only(x: Any) -> Any:
     """A view that cannot be written through; a GPU's framework, which has none, gives its array."""
     if x is None:

@@ -175,7 +175,13 @@ class KVCache(_store.Cache):
             Naming the argument, what was expected and what came.
         """
         layout = _store.attend_options(options, ("key_lengths", "key_scales", "value_scales"))
-        options = {**options, "alignment": "lower_right"}
+        try:
+            return self._attention(query, layout, {**options, "alignment": "lower_right"})
+        except (TypeError, ValueError):
+            _store.check_query(query, "batch", self.batch, self.heads_kv, self.dim_qk, layout)
+            raise
+
+    def _attention(self, query: Any, layout: str, options: dict[str, Any]) -> Any:
         longest, store = self._longest, self._store
         dtype = getattr(query, "dtype", store.key.dtype)
         if dtype == store.key.dtype or _arrays.name_of_dtype(dtype) == self.dtype:

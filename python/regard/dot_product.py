@@ -223,7 +223,7 @@ def scaled_dot_product_attention(
             mask = attn_mask
         else:
             bias = attn_mask
-    try:
+    with _checks.Renamed(mask="attn_mask", bias="attn_mask"):
         out = attention(
             _four_axes(query),
             _four_axes(key),
@@ -235,13 +235,6 @@ def scaled_dot_product_attention(
             scale=scale,
             dropout_p=dropout_p,
         )
-    except (TypeError, ValueError) as e:
-        # The same rule under this function's name for the argument.
-        message = str(e)
-        for inner in ("mask:", "bias:"):
-            if message.startswith(inner):
-                raise type(e)("attn_mask:" + message[len(inner) :]) from None
-        raise
     return out if len(lead) == 2 else out.reshape(*lead, *out.shape[-2:])
 
 

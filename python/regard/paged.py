@@ -314,11 +314,15 @@ class PagedKVCache(_store.Cache):
         TypeError, ValueError
             Naming the argument, what was expected and what came.
         """
-        _store.attend_options(options, ("page_table", "key_lengths", "key_scales", "value_scales"))
+        layout = _store.attend_options(options, ("page_table", "key_lengths", "key_scales", "value_scales"))
         options = {**options, "alignment": "lower_right"}
         table, lengths = self.page_table(sequences), self.lengths(sequences)
         store = self._store
         if store.quantised:
             options |= {"key_scales": store.key_scales, "value_scales": store.value_scales}
         key, value = store.numbers(store.key), store.numbers(store.value)
-        return attention_paged(query, key, value, table, lengths, **options)
+        try:
+            return attention_paged(query, key, value, table, lengths, **options)
+        except (TypeError, ValueError):
+            _store.check_query(query, "sequences", len(lengths), self.heads_kv, self.dim_qk, layout)
+            raise

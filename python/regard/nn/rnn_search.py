@@ -252,6 +252,9 @@ class RNNSearch(Module):
         """run(padded tokens, lengths, a function to call for each translation) over batches of like length."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a count >= 1, got {batch_size}")
+        for i, row in enumerate(sources):
+            if len(row) and np.asarray(row).dtype.kind not in "iu":
+                raise TypeError(f"sources: expected sequences of ints, got {describe(row)} at index {i}")
         like = self._loaded_on_gpu() if like is None else like
         memory = _arrays.memory_of(_NAME, like)
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))

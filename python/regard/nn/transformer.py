@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from regard import _arrays
-from regard._checks import describe
+from regard._checks import Renamed, count, describe
 from regard.nn._workspace import scratch
 from regard.nn.attention import MultiheadAttention
 from regard.nn.linear import Linear
@@ -160,6 +160,14 @@ class _Layer(Module):
             return self.linear2.forward(activated(self.linear1, x, self.activation, take), None, residual, out)
 
 
+# Errors of a layer's parts, in the words of what the layer was given.
+_OF_SRC = Renamed(x="src", query="src", key_padding_mask="src_key_padding_mask", attn_mask="src_mask")
+_OF_TGT = Renamed(x="tgt", query="tgt", key_padding_mask="tgt_key_padding_mask", attn_mask="tgt_mask")
+_OF_MEMORY = Renamed(
+    query="tgt", key="memory", value="memory", key_padding_mask="memory_key_padding_mask", attn_mask="memory_mask"
+)
+
+
 class TransformerEncoderLayer(_Layer):
     """Self-attention and a feed-forward block, each with a residual and a LayerNorm.
 
@@ -228,7 +236,7 @@ class TransformerEncoderLayer(_Layer):
             )[0]
 
         check_floats("src", src)
-        with scratch(src) as take:
+        with _OF_SRC, scratch(src) as take:
             x = self._join(src, self.norm1, attend, take(src.shape, src.dtype))
             return self._join(x, self.norm2, self._feed_forward, out)
 
@@ -284,13 +292,14 @@ class TransformerDecoderLayer(_Layer):
             )[0]
 
         def attend_memory(x: Any, residual: Any, out: Any) -> Any:
-            return self.multihead_attn.forward(
-                x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal,
-                residual=residual, out=out,
-            )[0]  # fmt: skip
+            with _OF_MEMORY:
+                return self.multihead_attn.forward(
+                    x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal,
+                    residual=residual, out=out,
+                )[0]  # fmt: skip
 
         check_floats("tgt", tgt)
-        with scratch(tgt) as take:
+        with _OF_TGT, scratch(tgt) as take:
             x = self._join(tgt, self.norm1, attend, take(tgt.shape, tgt.dtype))
             x = self._join(x, self.norm2, attend_memory, take(tgt.shape, tgt.dtype))
             return self._join(x, self.norm3, self._feed_forward, out)
@@ -347,8 +356,8 @@ class TransformerEncoder(Module):
         mask_check: bool = True,
     ) -> None:
         super().__init__(dtype=encoder_layer.dtype)
-        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
-        self.num_layers, self.norm = num_layers, _checked_norm(norm)
+        self.num_layers, self.norm = count("num_layers", num_layers), _checked_norm(norm)
+        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(self.num_layers))
 
     def forward(
         self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
@@ -373,8 +382,8 @@ class TransformerDecoder(Module):
 
     def __init__(self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: Any = None) -> None:
         super().__init__(dtype=decoder_layer.dtype)
-        self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(num_layers))
-        self.num_layers, self.norm = num_layers, _checked_norm(norm)
+        self.num_layers, self.norm = count("num_layers", num_layers), _checked_norm(norm)
+        self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(self.num_layers))
 
     def forward(
         self,
