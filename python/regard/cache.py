@@ -41,6 +41,12 @@ class KVCache(_store.Cache):
         unspecified.
     key_scales, value_scales : float32 array, (batch, heads_kv, capacity), or None
         x = stored number * scale.
+    batch, heads_kv, capacity, dim_qk, dim_v : int
+        As given.
+    dtype : str
+        The name of what is stored.
+    nbytes : int
+        Memory of keys, values and scales.
 
     Notes
     -----
@@ -77,14 +83,17 @@ class KVCache(_store.Cache):
 
     @property
     def lengths(self) -> np.ndarray:
+        """How many tokens each sequence has: a copy."""
         return self._lengths.copy()
 
     @property
     def key(self) -> Any:
+        """Stored keys, (batch, heads_kv, capacity, dim_qk)."""
         return _store.read_only(self._store.key)
 
     @property
     def value(self) -> Any:
+        """Stored values, (batch, heads_kv, capacity, dim_v)."""
         return _store.read_only(self._store.value)
 
     def __repr__(self) -> str:

@@ -45,6 +45,12 @@ class PagedKVCache(_store.Cache):
         Pages that no sequence uses.
     sequences : list of int
         Those that exist, oldest first.
+    pages, page_size, heads_kv, dim_qk, dim_v : int
+        As given.
+    dtype : str
+        The name of what is stored.
+    nbytes : int
+        Memory of keys, values and scales.
 
     Notes
     -----
@@ -78,18 +84,22 @@ class PagedKVCache(_store.Cache):
 
     @property
     def key_pages(self) -> Any:
+        """Stored keys, (pages, page_size, heads_kv, dim_qk)."""
         return _store.read_only(self._store.key)
 
     @property
     def value_pages(self) -> Any:
+        """Stored values, (pages, page_size, heads_kv, dim_v)."""
         return _store.read_only(self._store.value)
 
     @property
     def free_pages(self) -> int:
+        """Pages that no sequence uses."""
         return len(self._free)
 
     @property
     def sequences(self) -> list[int]:
+        """The sequences that exist, oldest first."""
         return list(self._sequences)
 
     def __repr__(self) -> str:

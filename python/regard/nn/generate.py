@@ -75,6 +75,7 @@ class Recomputing:
         self._rows: list[list[int]] | None = None
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Any:
+        """As Decoder.step."""
         added = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
         self._rows = added if self._rows is None else [a + b for a, b in zip(self._rows, added, strict=True)]
         table, whole = padded(self._rows)
@@ -86,6 +87,7 @@ class Recomputing:
             return logits[_arrays.beside(logits, np.arange(len(whole))), _arrays.beside(logits, whole - 1)]
 
     def select(self, rows: np.ndarray) -> None:
+        """As Decoder.select."""
         assert self._rows is not None
         self._rows = [list(self._rows[i]) for i in rows]
         if self._origin is not None:

@@ -111,6 +111,18 @@ class Module:
     again. Weights loaded from a GPU's memory are used there as they are, where dtypes agree.
 
     A module without loaded weights has initial ones, distributed as PyTorch's are.
+
+    Parameters
+    ----------
+    device : None or "cpu"
+        PyTorch's word: a module runs where the arrays are that it is called with.
+    dtype : dtype or its name, optional
+        Of the initial weights, and of the inputs that weights are packed for when they are loaded: float32.
+
+    Raises
+    ------
+    NotImplementedError
+        For another device, and by calls for what there is no kernel for.
     """
 
     #: Where 16-bit inputs take the weights as packed for float32: "cpu", because it computes in float32; or "gpu" too.
@@ -348,6 +360,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """forward() on arrays of any kind; results are of the first one's."""
         return _arrays.through_modules(type(self).__name__, self.forward, args, kwargs)
 
     def eval(self) -> Module:

@@ -17,14 +17,21 @@ from regard.nn.recurrent import GRU
 
 
 class Translation(NamedTuple):
-    """What RNNSearch found for one sequence."""
+    """What RNNSearch found for one sequence.
+
+    Attributes
+    ----------
+    tokens : list of int
+        Numbers of the target's vocabulary, without the end's.
+    score : float
+        Log-probability of the tokens, and of the end where it was reached.
+    weights : array, (len(tokens), source length)
+        What each token's step gave to each source token; rows sum to 1.
+    """
 
     tokens: list[int]
-    """Numbers of the target's vocabulary, without the end's."""
     score: float
-    """Log-probability of the tokens, and of the end where it was reached."""
     weights: np.ndarray
-    """(len(tokens), source length): what each token's step gave to each source token; rows sum to 1."""
 
 
 class _Decoding(NamedTuple):
