@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import pickle
 from typing import Any
 
 import numpy as np
@@ -286,91 +285,6 @@ def test_norms_over_several_axes(backend):
     np.testing.assert_allclose(nn.RMSNorm(5)(x), reference.rms_norm(x, None, 2.0**-23), **AGREES)
     with pytest.raises(ValueError, match=r"expected shape \(\.\.\., 3, 5\)"):
         module(x[:, :2])
-
-
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-def test_norms_write_out_of_any_strides(norm):
-    x = normal(0, 4, 3, 5)
-    for axes in (5, (3, 5)):
-        module, want = norm(axes), norm(axes)(x)
-        for out in (
-            np.empty_like(x),
-            np.empty((4, 5, 3), np.float32).swapaxes(1, 2),
-            np.empty((8, 3, 5), np.float32)[::2],
-        ):
-            assert module(x, out=out) is out
-            assert_same_bits(np.ascontiguousarray(out), want)
-        for wrong in (np.empty((4, 5), np.float32), np.empty((4, 3, 5))):
-            with pytest.raises((TypeError, ValueError), match=r"^out: expected"):
-                module(x, out=wrong)
-
-
-MODULES = {
-    "Linear": lambda: nn.Linear(4, 6),
-    "Embedding": lambda: nn.Embedding(9, 4, padding_idx=2),
-    "LayerNorm": lambda: nn.LayerNorm(4),
-    "PositionalEncoding": lambda: nn.PositionalEncoding(6, 20, learned=True),
-    "Transformer": lambda: nn.Transformer(8, 2, 1, 1, 8, activation="gelu"),
-    "FeedForward": lambda: nn.FeedForward(4, 8, "swiglu"),
-    "VisionTransformer": lambda: nn.VisionTransformer(8, 4, 1, 2, 8, 8),
-    "AdditiveAttention": lambda: nn.AdditiveAttention(4, 5, 6),
-    "GRU": lambda: nn.GRU(4, 5, bidirectional=True),
-    "LSTM": lambda: nn.LSTM(4, 5),
-    "CBAM": lambda: nn.CBAM(16, 4),
-    "EfficientChannelAttention": lambda: nn.EfficientChannelAttention(16),
-}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_modules_are_pickled_with_their_weights(name):
-    module = MODULES[name]()
-    copy = pickle.loads(pickle.dumps(module))  # before its initial weights are drawn
-    module.load_state_dict(module.state_dict())
-    for one in (copy, pickle.loads(pickle.dumps(module))):
-        assert one.state_dict().keys() == module.state_dict().keys()
-        for key, value in module.state_dict().items():
-            assert_same_bits(one.state_dict()[key], value)
-
-
-def test_what_is_refused_changes_nothing():
-    wide = nn.Linear(70000, 2)  # more in_features than int8 has sums for
-    x = np.ones((1, 70000), np.float32)
-    before, want = np.array(wide.weight), wide(x)
-    with pytest.raises(ValueError, match="at most 65536 in_features"):
-        wide.to(weights="int8").load_state_dict({"weight": np.ones((2, 70000)), "bias": np.ones(2)})
-    assert_same_bits(wide.weight, before)
-    wide.to(weights=None)
-    assert_same_bits(wide(x), want)
-    narrow = nn.Linear(2, 2, dtype="float64").to(weights="int8")
-    narrow.load_state_dict({"weight": np.ones((2, 2)), "bias": np.ones(2)})
-    assert_same_bits(narrow(np.ones((1, 2), np.float32)), np.full((1, 2), 3, np.float32))
-    with pytest.raises(TypeError, match=r"x: expected dtype float32.*held as int8"):
-        narrow(np.ones((1, 2)))
-
-
-def test_layers_name_what_they_were_given():
-    encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
-    decoder = nn.TransformerDecoderLayer(8, 2, 8, batch_first=True, norm_first=True)
-    x, narrow, mask = normal(0, 2, 3, 8), normal(0, 2, 3, 7), np.ones((2, 4), bool)
-    for call, name in (
-        (lambda: encoder(narrow), "src"),
-        (lambda: encoder(x, mask), "src_mask"),
-        (lambda: encoder(x, None, mask), "src_key_padding_mask"),
-        (lambda: decoder(narrow, x), "tgt"),
-        (lambda: decoder(x, x, tgt_key_padding_mask=mask), "tgt_key_padding_mask"),
-        (lambda: decoder(x, narrow), "memory"),
-        (lambda: decoder(x, x, memory_mask=mask), "memory_mask"),
-    ):
-        with pytest.raises(ValueError, match=f"^{name}: expected"):
-            call()
-    with pytest.raises(ValueError, match="num_layers: expected an integer >= 0, got -1"):
-        nn.TransformerEncoder(encoder, -1)
-
-
-def test_a_child_set_to_none_is_gone():
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1, nn.LayerNorm(8))
-    encoder.norm = None
-    assert not [name for name in encoder.state_dict() if name.startswith("norm.")]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ import numpy as np
 from regard import _backend
 
 #: DLPack device types. Managed memory, which the driver moves, is read as a device's.
-_CPU = 1
-_CUDA = (2, 13)
+_CPU, _CUDA = 1, (2, 13)
 
 
 class _Capsule:
@@ -54,10 +53,9 @@ def native(operation: str, x: Any) -> Any:
         raise NotImplementedError(
             f"{operation}: no kernel for arrays of {type(x).__module__} on DLPack device {device}"
         )
-    if getattr(x, "requires_grad", False):
-        x = x.detach()
     if hasattr(x, "is_neg") and x.is_neg():  # PyTorch's view of negated numbers, which DLPack does not tell
         raise TypeError(f"{operation}: expected arrays of their own numbers, got a negated view; give x.resolve_neg()")
+    x = x.detach() if getattr(x, "requires_grad", False) else x
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError):
