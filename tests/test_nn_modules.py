@@ -66,8 +66,24 @@ def test_what_is_refused_changes_nothing():
     narrow = nn.Linear(2, 2, dtype="float64").to(weights="int8")
     narrow.load_state_dict({"weight": np.ones((2, 2)), "bias": np.ones(2)})
     assert_same_bits(narrow(np.ones((1, 2), np.float32)), np.full((1, 2), 3, np.float32))
-    with pytest.raises(TypeError, match=r"x: expected dtype float32.*held as int8"):
+    with pytest.raises(TypeError, match=r"input: expected dtype float32.*held as int8"):
         narrow(np.ones((1, 2)))
+
+
+def test_arguments_have_pytorchs_words():
+    x, narrow = normal(0, 2, 16, 3, 4), normal(0, 2, 16, 3, 5)
+    for module, refused in (
+        (nn.Linear(4, 6), narrow),
+        (nn.LayerNorm(4), narrow),
+        (nn.LayerNorm((3, 4)), narrow),
+        (nn.SqueezeExcitation(16, 4), normal(0, 2, 15, 3, 4)),
+        (nn.SqueezeExcitation(16, 4), x.astype(np.int64)),
+    ):
+        assert_same_bits(module(input=x), module(x))
+        with pytest.raises((TypeError, ValueError), match=r"^(input|w_reduce): expected"):
+            module(input=refused)
+    with pytest.raises(TypeError, match=r"^input: expected"):
+        nn.Linear(4, 6)([1.0])
 
 
 def test_layers_name_what_they_were_given():

@@ -300,6 +300,12 @@ def number(argument: str, value: Any) -> None:
         raise ValueError(f"{argument}: expected {VALUES[argument]}, got {describe(value)}") from None
 
 
+def renamed(error: BaseException, names: Mapping[str, str]) -> BaseException:
+    """The error, if it is about an argument of `names`, about the one that it stands for there."""
+    name, colon, rest = str(error).partition(":")
+    return type(error)(f"{names[name]}:{rest}") if colon and name in names else error
+
+
 class Renamed:
     """A scope whose errors about some arguments are about those that the caller gave: {inner name: the caller's}."""
 
@@ -312,11 +318,8 @@ class Renamed:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if not isinstance(error, (TypeError, ValueError)):
-            return
-        name, colon, rest = str(error).partition(":")
-        if colon and name in self._names:
-            raise type(error)(f"{self._names[name]}:{rest}") from None
+        if isinstance(error, (TypeError, ValueError)):
+            raise renamed(error, self._names) from None
 
 
 def describe(x: Any) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from regard import channel
+from regard._checks import Renamed
 from regard.nn.module import Memory, Module, fan_in_uniform
 
 
@@ -75,20 +76,21 @@ class SqueezeExcitation(Module):
         self.fc1 = _Convolution(input_channels, squeeze_channels, (1, 1), True, device, dtype)
         self.fc2 = _Convolution(squeeze_channels, input_channels, (1, 1), True, device, dtype)
 
-    def forward(self, x: Any) -> Any:
-        """x (batch, input_channels, height, width), or as layout says -> the same shape."""
-        w_reduce, b_reduce = self.fc1._weights_for("x", x)
-        w_expand, b_expand = self.fc2._weights_for("x", x)
-        return channel.squeeze_excitation(
-            x,
-            w_reduce,
-            b_reduce,
-            w_expand,
-            b_expand,
-            activation=self.activation,
-            gate=self.scale_activation,
-            layout=self.layout,
-        )
+    def forward(self, input: Any) -> Any:
+        """input (batch, input_channels, height, width), or as layout says -> the same shape."""
+        with Renamed(x="input"):
+            w_reduce, b_reduce = self.fc1._weights_for("x", input)
+            w_expand, b_expand = self.fc2._weights_for("x", input)
+            return channel.squeeze_excitation(
+                input,
+                w_reduce,
+                b_reduce,
+                w_expand,
+                b_expand,
+                activation=self.activation,
+                gate=self.scale_activation,
+                layout=self.layout,
+            )
 
 
 class CBAM(Module):

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from regard import _arrays, dense
-from regard._checks import describe
+from regard._checks import describe, renamed
 from regard.nn.module import Memory, Module, fan_in_uniform, normal
+
+#: PyTorch's word for what functions call x.
+_WORDS = {"x": "input"}
 
 
 class Linear(Module):
@@ -41,13 +44,21 @@ class Linear(Module):
     def _pack(self, dtype: Any, memory: Memory) -> Any:
         return dense.pack_linear(**super()._pack(dtype, memory), held=self._holding("weight", dtype))
 
-    def forward(self, x: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
-        """x (..., in_features) -> (..., out_features); activation as in :func:`regard.linear`.
+    def forward(self, input: Any, activation: str | None = None, residual: Any = None, out: Any = None) -> Any:
+        """input (..., in_features) -> (..., out_features); activation as in :func:`regard.linear`.
 
         residual (..., out_features) is added after the activation, in the same pass; out is written and
         returned where given.
         """
-        return dense.linear(x, self._weights_for("x", x), None, activation, out, residual)
+        try:
+            return dense.linear(input, self._weights_for("x", input), None, activation, out, residual)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith(
+                "weight: expected shape"
+            ):  # which the module's own fits, so that the input does not
+                expected = f"(..., in_features = {self.in_features})"
+                raise ValueError(f"input: expected shape {expected}, got {describe(input)}") from None
+            raise renamed(error, _WORDS) from None
 
 
 class Embedding(Module):

@@ -347,7 +347,10 @@ class Module:
             if packed is not None:
                 return packed
         check_floats(argument, x)
-        return self._weights(dtype, _arrays.memory_of(type(self).__name__, x))
+        try:
+            return self._weights(dtype, _arrays.memory_of(type(self).__name__, x))
+        except TypeError as error:
+            raise _checks.renamed(error, {"x": argument}) from None
 
     def _pack(self, dtype: Any, memory: Memory) -> Any:
         """The module's own parameters (not its children's) in the kernels' order; subclasses override it."""

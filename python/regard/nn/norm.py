@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from regard import dense
-from regard._checks import describe
+from regard._checks import describe, renamed
 from regard.nn.module import Memory, Module, constant
 
 #: What PyTorch takes for eps=None: the input dtype's own epsilon.
@@ -19,6 +19,7 @@ class _Norm(Module):
     """What both share: the last axes, seen as one."""
 
     normalized_shape: tuple[int, ...]
+    _words: ClassVar[Mapping[str, str]] = {}  # PyTorch's for arguments of functions
 
     def __init__(
         self, normalized_shape: int | Sequence[int], elementwise_affine: bool, device: Any, dtype: Any
@@ -47,9 +48,12 @@ class _Norm(Module):
 
     def _over_rows(self, norm: Callable[..., Any], out: Any, *inputs: Any) -> Any:
         """norm(*inputs, out) of the inputs as rows; out is written and returned where given."""
-        rows = [self._rows(x) for x in inputs]
-        if len(self.normalized_shape) == 1:
-            return norm(*rows, out)
+        try:
+            rows = [self._rows(x) for x in inputs]
+            if len(self.normalized_shape) == 1:
+                return norm(*rows, out)
+        except (TypeError, ValueError) as error:
+            raise renamed(error, self._words) from None
         shape = inputs[0].shape
         if out is None:
             return norm(*rows, None).reshape(shape)
@@ -75,6 +79,8 @@ class LayerNorm(_Norm):
         Whether there are weight and bias, and whether there is a bias.
     """
 
+    _words: ClassVar[Mapping[str, str]] = {"x": "input"}
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -91,10 +97,10 @@ class LayerNorm(_Norm):
         else:
             self.bias = None
 
-    def forward(self, x: Any, out: Any = None) -> Any:
-        """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
-        weight, bias = self._weights_for("x", x)
-        return self._over_rows(lambda rows, out: dense.layer_norm(rows, weight, bias, self.eps, out), out, x)
+    def forward(self, input: Any, out: Any = None) -> Any:
+        """input (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
+        weight, bias = self._weights_for("input", input)
+        return self._over_rows(lambda rows, out: dense.layer_norm(rows, weight, bias, self.eps, out), out, input)
 
     def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""

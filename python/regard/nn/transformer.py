@@ -161,8 +161,8 @@ class _Layer(Module):
 
 
 # Errors of a layer's parts, in the words of what the layer was given.
-_OF_SRC = Renamed(x="src", query="src", key_padding_mask="src_key_padding_mask", attn_mask="src_mask")
-_OF_TGT = Renamed(x="tgt", query="tgt", key_padding_mask="tgt_key_padding_mask", attn_mask="tgt_mask")
+_OF_SRC = Renamed(input="src", query="src", key_padding_mask="src_key_padding_mask", attn_mask="src_mask")
+_OF_TGT = Renamed(input="tgt", query="tgt", key_padding_mask="tgt_key_padding_mask", attn_mask="tgt_mask")
 _OF_MEMORY = Renamed(
     query="tgt", key="memory", value="memory", key_padding_mask="memory_key_padding_mask", attn_mask="memory_mask"
 )
