@@ -46,23 +46,23 @@ class _Norm(Module):
             raise ValueError(f"x: expected shape ({expected}), got {describe(x)}")
         return x if count == 1 else x.reshape(*x.shape[: x.ndim - count], math.prod(self.normalized_shape))
 
-    def _over_rows(self, norm: Callable[..., Any], out: Any, *inputs: Any) -> Any:
-        """norm(*inputs, out) of the inputs as rows; out is written and returned where given."""
+    def _over_rows(self, norm: Callable[..., Any], inputs: tuple[Any, ...], more: tuple[Any, ...], out: Any) -> Any:
+        """norm(*inputs, *more, out) of the inputs as rows; out is written and returned where given."""
         try:
             rows = [self._rows(x) for x in inputs]
             if len(self.normalized_shape) == 1:
-                return norm(*rows, out)
+                return norm(*rows, *more, out)
         except (TypeError, ValueError) as error:
             raise renamed(error, self._words) from None
         shape = inputs[0].shape
         if out is None:
-            return norm(*rows, None).reshape(shape)
+            return norm(*rows, *more, None).reshape(shape)
         if getattr(out, "shape", None) != shape or out.dtype != inputs[0].dtype:
             raise ValueError(f"out: expected {inputs[0].dtype} array of shape {shape}, got {describe(out)}")
         if out.flags.c_contiguous:
-            norm(*rows, self._rows(out))
+            norm(*rows, *more, self._rows(out))
         else:
-            out[...] = norm(*rows, None).reshape(shape)
+            out[...] = norm(*rows, *more, None).reshape(shape)
         return out
 
 
@@ -100,15 +100,12 @@ class LayerNorm(_Norm):
     def forward(self, input: Any, out: Any = None) -> Any:
         """input (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, bias = self._weights_for("input", input)
-        return self._over_rows(lambda rows, out: dense.layer_norm(rows, weight, bias, self.eps, out), out, input)
+        return self._over_rows(dense.layer_norm, (input,), (weight, bias, self.eps), out)
 
     def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, bias = self._weights_for("x", x)
-        norm = dense.add_layer_norm
-        return self._over_rows(
-            lambda rows, added, out: norm(rows, added, weight, bias, self.eps, out), out, x, residual
-        )
+        return self._over_rows(dense.add_layer_norm, (x, residual), (weight, bias, self.eps), out)
 
 
 class RMSNorm(_Norm):
@@ -138,13 +135,12 @@ class RMSNorm(_Norm):
     def forward(self, x: Any, out: Any = None) -> Any:
         """x (..., *normalized_shape) -> the same shape and dtype; out is written and returned where given."""
         weight, _ = self._weights_for("x", x)
-        return self._over_rows(lambda rows, out: dense.rms_norm(rows, weight, self._eps(x), out), out, x)
+        return self._over_rows(dense.rms_norm, (x,), (weight, self._eps(x)), out)
 
     def of_sum(self, x: Any, residual: Any, out: Any = None) -> Any:
         """The norm of x + residual in one pass over memory."""
         weight, _ = self._weights_for("x", x)
-        norm = dense.add_rms_norm
-        return self._over_rows(lambda rows, added, out: norm(rows, added, weight, self._eps(x), out), out, x, residual)
+        return self._over_rows(dense.add_rms_norm, (x, residual), (weight, self._eps(x)), out)
 
     def _eps(self, x: Any) -> float:
         return _EPSILON[x.dtype.name] if self.eps is None else self.eps
