@@ -108,7 +108,9 @@ struct Array {
       apart = apart && step(axes[n]) >= span;
       span += (shape[axes[n]] - 1) * step(axes[n]);
     }
-    return !apart && elements_meet();
+    // More bytes than the span has cannot all be apart; nor are so many places looked at one by one as no caller has.
+    constexpr std::int64_t most = std::int64_t{1} << 24;
+    return !apart && (size() > most || size() * size_of(dtype) > span || elements_meet());
   }
 
   // The same of any strides, place by place: for what is no slice or transpose of an array.
