@@ -67,3 +67,6 @@ def test_mistakes_are_named():
         module.precompute(query)
     with pytest.raises(TypeError, match="key: expected the dtype of query"):
         module(query, module.precompute(key.astype(np.float64)))
+    for value, message in ((key.astype(np.float64), "the dtype of query, float32"), ([1.0], "an array of dtype")):
+        with pytest.raises(TypeError, match=f"value: expected {message}"):
+            module(query, module.precompute(key), value)

@@ -131,6 +131,10 @@ class AdditiveAttention(Module):
             return additive.additive_attention(query, key, key if value is None else value, **weights.arrays, **seen)
         if key.dtype != query.dtype:
             raise TypeError(f"key: expected the dtype of query, {query.dtype}, got keys projected from {key.dtype}")
+        if value is not None:
+            check_floats("value", value)
+            if value.dtype != query.dtype:
+                raise TypeError(f"value: expected the dtype of query, {query.dtype}, got {describe(value)}")
         compute = key.projected.dtype
         value = key.values if value is None else value.astype(compute, copy=False)
         wide = query
