@@ -496,9 +496,9 @@ def test_errors(cupy):
 
     with pytest.raises(TypeError, match="other: expected an array on the CPU, where given is, got one on a GPU"):
         Named()(normal(0, 2, 3), other=x)
-    with pytest.raises(ValueError, match=r"weight: expected shape \(out_features = 7, in_features = 16\)"):
+    with pytest.raises(ValueError, match=r"input: expected shape \(\.\.\., in_features = 5\)"):
         nn.Linear(5, 7)(x)
-    with pytest.raises(TypeError, match="x: expected an array of dtype float32"):
+    with pytest.raises(TypeError, match="input: expected an array of dtype float32"):
         nn.LayerNorm(16)(cupy.asarray(np.zeros((3, 16), np.int64)))
     with pytest.raises(TypeError, match="because weights are held as int8, got float64"):
         nn.Linear(16, 4).to(weights="int8")(x.astype(np.float64))
