@@ -14,9 +14,9 @@
 // length weigh nothing, and what they spoil all the same (0 x inf) the plain path mends.
 //
 // What bounds it, a tile of 128 queries and 128 keys, at 2048 multiply-adds and 16 powers of two a clock and SM:
-//   products 1024 clocks at kDim 64, 2048 at 128, 2560 at 192 and 128, 4096 at 256; exp2 1024; Q and K read by wgmma at 128 bytes a clock:
-//   3/4 of the products' time, 9/10 where a tile has 80 keys. So from 128 on the products bound it, at 64 they and exp2 alike. None of this
-//   has been measured.
+//   products 1024 clocks at kDim 64, 2048 at 128, 2560 at 192 and 128, 4096 at 256; exp2 1024; Q and K read by wgmma at
+//   128 bytes a clock: 3/4 of the products' time, 9/10 where a tile has 80 keys. So from 128 on the products bound it, at 64
+//   they and exp2 alike. None of this has been measured.
 //
 // Shah et al., "FlashAttention-3" (2024).
 #pragma once

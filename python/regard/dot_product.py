@@ -161,6 +161,10 @@ def scores(
     return result[0]
 
 
+#: Errors of attention's arguments that stand for attn_mask.
+_OF_ATTN_MASK = _checks.Renamed(mask="attn_mask", bias="attn_mask")
+
+
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -223,7 +227,7 @@ def scaled_dot_product_attention(
             mask = attn_mask
         else:
             bias = attn_mask
-    with _checks.Renamed(mask="attn_mask", bias="attn_mask"):
+    with _OF_ATTN_MASK:
         out = attention(
             _four_axes(query),
             _four_axes(key),

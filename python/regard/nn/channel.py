@@ -7,7 +7,9 @@ from typing import Any
 
 from regard import channel
 from regard._checks import Renamed
-from regard.nn.module import Memory, Module, fan_in_uniform
+from regard.nn.module import INPUT, Memory, Module, fan_in_uniform
+
+_OF_INPUT = Renamed(**INPUT)
 
 
 class _Convolution(Module):
@@ -78,7 +80,7 @@ class SqueezeExcitation(Module):
 
     def forward(self, input: Any) -> Any:
         """input (batch, input_channels, height, width), or as layout says -> the same shape."""
-        with Renamed(x="input"):
+        with _OF_INPUT:
             w_reduce, b_reduce = self.fc1._weights_for("x", input)
             w_expand, b_expand = self.fc2._weights_for("x", input)
             return channel.squeeze_excitation(

@@ -466,8 +466,9 @@ def _logits(given: Any, rows: int) -> np.ndarray:
         raise ValueError(f"decoder: expected logits of shape (rows = {rows}, vocabulary), got {logits.shape}")
     if logits.dtype not in (np.float32, np.float64):
         logits = logits.astype(np.float32)
-    if not np.isfinite(logits.max(axis=1)).all():
-        row = int(np.flatnonzero(~np.isfinite(logits.max(axis=1)))[0])
+    useless = ~np.isfinite(logits.max(axis=1))
+    if useless.any():
+        row = int(useless.argmax())
         raise ValueError(f"decoder: expected logits without NaN, the largest of them finite, got others in row {row}")
     return logits if logits.flags.writeable else logits.copy()
 

@@ -8,10 +8,7 @@ import numpy as np
 
 from regard import _arrays, dense
 from regard._checks import describe, renamed
-from regard.nn.module import Memory, Module, fan_in_uniform, normal
-
-#: PyTorch's word for what functions call x.
-_WORDS = {"x": "input"}
+from regard.nn.module import INPUT, Memory, Module, fan_in_uniform, normal
 
 
 class Linear(Module):
@@ -53,12 +50,10 @@ class Linear(Module):
         try:
             return dense.linear(input, self._weights_for("x", input), None, activation, out, residual)
         except (TypeError, ValueError) as error:
-            if str(error).startswith(
-                "weight: expected shape"
-            ):  # which the module's own fits, so that the input does not
+            if str(error).startswith("weight: expected shape"):  # the module's own: it is the input that does not fit
                 expected = f"(..., in_features = {self.in_features})"
                 raise ValueError(f"input: expected shape {expected}, got {describe(input)}") from None
-            raise renamed(error, _WORDS) from None
+            raise renamed(error, INPUT) from None
 
 
 class Embedding(Module):

@@ -24,6 +24,9 @@ Memory = _arrays.HostMemory | _arrays.CupyMemory
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
+#: PyTorch's word, in some modules' calls, for what functions call x.
+INPUT = {"x": "input"}
+
 #: How the weights of linear layers may be held.
 _HELD = ("float32", "bfloat16", "int8")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from regard import dense
 from regard._checks import describe, renamed
-from regard.nn.module import Memory, Module, constant
+from regard.nn.module import INPUT, Memory, Module, constant
 
 #: What PyTorch takes for eps=None: the input dtype's own epsilon.
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -79,7 +79,7 @@ class LayerNorm(_Norm):
         Whether there are weight and bias, and whether there is a bias.
     """
 
-    _words: ClassVar[Mapping[str, str]] = {"x": "input"}
+    _words = INPUT
 
     def __init__(
         self,
