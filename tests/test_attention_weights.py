@@ -56,6 +56,23 @@ def test_weights_are_the_reference_s(backend: str, shape: tuple[int, int], dtype
         assert_same_bits(out, regard.attention(query, key, value, **options), "out does not depend on what is returned")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mean_of_heads(backend: str, shape: tuple[int, int], dtype: str) -> None:
+    query, key, _ = arrays(*shape, dtype)
+    for options in ({}, options_of(*shape)):
+        mean = dot_product.scores(query, key, stage="weights", mean_of_heads=True, **options)
+        _, weights = reference.attention(*as_float64(query, key, key), return_weights=True, **options)
+        assert mean.dtype == DTYPES[dtype]
+        epsilon = EPSILON["float64" if dtype == "float64" else "float32"]
+        error = 60 * epsilon + (EPSILON[dtype] if DTYPES[dtype].itemsize == 2 else 0)
+        np.testing.assert_allclose(
+            as_float64(mean)[0], weights.mean(axis=1), rtol=error, atol=2.0**-24 if dtype == "float16" else 1e-37
+        )
+        one = dot_product.scores(query[:, :1], key[:, :1], stage="weights", mean_of_heads=True)
+        assert_same_bits(one[:, None], dot_product.scores(query[:, :1], key[:, :1], stage="weights"), "one head")
+
+
 def test_weights_of_special_rows(backend: str) -> None:
     query, key, value = arrays(6, 9)
     key[0, 0, 3] = np.nan

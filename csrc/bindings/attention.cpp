@@ -156,7 +156,7 @@ py::object attention_paged(const py::object& query, const Array& key_pages, cons
 
 py::object attention_scores(const py::object& query, const Array& key, const Array& mask, const Array& bias, const Array& alibi_slopes,
                             const Array& sinks, const Array& query_lengths, const Array& key_lengths, std::int64_t window_left,
-                            std::int64_t window_right, int alignment, double scale, double softcap, int stage) {
+                            std::int64_t window_right, int alignment, double scale, double softcap, int stage, bool mean_of_heads) {
   AttentionProblem p;
   p.query = py::cast<Array>(query);
   p.key = p.value = key;
@@ -165,7 +165,12 @@ py::object attention_scores(const py::object& query, const Array& key, const Arr
   if (const Refusal r = p.check()) return refused(r);
   py::list outputs;
   p.weights.dtype = p.query.dtype;
-  outputs.append(output(py::none(), query, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, p.weights));
+  if (mean_of_heads) {
+    outputs.append(output(py::none(), query, {p.batch(), p.len_q(), p.len_kv()}, p.weights));
+    p.weights.insert_axis(1);
+  } else {
+    outputs.append(output(py::none(), query, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, p.weights));
+  }
   without_gil([&] { cpu::attention_weights(p, static_cast<Stage>(stage)); });
   return outputs;
 }
@@ -191,7 +196,7 @@ void bind_attention(py::module_& m) {
         py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
   m.def("attention_scores", &attention_scores, py::arg("query"), py::arg("key"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"),
         py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("window_left"), py::arg("window_right"),
-        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"));
+        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"), py::arg("mean_of_heads"));
 }
 
 }  // namespace regard::bindings

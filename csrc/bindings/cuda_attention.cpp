@@ -130,7 +130,7 @@ py::object attention_paged(const py::object& query, const py::object& key_pages,
 py::object attention_scores(const py::object& query, const py::object& key, const py::object& mask, const py::object& bias,
                             const py::object& alibi_slopes, const py::object& sinks, const py::object& query_lengths,
                             const py::object& key_lengths, std::int64_t window_left, std::int64_t window_right, int alignment, double scale,
-                            double softcap, int stage, std::uintptr_t stream, const py::function& allocate) {
+                            double softcap, int stage, bool mean_of_heads, std::uintptr_t stream, const py::function& allocate) {
   DeviceCall call(stream, allocate);
   AttentionProblem p;
   p.query = call.view(query, "query");
@@ -140,6 +140,7 @@ py::object attention_scores(const py::object& query, const py::object& key, cons
   if (call.refusal) return refused(call.refusal);
   if (const Refusal r = p.check()) return refused(r);
   require_kernel(static_cast<Stage>(stage) != Stage::weights, "scores after the stage 'weights'");
+  require_kernel(!mean_of_heads, "the mean of heads' scores");
   p.weights = call.output(py::none(), {}, {p.batch(), p.heads(), p.len_q(), p.len_kv()}, "");
   call.move(p.query_lengths, p.query_ends);
   call.move(p.key_lengths, p.key_ends);
@@ -152,7 +153,8 @@ py::object attention_scores(const py::object& query, const py::object& key, cons
 void bind_cuda_attention(py::module_& m) {
   m.def("attention_scores", &attention_scores, py::arg("query"), py::arg("key"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"),
         py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("window_left"), py::arg("window_right"),
-        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"), py::arg("stream"), py::arg("allocate"));
+        py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("stage"), py::arg("mean_of_heads"), py::arg("stream"),
+        py::arg("allocate"));
   m.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
         py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"), py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"),
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),

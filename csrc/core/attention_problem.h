@@ -50,7 +50,8 @@ struct AttentionProblem {
   Array value_scales;  // likewise
   Array out;           // [batch, heads, len_q, dim_v]            packed: [1, heads, total_q, dim_v]
   Array lse;           // float32 [batch, heads, len_q]           packed: [1, heads, total_q]
-  Array weights;       // the query's dtype [batch, heads, len_q, len_kv], of packed sequences too: each padded with zeros
+  Array weights;       // the query's dtype [batch, heads, len_q, len_kv], of packed sequences too: each padded with zeros;
+                       // on a CPU 1 in place of heads asks for their mean
   BlockMask block_mask;
   Dropout dropout;
 

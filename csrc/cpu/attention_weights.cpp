@@ -1,9 +1,10 @@
 // The len_q x len_kv matrix itself: scores after a stage, or the weights that the output is the sum with. The one thing
 // about attention that costs that much memory; asked for by name.
 //
-//   for each tile of queries of one head    (parallel)
-//     for each block of keys                S = K Q^T, edited as in the forward path, turned back into rows
-//     for each row                          hidden keys -inf;  softmax in one piece;  dropout
+//   for each tile of queries                (parallel, as are heads where their mean is not asked for)
+//     for each head
+//       for each block of keys              S = K Q^T, edited as in the forward path, turned back into rows
+//       for each row                        hidden keys -inf;  softmax in one piece;  dropout
 
 #include <algorithm>
 #include <cmath>
@@ -26,22 +27,24 @@ template <class T> class Weights {
  public:
   Weights(const AttentionProblem& problem, Stage stage) : p_(problem), tiles_(problem), plain_(problem), stage_(stage) {
     row_ = round_up(std::max<std::int64_t>(p_.len_kv(), 1), kKeys);
+    heads_ = p_.weights.shape[1];
   }
 
   void run() {
     const std::int64_t tiles = (p_.len_q() + kColumns - 1) / kColumns;
     const double work =
         static_cast<double>(p_.batch() * p_.heads() * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(p_.dim_qk());
-    parallel_for(p_.batch() * p_.heads() * tiles, work, Rehearse::scratch, [this, tiles](std::int64_t item) {
+    parallel_for(p_.batch() * heads_ * tiles, work, Rehearse::scratch, [this, tiles](std::int64_t item) {
       const std::int64_t row = item / tiles;
-      run_tile(row / p_.heads(), row % p_.heads(), item % tiles * kColumns);
+      run_tile(row / heads_, row % heads_, item % tiles * kColumns);
     });
   }
 
  private:
+  // Queries i0 and on of row h of the weights: of head h, or of the mean of all.
   void run_tile(std::int64_t b, std::int64_t h, std::int64_t i0) const {
     const int queries = static_cast<int>(std::min<std::int64_t>(kColumns, p_.len_q() - i0));
-    const SequenceMask sequence = p_.sequence(b);
+    const std::int64_t merged = p_.heads() / heads_;
     typename ScoreTiles<T>::Buffers w;
     w.staging_row = std::max(tiles_.key_row, row_length<T>(kKeys));
     Scratch scratch;
@@ -51,22 +54,44 @@ template <class T> class Weights {
     const auto extra = scratch.template reserve<T>(round_up(kKeys, kW));
     const auto staging = scratch.template reserve<T>(kColumns * w.staging_row);
     const auto rows = scratch.template reserve<T>(kColumns * row_);
+    const auto sums = scratch.template reserve<T>(merged > 1 ? queries * row_ : 0);
     scratch.acquire();
     w.scores = scratch.template at<T>(scores);
     w.extra = scratch.template at<T>(extra);
     w.staging = scratch.template at<T>(staging);
     T* const matrix = scratch.template at<T>(rows);
+    T* const sum = merged > 1 ? scratch.template at<T>(sums) : matrix;
 
+    for (std::int64_t m = 0; m < merged; ++m) {
+      of_head(w, b, h * merged + m, i0, queries, scratch.template at<T>(packed), scratch.template at<T>(keys), matrix);
+      if (stop_requested()) return;
+      if (merged > 1) add(matrix, queries, m == 0, sum);
+    }
+    for (int q = 0; q < queries; ++q) {
+      T* const row = sum + q * row_;
+      if (merged > 1)
+        for (std::int64_t j = 0; j < p_.len_kv(); ++j) row[j] /= static_cast<T>(merged);
+      write_row(p_.weights.dtype, p_.weights.at(b, h, i0 + q), p_.weights.stride[3], p_.len_kv(), row);
+    }
+  }
+
+  void add(const T* matrix, int queries, bool first, T* sum) const {
+    for (int q = 0; q < queries; ++q)
+      for (std::int64_t j = q * row_; j < q * row_ + p_.len_kv(); ++j) sum[j] = first ? matrix[j] : sum[j] + matrix[j];
+  }
+
+  void of_head(const typename ScoreTiles<T>::Buffers& w, std::int64_t b, std::int64_t h, std::int64_t i0, int queries, T* packed, T* keys,
+               T* matrix) const {
+    const SequenceMask sequence = p_.sequence(b);
     const int present = static_cast<int>(std::clamp<std::int64_t>(sequence.len_q - i0, 0, queries));
     TileOf t{b, h, i0, present, (present + kW - 1) / kW, 0, 0};
-    if (present > 0) tiles_.read_queries(w, t, scratch.template at<T>(packed));
+    if (present > 0) tiles_.read_queries(w, t, packed);
     for (t.j0 = 0; present > 0 && t.j0 < sequence.len_kv; t.j0 += kKeys) {
       if (stop_requested()) return;
       t.keys = static_cast<int>(std::min<std::int64_t>(kKeys, sequence.len_kv - t.j0));
-      const auto stored =
-          tiles_.stored_rows(p_.key, p_.key_scales, b, h, t.j0, t.keys, p_.dim_qk(), scratch.template at<T>(keys), tiles_.key_row);
+      const auto stored = tiles_.stored_rows(p_.key, p_.key_scales, b, h, t.j0, t.keys, p_.dim_qk(), keys, tiles_.key_row);
       tiles_.prefetch_edits(t);
-      tiles_.multiply_keys(w, stored, t, scratch.template at<T>(packed), 0, t.vectors, {0, t.keys});
+      tiles_.multiply_keys(w, stored, t, packed, 0, t.vectors, {0, t.keys});
       if (tiles_.factors.transforms) tiles_.transform(w, sequence, t);
       if (p_.mask.present()) tiles_.apply_mask(w, t);
       transpose_padded(w.scores, kColumns, t.keys, t.vectors * kW, matrix + t.j0, row_, static_cast<int>(round_up(t.keys, kW)));
@@ -78,7 +103,6 @@ template <class T> class Weights {
         softmax(b, h, i0 + q, row);
       else
         for (std::int64_t j = 0; j < p_.len_kv(); ++j) row[j] = static_cast<T>(static_cast<double>(row[j]) * tiles_.factors.unit);
-      write_row(p_.weights.dtype, p_.weights.at(b, h, i0 + q), p_.weights.stride[3], p_.len_kv(), row);
     }
   }
 
@@ -127,6 +151,7 @@ template <class T> class Weights {
   PlainAttention plain_;
   Stage stage_;
   std::int64_t row_;
+  std::int64_t heads_;  // of the weights: all, or 1 for their mean
 };
 
 }  // namespace

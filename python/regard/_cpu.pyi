@@ -14,7 +14,7 @@ def attention(query: typing.Any, key: typing.Any, value: typing.Any, mask: typin
 def attention_paged(query: typing.Any, key_pages: typing.Any, value_pages: typing.Any, page_table: typing.Any, key_scales: typing.Any, value_scales: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, precision: int, sequence_first: bool, return_lse: bool, return_weights: bool) -> typing.Any:
     ...
 
-def attention_scores(query: typing.Any, key: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, stage: int) -> typing.Any:
+def attention_scores(query: typing.Any, key: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, stage: int, mean_of_heads: bool) -> typing.Any:
     ...
 
 def attention_sizes(query: typing.Any, key: typing.Any, value: typing.Any, precision: int) -> dict:

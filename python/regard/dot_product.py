@@ -145,16 +145,18 @@ def scores(
     sinks: Any = None,
     query_lengths: Any = None,
     key_lengths: Any = None,
+    mean_of_heads: bool = False,
 ) -> Any:
-    """The (batch, heads, len_q, len_kv) scores of attention after a stage, for the ONNX operator.
+    """The (batch, heads, len_q, len_kv) scores of attention after a stage, for the ONNX operator and regard.nn.
 
     stage is "scaled" (scale * query . key), "capped" (after softcap), "masked" (after bias, ALiBi and masks: -inf is
     hidden) or "weights" (after the softmax). Options are those of :func:`attention`, with arrays in layout "bhsd".
+    mean_of_heads, for NumPy's arrays alone, gives their mean over heads, (batch, len_q, len_kv), in so much memory.
     """
     last = _checks.choice("stage", stage, _STAGES)
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, 0.0, None, "highest")
     arrays = (query, key, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
-    result = _arrays.call("scores", _backend.cpu.attention_scores, arrays, (*options[1:6], last))
+    result = _arrays.call("scores", _backend.cpu.attention_scores, arrays, (*options[1:6], last, mean_of_heads))
     if type(result) is tuple:
         names = ("query", "key", *_INPUTS[3:])
         raise _checks.error("attention", result, dict(zip(names, arrays, strict=True)) | {"mask": mask, "scale": scale})

@@ -10,7 +10,7 @@ import numpy as np
 
 from regard import _arrays, dense
 from regard._checks import describe
-from regard.dot_product import attention
+from regard.dot_product import attention, scores
 from regard.nn._workspace import scratch
 from regard.nn.linear import Linear
 from regard.nn.module import Memory, Module, constant, normal, xavier_uniform
@@ -145,7 +145,7 @@ class MultiheadAttention(Module):
         key_padding_mask : array, (batch, len_kv) or unbatched (len_kv,), optional
             Bool: True = this key is padding, to be ignored. Floats are added to the scores.
         need_weights : bool
-            Return the attention weights too. They take a matrix of len_q x len_kv for each head and
+            Return the attention weights too. They take a matrix of len_q x len_kv, not averaged one for each head, and
             time in proportion, beside the attention itself, which never holds one; False is faster.
         attn_mask : array, (len_q, len_kv) or (batch * num_heads, len_q, len_kv), optional
             Bool: True = this query does not see this key. Floats are added to the scores.
@@ -426,67 +426,11 @@ def _add_mask(options: dict[str, Any], mask: Any, added: int, dtype: Any) -> Non
 
 def _attend_with_weights(q: Any, k: Any, v: Any, out: Any, average: bool, options: dict[str, Any]) -> Any:
     """Attention into `out`, (batch, len_q, heads, dim); its weights (batch[, heads], len_q, len_kv)."""
-    if isinstance(q, np.ndarray):
-        _, lse = attention(q, k, v, layout="bshd", return_lse=True, out=out, **options)
-        return attention_weights(q, k, lse, average, **options)
-    # A kernel gives those of all heads at once.
+    if average and isinstance(q, np.ndarray):
+        attention(q, k, v, layout="bshd", out=out, **options)
+        return scores(q.swapaxes(1, 2), k.swapaxes(1, 2), stage="weights", mean_of_heads=True, **options)
     _, weights = attention(q, k, v, layout="bshd", return_weights=True, out=out, **options)
     if not average:
         return weights
     compute = np.float64 if q.dtype == np.float64 else np.float32
     return weights.astype(compute, copy=False).mean(axis=1).astype(q.dtype, copy=False)
-
-
-def attention_weights(
-    query: np.ndarray,
-    key: np.ndarray,
-    lse: np.ndarray,
-    average: bool,
-    *,
-    mask: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    key_lengths: np.ndarray | None = None,
-    causal: bool = False,
-    alignment: str | None = None,
-) -> np.ndarray:
-    """exp(score - lse): what each query gives each key, (batch[, heads], len_q, len_kv).
-
-    query : (batch, len_q, heads, dim); key : (batch, len_kv, heads_kv, dim); lse : (batch, heads, len_q)
-    of the attention with the same options. One head's scores are held at a time; time and memory grow with
-    len_q x len_kv.
-    """
-    batch, len_q, heads, dim = query.shape
-    len_kv = key.shape[1]
-    compute = np.float64 if query.dtype == np.float64 else np.float32
-    shape = (batch, heads, len_q, len_kv)
-    # All options but bias as one mask, of the smallest shape that holds them before it is broadcast.
-    seen = np.ones((1, 1, 1, 1), bool) if mask is None else _four_axes(mask)
-    if key_lengths is not None:
-        seen = seen & (np.arange(len_kv) < key_lengths[:, None])[:, None, None]
-    if causal:
-        seen = seen & (np.arange(len_kv) <= np.arange(len_q)[:, None])
-    bias = None if bias is None else np.broadcast_to(_four_axes(bias), shape)
-    seen = np.broadcast_to(seen, shape)
-    weights = np.zeros((batch, len_q, len_kv) if average else shape, compute)
-    for h in range(heads):
-        q, k = query[:, :, h].astype(compute), key[:, :, h * key.shape[2] // heads].astype(compute)
-        with np.errstate(invalid="ignore", over="ignore"):  # what a mask hides may hold anything
-            s = (q * compute(1 / math.sqrt(dim))) @ k.swapaxes(1, 2)
-            if bias is not None:
-                s += bias[:, h]
-            s -= np.where(np.isneginf(lse[:, h]), 0, lse[:, h])[..., None]
-        p = np.exp(np.where(seen[:, h], s, -np.inf))
-        if compute == np.float64:  # lse is float32: what it lacks is a factor of the row
-            total = p.sum(-1, keepdims=True)
-            p /= np.where(total == 0, 1, total)
-        if average:
-            weights += p
-        else:
-            weights[:, h] = p
-    if average:
-        weights /= heads
-    return weights.astype(query.dtype, copy=False)
-
-
-def _four_axes(x: np.ndarray) -> np.ndarray:
-    return x.reshape((1,) * (4 - x.ndim) + x.shape)
