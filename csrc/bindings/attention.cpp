@@ -97,7 +97,7 @@ py::object attention(const py::object& query, const Array& key, const Array& val
 // a short sequence. None for other arrays, an output that overlaps an input, or what is to be refused: attention() has all of
 // that.
 py::object attention_without_options(const py::object& query, const py::object& key, const py::object& value, const py::object& out,
-                                     bool causal, int alignment) {
+                                     bool causal, int alignment, bool sequence_first) {
   AttentionProblem p;
   for (const auto& [x, view] : {std::pair{&query, &p.query}, {&key, &p.key}, {&value, &p.value}, {&out, &p.out}}) {
     if (x == &out && out.is_none()) continue;
@@ -106,10 +106,11 @@ py::object attention_without_options(const py::object& query, const py::object& 
     if (view->rank != 4) return py::none();
   }
   if (p.out.present() && (p.out.may_overlap(p.query) || p.out.may_overlap(p.key) || p.out.may_overlap(p.value))) return py::none();
+  if (sequence_first) p.swap_sequence_and_heads();
   p.scale = 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(p.dim_qk(), 1)));
   if (causal) p.window_right = 0;
   p.alignment = static_cast<Alignment>(alignment);
-  const py::object outputs = attend(p, query, out, false, false, false);
+  const py::object outputs = attend(p, query, out, sequence_first, false, false);
   return py::isinstance<py::list>(outputs) ? py::object(outputs[py::int_(0)]) : py::none();
 }
 
@@ -183,7 +184,7 @@ void bind_attention(py::module_& m) {
         py::arg("window_left"), py::arg("window_right"), py::arg("alignment"), py::arg("scale"), py::arg("softcap"), py::arg("dropout_p"),
         py::arg("seed"), py::arg("precision"), py::arg("sequence_first"), py::arg("return_lse"), py::arg("return_weights"));
   m.def("attention_without_options", &attention_without_options, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
-        py::arg("causal"), py::arg("alignment"));
+        py::arg("causal"), py::arg("alignment"), py::arg("sequence_first"));
   m.def("attention_varlen", &attention_varlen, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_kv"), py::arg("mask"), py::arg("bias"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("query_lengths"),
         py::arg("key_lengths"), py::arg("out"), py::arg("block_mask"), py::arg("window_left"), py::arg("window_right"),

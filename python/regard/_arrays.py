@@ -401,11 +401,10 @@ def call(
     options: tuple[Any, ...],
 ) -> Any:
     """kernel(*arrays, *options) for arrays of any framework; outputs are of the first array's kind."""
-    for x in arrays:
-        if x is not None and type(x) is not np.ndarray:
-            break
-    else:
-        return kernel(*arrays, *options)
+    if type(arrays[0]) is np.ndarray:
+        result = kernel(*arrays, *options)
+        if type(result) is not tuple:  # else it refuses, and may only not have known an array of another framework
+            return result
     if on_gpu(arrays[0]):
         return call_on_gpu(operation, kernel.__name__, arrays, options)
     natives = [native(operation, x) for x in arrays]
@@ -439,11 +438,11 @@ def apart_from(out: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         out = native("out", out)
 
     def apart(x: Any) -> Any:
-        if x is None:
-            return None
-        if type(x) is not np.ndarray and on_gpu(x):  # whether it may be there is the call's to say
+        if type(x) is type(out) is np.ndarray:
+            return x.copy() if np.may_share_memory(out, x) else x
+        if x is None or on_gpu(x):  # whether it may be there is the call's to say
             return x
-        y = x if type(x) is np.ndarray else native("out", x)
+        y = native("out", x)
         both = isinstance(out, np.ndarray) and isinstance(y, np.ndarray)
         shared = np.may_share_memory(out, y) if both else type(y) is type(out)
         if not shared:

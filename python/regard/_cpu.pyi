@@ -23,7 +23,7 @@ def attention_sizes(query: typing.Any, key: typing.Any, value: typing.Any, preci
 def attention_varlen(query: typing.Any, key: typing.Any, value: typing.Any, cu_seqlens_q: typing.Any, cu_seqlens_kv: typing.Any, mask: typing.Any, bias: typing.Any, alibi_slopes: typing.Any, sinks: typing.Any, query_lengths: typing.Any, key_lengths: typing.Any, out: typing.Any, block_mask: typing.Any, window_left: int, window_right: int, alignment: int, scale: float, softcap: float, dropout_p: float, seed: int, precision: int, return_lse: bool, return_weights: bool) -> typing.Any:
     ...
 
-def attention_without_options(query: typing.Any, key: typing.Any, value: typing.Any, out: typing.Any, causal: bool, alignment: int) -> typing.Any:
+def attention_without_options(query: typing.Any, key: typing.Any, value: typing.Any, out: typing.Any, causal: bool, alignment: int, sequence_first: bool) -> typing.Any:
     ...
 
 def bfloat16_capsule(words: numpy.ndarray) -> typing_extensions.CapsuleType:

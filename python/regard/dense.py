@@ -194,7 +194,7 @@ def linear(
             named = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
             raise _checks.error("linear", ("shape", "weight", 0), named)
         weight, packed_out, held = weight.packed, weight.out_features, _HELD[weight.held]
-    on_gpu = _arrays.on_gpu(x)
+    on_gpu = type(x) is not np.ndarray and _arrays.on_gpu(x)
     if on_gpu and packed_out >= 0:
         weight, bias = _packed_on_gpu(x, given, bias)
     arrays = (x, weight, bias, residual)

@@ -116,13 +116,13 @@ def attention(
     short = type(query) is np.ndarray and mask is None and bias is None and window is None and scale is None
     short = short and softcap is None and alibi_slopes is None and sinks is None
     short = short and query_lengths is None and key_lengths is None and seed is None and dropout_p == 0.0
-    if short and layout == "bhsd" and precision == "highest" and not (return_lse or return_weights):
+    sequence_first = _checks.choice("layout", layout, _checks.LAYOUTS)
+    if short and precision == "highest" and not (return_lse or return_weights):
         # A short call without options spent half its time on options. What is refused is worded below.
         diagonal = 0 if alignment is None else _checks.choice("alignment", alignment, _options.ALIGNMENTS)
-        result = _backend.cpu.attention_without_options(query, key, value, out, bool(causal), diagonal)
+        result = _backend.cpu.attention_without_options(query, key, value, out, bool(causal), diagonal, sequence_first)
         if result is not None:
             return result
-    sequence_first = _checks.choice("layout", layout, _checks.LAYOUTS)
     dense, options = _options.parsed(query, mask, causal, window, alignment, scale, softcap, dropout_p, seed, precision)
     inputs = (query, key, value, dense, bias, alibi_slopes, sinks, query_lengths, key_lengths)
     numbers = (*options, sequence_first, return_lse, return_weights)

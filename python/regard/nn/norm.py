@@ -44,14 +44,14 @@ class _Norm(Module):
         if x.shape[x.ndim - count :] != self.normalized_shape:
             expected = ", ".join(("...", *map(str, self.normalized_shape)))
             raise ValueError(f"x: expected shape ({expected}), got {describe(x)}")
-        return x if count == 1 else x.reshape(*x.shape[: x.ndim - count], math.prod(self.normalized_shape))
+        return x.reshape(*x.shape[: x.ndim - count], math.prod(self.normalized_shape))
 
     def _over_rows(self, norm: Callable[..., Any], inputs: tuple[Any, ...], more: tuple[Any, ...], out: Any) -> Any:
         """norm(*inputs, *more, out) of the inputs as rows; out is written and returned where given."""
         try:
+            if len(self.normalized_shape) == 1 and {x.shape[-1:] for x in inputs} == {self.normalized_shape}:
+                return norm(*inputs, *more, out)
             rows = [self._rows(x) for x in inputs]
-            if len(self.normalized_shape) == 1:
-                return norm(*rows, *more, out)
         except (TypeError, ValueError) as error:
             raise renamed(error, self._words) from None
         shape = inputs[0].shape
