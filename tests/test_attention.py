@@ -138,6 +138,20 @@ def test_inputs_are_left_as_they_were(backend):
 
 
 @pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_mask_and_bias_of_any_strides(backend):
+    query, key, value = normal(0, 1, 2, 70, 16), normal(1, 1, 2, 150, 16), normal(2, 1, 2, 150, 16)
+    bias = normal(3, 2, 150, 70).swapaxes(1, 2)  # keys lie far apart, queries side by side
+    far = np.zeros((70, 150, 1 << 12), bool)[..., 0]  # a page from key to key
+    far[:] = np.random.default_rng(4).random((70, 150)) < 0.5
+    for arranged in ({"bias": bias}, {"bias": bias[..., ::-1, ::-1]}, {"mask": far}, {"mask": far[:, ::-1]}):
+        plain = {name: np.ascontiguousarray(x) for name, x in arranged.items()}
+        for weights in (False, True):
+            got = regard.attention(query, key, value, return_weights=weights, **arranged)
+            want = regard.attention(query, key, value, return_weights=weights, **plain)
+            for one, other in zip(got, want, strict=True):
+                assert_same_bits(one, other)
+
+
 def test_mask_of_fewer_axes_broadcasts(backend, axes):
     query, key, value = (normal(i, 2, 3, 9, 8) for i in range(3))
     shape = (2, 3, 9, 9)[4 - axes :]

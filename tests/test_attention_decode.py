@@ -64,6 +64,22 @@ def test_heads_that_share_keys(backend: str, group: int, dtype: str) -> None:
         assert_same_bits(together[:, head : head + 1], regard.attention(query[:, head : head + 1], key, value))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("len_q", range(4, 11))
+def test_several_queries(backend: str, len_q: int, dtype: str) -> None:
+    """Around the number of queries from which blocks serve, over fewer and more keys than that number hangs on.
+
+    Rows go in fours where they see the same keys: on the diagonal they do not, and heads that share keys are cut into items.
+    """
+    for heads, heads_kv, len_kv in ((1, 1, 70), (3, 3, 1023), (12, 1, 81), (2, 1, 1024), (5, 1, 1100)):
+        query, key, value = arrays(len_q, len_kv, heads, heads_kv, 24, 40, dtype)
+        for options in ({}, dict(causal=True, **LOWER), dict(window=(3, 2), **LOWER)):
+            check(query, key, value, dtype, **options)
+            together = regard.attention(query, key, value, **options)
+            alone = regard.attention(query[:, -1:], key[:, -1:], value[:, -1:], **options)
+            assert_same_bits(together[:, -1:], alone, "one head alone")
+
+
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
 RNG = np.random.default_rng(9)
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -73,6 +73,14 @@ def test_strides(backend, arrange, layout):
     assert_same_bits(np.ascontiguousarray(moved), out)
 
 
+def test_no_channels_of_some(backend):
+    x = normal(0, 2, 4, 4, 3)[..., :0]
+    mlp = [np.zeros(shape, np.float32) for shape in ((2, 0), (2,), (0, 2), (0,))]
+    assert regard.squeeze_excitation(x, *mlp, layout="nhwc").shape == x.shape
+    assert regard.efficient_channel_attention(x, np.ones(3, np.float32), layout="nhwc").shape == x.shape
+    assert regard.spatial_attention(x, np.ones((1, 2, 3, 3), np.float32), layout="nhwc").shape == x.shape
+
+
 def test_an_image_of_stride_0(backend):
     one = normal(0, 1, 24, 1, 1)
     x = np.broadcast_to(one, (3, 24, 20, 11))

@@ -338,7 +338,8 @@ template <class T, class Products> class Blocks {
 // Cuts the batch into items of both paths and runs them.
 template <class T, class Products> class Forward {
  public:
-  explicit Forward(const AttentionProblem& problem) : p_(problem), output_(problem), blocks_(problem, output_), rows_(problem, output_) {}
+  explicit Forward(const AttentionProblem& problem)
+      : p_(problem), output_(problem), blocks_(problem, output_), rows_(problem, output_, Products::kOverlaps) {}
 
   void run() {
     const std::int64_t items = lay_out();

@@ -1,10 +1,10 @@
 // Attention of few queries over many keys: a step of decoding. Bound by reading K and V, so they are read once for all
 // heads that share them, and keys are split so that one sequence fills the cores.
 //
-//   for each item: a split of the keys of one key head            (parallel)
+//   for each item: a split of the keys of one key head, and rows  (parallel)
 //     for each block of keys
 //       K, V as compute values                                    (widened where they lie, or copied)
-//       s = K q, lanes along dim, for up to 4 rows of the heads that share them at once; ask memory for V
+//       s = K q, lanes along dim, for up to 4 rows that see the same keys at once; ask memory for V
 //       p = exp2(s - max)
 //       out = out * alpha + p V, for as many rows at once; ask memory for the next block's K
 //   merge the splits of each row in order                         (where there is more than one)
@@ -46,6 +46,9 @@ template <class T> class Rows {
   // Keys a block. Longer ones spread a row's softmax over more keys; K of 128 dimensions still fits L1 while all rows
   // score it, and V while all rows add it.
   static constexpr int kBlock = 64;
+  // Rows an item. More heads than have so many read K and V again, which is then little of their work, and other threads can
+  // take them: 8 queries of 8 heads that share 256 keys take half the time on two threads.
+  static constexpr std::int64_t kRowsAnItem = 32;
   // Whether K or V of a narrower type are widened where they lie, for each group of rows anew, or copied once for all. Of what
   // is a few instructions a vector, 6 and 8 rows of 128 dimensions take 0.7 of the time that copies take, 16 rows 0.8 to
   // 0.87 and 32 rows 0.88 to 0.97 (Zen 3). Of float8, 1 and 2 rows take 0.7, 4 rows 0.8, 8 rows 1.1 and 16 rows 1.5;
@@ -64,8 +67,9 @@ template <class T> class Rows {
   static constexpr bool kHasTiles = !std::is_same_v<Tiles, NoRowTiles>;
 
  public:
-  Rows(const AttentionProblem& problem, const AttentionOutput<T>& output)
-      : p_(problem), tiles_(problem), output_(output), products_(p_.dim_qk(), p_.dim_v()) {
+  // beside_matrix: whether blocks of more queries run on a matrix unit.
+  Rows(const AttentionProblem& problem, const AttentionOutput<T>& output, bool beside_matrix)
+      : p_(problem), tiles_(problem), output_(output), products_(p_.dim_qk(), p_.dim_v()), beside_matrix_(beside_matrix) {
     // A block mask that differs between heads gives them different keys: then each head goes alone.
     heads_together_ = p_.block_mask.present() && p_.block_mask.heads > 1 ? 1 : tiles_.per_group;
     dim_qk_ = round_up(p_.dim_qk(), kW);
@@ -75,7 +79,8 @@ template <class T> class Rows {
   }
 
   bool takes(const SequenceMask& sequence) const {
-    return sequence.len_q <= kFewQueries && (!p_.block_mask.present() || p_.block_mask.block_q >= sequence.len_q);
+    return sequence.len_q <= few_queries(p_.key.dtype, sequence.len_kv, beside_matrix_, on_tiles_) &&
+           (!p_.block_mask.present() || p_.block_mask.block_q >= sequence.len_q);
   }
 
   // Called for the sequences of the batch in order, before any run().
@@ -86,16 +91,17 @@ template <class T> class Rows {
       first_state_[static_cast<std::size_t>(b)] = states_;
       states_ += n * p_.heads() * sequence.len_q;
     }
-    return sequence.len_q == 0 ? 0 : p_.heads() / heads_together_ * n;
+    return sequence.len_q == 0 ? 0 : p_.heads() / heads_together_ * parts(sequence) * n;
   }
 
   void run(std::int64_t b, const SequenceMask& sequence, std::int64_t item) const {
     const std::int64_t n = splits(sequence);
-    const std::int64_t h0 = item / n * heads_together_;
+    const std::int64_t part = item / n % parts(sequence) * heads_an_item(sequence);
+    const std::int64_t h0 = item / n / parts(sequence) * heads_together_ + part;
     const KeyRange seen = sequence.seen_by_any(0, sequence.len_q);
     const std::int64_t start = (seen.first / kSplit + item % n) * kSplit;
     Buffers w;
-    take_buffers(w, heads_together_ * sequence.len_q);
+    take_buffers(w, std::min(heads_an_item(sequence), heads_together_ - part) * sequence.len_q);
     start_rows(w, b, h0, sequence.len_q, item % n == 0);
     const KeyRange split{std::max(seen.first, start), std::min(seen.last, start + kSplit)};
     const auto run_split = [&](auto&& block) {
@@ -146,6 +152,7 @@ template <class T> class Rows {
   struct Part {
     int first;
     int last;
+    bool operator==(const Part& other) const { return first == other.first && last == other.last; }
   };
 
   struct Buffers {
@@ -192,6 +199,12 @@ template <class T> class Rows {
     w.plain_row = w.scratch.template at<double>(plain_row);
   }
 
+  // Heads that share a key head, cut into items of no more rows than kRowsAnItem where they have more.
+  std::int64_t heads_an_item(const SequenceMask& sequence) const {
+    return std::clamp<std::int64_t>(kRowsAnItem / std::max<std::int64_t>(sequence.len_q, 1), 1, heads_together_);
+  }
+  std::int64_t parts(const SequenceMask& sequence) const { return divide_up(heads_together_, heads_an_item(sequence)); }
+
   std::int64_t splits(const SequenceMask& sequence) const {
     const KeyRange seen = sequence.seen_by_any(0, sequence.len_q);
     return std::max<std::int64_t>(1, (seen.last + kSplit - 1) / kSplit - seen.first / kSplit);
@@ -232,17 +245,29 @@ template <class T> class Rows {
     }
     const Ahead values{w.value_at, 0, p_.dim_v() * size_of(value)};
     const Ahead next_keys{w.key_at, further_keys(w, keys), p_.dim_qk() * size_of(key)};
-    // f(N, row, seen, ahead) for the heads of each query that sees keys of the block, N of them at once; the first ask ahead.
-    const auto for_rows = [&](const Ahead& rows, auto&& f) {
-      for (std::int64_t i = 0; i < sequence.len_q; ++i) {
+    // f(N, row, apart, seen, ahead) for rows that see the same keys of the block, N of them at once; the first ask ahead.
+    const auto for_rows = [&](Ahead ahead, auto&& f) {
+      const auto some = [&](std::int64_t rows, std::int64_t first, std::int64_t apart, Part seen) {
+        if (seen.first >= seen.last) return;
+        for_groups(rows, [&](auto n, std::int64_t r) {
+          f(n, first + r * apart, apart, seen, ahead);
+          ahead = {};
+        });
+      };
+      const std::int64_t queries = sequence.len_q;
+      for (std::int64_t i = 0; i < queries;) {
         const Part seen = seen_in_block(sequence, i, j0, keys);
-        if (seen.first >= seen.last) continue;
-        for_groups(w.rows / sequence.len_q,
-                   [&](auto n, std::int64_t h) { f(n, i + h * sequence.len_q, seen, h == 0 && i == 0 ? rows : Ahead{}); });
+        std::int64_t same = 1;
+        while (i + same < queries && seen == seen_in_block(sequence, i + same, j0, keys)) ++same;
+        if (same == queries || w.rows == queries)
+          some(same * (w.rows / queries), i, 1, seen);
+        else
+          for (std::int64_t k = i; k < i + same; ++k) some(w.rows / queries, k, queries, seen);
+        i += same;
       }
     };
-    for_rows(values, [&](auto n, std::int64_t row, Part seen, const Ahead& ahead) {
-      with_loaded<T>(key, [&](auto s) { score<decltype(s), n>(w, row, sequence.len_q, seen, ahead); });
+    for_rows(values, [&](auto n, std::int64_t row, std::int64_t apart, Part seen, const Ahead& ahead) {
+      with_loaded<T>(key, [&](auto s) { score<decltype(s), n>(w, row, apart, seen, ahead); });
     });
     for (std::int64_t r = 0; r < w.rows; ++r) {
       const Part seen = seen_in_block(sequence, r % sequence.len_q, j0, keys);
@@ -254,22 +279,10 @@ template <class T> class Rows {
           store(weights, load<V>(weights) * load<V>(w.scales + kBlock + k));
         }
     }
-    for_rows(next_keys, [&](auto n, std::int64_t row, Part seen, const Ahead& ahead) {
-      with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, row, sequence.len_q, seen, ahead); });
+    for_rows(next_keys, [&](auto n, std::int64_t row, std::int64_t apart, Part seen, const Ahead& ahead) {
+      with_loaded<T>(value, [&](auto s) { add_values<decltype(s), n>(w, row, apart, seen, ahead); });
     });
   }
-
-  // Rows to ask memory for while others are worked on: the order in which products read them is none that processors
-  // foresee. With one thread of a Zen 3, 1x32/8x8192x128 takes 5.5 ms in float16 and 4.2 with an int8 cache, and 9.5 and 7.1
-  // without; 4x32/32x1024x128 12.0 and 6.5, and 14.4 and 10.9.
-  struct Ahead {
-    const char* const* at = nullptr;
-    std::intptr_t further = 0;  // from there
-    std::int64_t bytes = 0;     // a row
-    void ask(int k, std::int64_t first, std::int64_t last) const {
-      ask_for(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(at[k]) + further + first), std::min(last, bytes) - first);
-    }
-  };
 
   // From the keys of a block to those of the next one, if they lie evenly.
   static std::intptr_t further_keys(const Buffers& w, int keys) {
@@ -277,12 +290,12 @@ template <class T> class Rows {
     return keys < kBlock ? 0 : kBlock * (place_of(1) - place_of(0));
   }
 
-  // f(N, first of them) for groups of N = 4, then 2, then 1 of the heads.
-  template <class F> static void for_groups(std::int64_t heads, F&& f) {
-    std::int64_t h = 0;
-    for (; h + 4 <= heads; h += 4) f(std::integral_constant<int, 4>{}, h);
-    for (; h + 2 <= heads; h += 2) f(std::integral_constant<int, 2>{}, h);
-    if (h < heads) f(std::integral_constant<int, 1>{}, h);
+  // f(N, first of them) for groups of N = 4, then 2, then 1 of the rows.
+  template <class F> static void for_groups(std::int64_t rows, F&& f) {
+    std::int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>{}, r);
+    for (; r + 2 <= rows; r += 2) f(std::integral_constant<int, 2>{}, r);
+    if (r < rows) f(std::integral_constant<int, 1>{}, r);
   }
 
   // The same with both products on the matrix unit, for all blocks of a split.
@@ -568,6 +581,7 @@ template <class T> class Rows {
   Tiles products_;
   std::int64_t heads_together_;
   bool on_tiles_;
+  bool beside_matrix_;
   std::int64_t dim_qk_;  // padded to whole vectors
   std::int64_t dim_v_;
   std::int64_t state_row_;

@@ -309,7 +309,14 @@ template <class T, int Columns = Tile<T>::kColumns> class ScoreTiles {
 
   // Asks for a tile's share of x.
   void prefetch(const Array& x, const TileOf& t) const {
-    for (int q = 0; q < t.queries; ++q) ask_for(x.at(t.b, t.h, t.i0 + q, t.j0), x.stride[3] * t.keys);
+    const std::int64_t step = x.stride[3];
+    for (int q = 0; q < t.queries; ++q) {
+      const char* const row = x.at(t.b, t.h, t.i0 + q, t.j0);
+      if (0 <= step && step <= kLine)
+        ask_for(row, step * t.keys);
+      else
+        for (int r = 0; r < t.keys; ++r) ask_for_line(row + r * step);
+    }
   }
 
   const AttentionProblem& p_;

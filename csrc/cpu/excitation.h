@@ -60,6 +60,10 @@ struct Matrix {
   std::int64_t row;  // elements from one row to the next
 };
 
+// Rows of a matrix, or channels, between two looks at whether the call is being stopped: as many of usual size take some us,
+// and a look 25 ns.
+constexpr std::int64_t kBetweenPolls = 1024;
+
 // y = W x: x is zero beyond its columns up to whole vectors, y has room for whole vectors. A row's products are one
 // chain over vectors of columns; a vector's width of rows at a time keeps as many chains in flight.
 template <class S, class T> class MatrixByVector {
@@ -72,6 +76,7 @@ template <class S, class T> class MatrixByVector {
 
   void operator()(const T* x, T* y) const {
     for (std::int64_t r = 0; r < w_.rows; r += kW) {
+      if (r > 0 && r % kBetweenPolls == 0 && stop_requested()) return;
       // Beyond a row's end lie other rows, except at the matrix's end: what is loaded of them is masked out again.
       const bool rows_follow = r + kW < w_.rows && (w_.rows - r - kW) * w_.row >= kW;
       const V dots = rows_follow ? group<true>(r, x) : group<false>(r, x);
@@ -169,6 +174,7 @@ template <class T> class ExcitationNetwork {
   void convolve(const T* x, T* to) const {
     const std::int64_t kernel = p_.w_channel.shape[0];
     for (std::int64_t c = 0; c < p_.channels(); c += kW) {
+      if (c > 0 && c % kBetweenPolls == 0 && stop_requested()) return;
       V acc{};
       for (std::int64_t k = 0; k < kernel; ++k) acc = fma(broadcast<V>(taps_[k]), load<V>(x + c + k - kernel / 2), acc);
       store(to + c, acc);

@@ -89,7 +89,7 @@ class Cut {
       : channels_(m.channels), positions_(m.positions) {
     const std::int64_t blocks = std::max<std::int64_t>(1, (positions_ + block - 1) / block);
     if (m.order == Order::pixels) {
-      channels_a_piece_ = std::min(channels_, kPixelChannels);
+      channels_a_piece_ = std::clamp<std::int64_t>(channels_, 1, kPixelChannels);
       positions_a_piece_ = block * std::max<std::int64_t>(1, piece_bytes / (block * channels_a_piece_ * item + 1));
     } else {
       const std::int64_t plane = positions_ * item;

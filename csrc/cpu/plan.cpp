@@ -7,6 +7,7 @@
 #include "cpu/tile_simd.h"
 #ifdef REGARD_MATRIX_TILES
 #include "cpu/attention_matrix.h"
+#include "cpu/attention_row_tiles.h"
 #endif
 
 namespace regard::cpu {
@@ -18,11 +19,13 @@ TileSizes tile_sizes(DType dtype) {
 }
 
 AttentionSizes attention_sizes(const AttentionProblem& p) {
-  AttentionSizes sizes{queries_per_item(p, VectorProducts<float>::kShare), kKeys, kFewQueries, kSplit, 0};
+  AttentionSizes sizes{queries_per_item(p, VectorProducts<float>::kShare), kKeys, few_queries(p.key.dtype, p.len_kv(), false, false),
+                       kSplit, 0};
 #ifdef REGARD_MATRIX_TILES
   with_matrix_products(p, [&](auto split) {
     using Split = decltype(split);
     sizes.queries_per_item = queries_per_item(p, MatrixProducts<Split>::kShare);
+    sizes.few_queries = few_queries(p.key.dtype, p.len_kv(), true, RowTiles::serve(p));
     sizes.matrix_products = Split::kScores.kCount;
   });
 #endif
