@@ -71,7 +71,8 @@ def test_several_queries(backend: str, len_q: int, dtype: str) -> None:
 
     Rows go in fours where they see the same keys: on the diagonal they do not, and heads that share keys are cut into items.
     """
-    for heads, heads_kv, len_kv in ((1, 1, 70), (3, 3, 1023), (12, 1, 81), (2, 1, 1024), (5, 1, 1100)):
+    shapes = ((1, 1, 70), (3, 3, 1023), (12, 1, 81), (2, 1, 1024), (5, 1, 1100))
+    for heads, heads_kv, len_kv in shapes:
         query, key, value = arrays(len_q, len_kv, heads, heads_kv, 24, 40, dtype)
         for options in ({}, dict(causal=True, **LOWER), dict(window=(3, 2), **LOWER)):
             check(query, key, value, dtype, **options)
