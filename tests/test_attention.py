@@ -115,6 +115,8 @@ def test_a_call_without_options_gives_the_bits_of_one_with(backend, causal, stri
     arrays = [normal(n, *dims)[:, ::-1, ::2, ::2] if strided else normal(n, 2, 3, 15, 8) for n in range(3)]
     wanted = regard.attention(*arrays, causal=causal, scale=8**-0.5)
     assert_same_bits(regard.attention(*arrays, causal=causal), wanted)
+    turned = regard.attention(*(x.swapaxes(1, 2) for x in arrays), causal=causal, layout="bshd")
+    assert_same_bits(turned.swapaxes(1, 2), wanted)
     for alignment in ("upper_left", "lower_right"):
         few = (arrays[0][:, :, :4], *arrays[1:])
         with_options = regard.attention(*few, causal=causal, alignment=alignment, scale=8**-0.5)
