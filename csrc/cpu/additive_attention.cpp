@@ -63,8 +63,8 @@ template <class T> class Additive {
     value_row_ = row_length<T>(p_.dim_v());
     kept_row_ = round_up(p_.len_kv(), kKeys);
     previous_row_ = round_up(kKeys + (p_.needs_location ? p_.width() : 0), kW) + kW;
-    if (p_.w_query.present()) w_query_ = Projection<T>(p_.w_query);
-    if (p_.w_key.present()) w_key_ = Projection<T>(p_.w_key);
+    if (p_.w_query.present()) w_query_ = {p_.w_query, p_.query.dtype};
+    if (p_.w_key.present()) w_key_ = {p_.w_key, p_.key.dtype};
     v_ = Shared<T>(round_up(dim_, kW));
     std::fill_n(v_.get(), round_up(dim_, kW), T(0));
     read_row(p_.v.dtype, p_.v.data, p_.v.stride[0], dim_, v_.get());
@@ -91,8 +91,8 @@ template <class T> class Additive {
 
     for (std::int64_t b0 = 0; b0 < p_.batch(); b0 += group) {
       const std::int64_t sequences = std::min(group, p_.batch() - b0);
-      if (w_query_) project_sequences(p_.query, b0, sequences, w_query_, queries_.get(), dim_row_);
-      if (w_key_) project_sequences(p_.key, b0, sequences, w_key_, keys_.get(), dim_row_);
+      if (w_query_) w_query_(p_.query, b0, sequences, queries_.get(), dim_row_);
+      if (w_key_) w_key_(p_.key, b0, sequences, keys_.get(), dim_row_);
       const double work =
           static_cast<double>(sequences * p_.len_q()) * static_cast<double>(p_.len_kv() + 1) * static_cast<double>(8 * dim_ + p_.dim_v());
       parallel_for(sequences * blocks, work, Rehearse::scratch, [&](std::int64_t item) {
@@ -486,7 +486,8 @@ template <class T> class Additive {
 
   const AdditiveProblem& p_;
   PlainAdditive plain_;
-  Projection<T> w_query_, w_key_, w_location_;
+  SequenceProjection<T> w_query_, w_key_;
+  Projection<T> w_location_;
   Shared<T> v_;  // [dim, to whole vectors], zeros at the end
   Shared<T> bias_;
   Shared<T> kernel_;  // [filters][channels][width]

@@ -130,7 +130,7 @@ template <class T> void run(const MultiplicativeProblem& p) {
     transposed.swap_axes(0, 1);
     const std::int64_t row = round_up(p.dim_k(), kWidth<T>);
     projected = Shared<T>((p.batch() * p.len_q() + Tile<T>::kRows) * row);
-    project_sequences(p.query, 0, p.batch(), Projection<T>(transposed), projected.get(), row);
+    SequenceProjection<T>(transposed, p.query.dtype)(p.query, 0, p.batch(), projected.get(), row);
     constexpr std::int64_t item = sizeof(T);
     query.data = reinterpret_cast<char*>(projected.get());
     query.dtype = dtype_of<T>();
