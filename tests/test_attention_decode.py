@@ -69,7 +69,7 @@ def test_heads_that_share_keys(backend: str, group: int, dtype: str) -> None:
 def test_several_queries(backend: str, len_q: int, dtype: str) -> None:
     """Around the number of queries from which blocks serve, over fewer and more keys than that number hangs on.
 
-    Rows go in fours where they see the same keys; on the diagonal they do not. Heads that share keys are cut into items.
+    Rows go in fours where they see the same keys, which on a diagonal they do not. Heads that share keys make items.
     """
     shapes = ((1, 1, 70), (3, 3, 1023), (12, 1, 81), (2, 1, 1024), (5, 1, 1100))
     for heads, heads_kv, len_kv in shapes:
