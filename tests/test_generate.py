@@ -378,8 +378,12 @@ def test_cached_decoder_refuses_what_does_not_fit():
         cached(padding=np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"^memory_key_padding_mask: expected a bool"):
         cached(padding=np.zeros((3, 4), bool))
-    with pytest.raises(ValueError, match=r"^tokens: expected no more than max_len = 4"):
+    with pytest.raises(ValueError, match=r"^max_new_tokens: expected at most 2, with the decoder's max_len = 4"):
         nn.generate(cached(max_len=4), PROMPTS, max_new_tokens=3)
+    with pytest.raises(ValueError, match=r"^prompts: expected 3, one for each row of the decoder, got 2"):
+        nn.generate(cached(), PROMPTS[:2], max_new_tokens=3)
+    with pytest.raises(ValueError, match=r"^tokens: expected no more than max_len = 4"):
+        cached(max_len=4).step(np.zeros((3, 5), np.int64))
     with pytest.raises(ValueError, match=r"^tokens: expected shape"):
         cached().step(np.zeros((2, 1), np.int64))
     with pytest.raises(ValueError, match=r"^lengths"):

@@ -531,3 +531,28 @@ def test_torch_tensors_of_other_dtypes(torch, backend, dtype):
     within = max(1e-5, 16 * EPSILON[dtype])
     want = theirs.double()(x.double())
     np.testing.assert_allclose(out.double().numpy(), want.numpy(), rtol=0, atol=within)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_rms_norm_of_small_values_agrees_with_torch(torch, dtype):
+    """Where eps counts: left out, it is that of the dtype that is computed in."""
+    pytest.importorskip("ml_dtypes")
+    x = (torch.randn(4, 64) * 1e-3).to(getattr(torch, dtype))
+    theirs, ours = torch.nn.RMSNorm(64, dtype=x.dtype), nn.RMSNorm(64)
+    np.testing.assert_allclose(ours(x).double().numpy(), theirs(x).double().numpy(), rtol=4 * EPSILON[dtype])
+
+
+def test_a_float_mask_beside_is_causal_is_added(torch, backend):
+    theirs, ours = pair(torch, "MultiheadAttention", 16, 2, batch_first=True)
+    distance = torch.arange(5)[:, None] - torch.arange(5)
+    mask = (-0.5 * distance.float()).masked_fill(distance < 0, -np.inf)
+    x = torch.randn(2, 5, 16)
+    want, weights = theirs(x, x, x, attn_mask=mask, is_causal=True)
+    for given in (mask, mask.masked_fill(distance < 0, 0.0)):  # what is_causal hides, a mask need not
+        out, found = ours(x, x, x, attn_mask=given, is_causal=True)
+        agrees(out, want)
+        agrees(found, weights)
+    both = nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True)
+    y = x.numpy()
+    alone, _ = both(y, y, y, attn_mask=mask.numpy())
+    np.testing.assert_array_equal(both(y, y, y, attn_mask=mask.numpy(), is_causal=True)[0], alone)

@@ -28,6 +28,14 @@ def window_sides(causal: bool, window: Any) -> tuple[int, int]:
     return min(left, 2**62), 0 if causal else min(right, 2**62)
 
 
+def checked_softcap(softcap: float) -> float:
+    """It, if it is a number above 0."""
+    _checks.number("softcap", softcap)
+    if not softcap > 0:
+        raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
+    return softcap
+
+
 def dropout(p: float, seed: int | None) -> tuple[float, int]:
     """Checked probability and seed; a seed from the system where none is given."""
     _checks.number("dropout_p", p)
@@ -60,9 +68,7 @@ def parsed(
     products = _checks.choice("precision", precision, PRECISIONS)
     diagonal = _checks.choice("alignment", alignment, ALIGNMENTS)
     if softcap is not None:
-        _checks.number("softcap", softcap)
-        if not softcap > 0:
-            raise ValueError(f"softcap: expected {_checks.VALUES['softcap']}, got {softcap!r}")
+        checked_softcap(softcap)
     left, right = (-1, 0 if causal else -1) if window is None else window_sides(causal, window)
     if dropout_p != 0.0 or seed is not None:
         dropout_p, seed = dropout(dropout_p, seed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from regard import _arrays, dense
 from regard._checks import describe
+from regard._options import checked_softcap, window_sides
 from regard.dot_product import attention, scores
 from regard.nn._workspace import scratch
 from regard.nn.linear import Linear
@@ -44,6 +45,11 @@ class MultiheadAttention(Module):
     rotary : RotaryEmbedding, optional
         Turns each head of the projected queries and keys by its token's position (Su et al., 2021); not
         the keys of add_bias_kv and add_zero_attn, which have none. Its dim is at most head_dim.
+    window : (left, right), optional
+        How many keys either side of its own place a query sees (Beltagy et al., 2020), None = unlimited; not together
+        with add_bias_kv and add_zero_attn, whose keys have no place.
+    softcap : float, optional
+        Scores become softcap * tanh(score / softcap).
 
     Notes
     -----
@@ -74,6 +80,8 @@ class MultiheadAttention(Module):
         *,
         num_heads_kv: int | None = None,
         rotary: RotaryEmbedding | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__(device, dtype)
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
@@ -87,6 +95,15 @@ class MultiheadAttention(Module):
         if rotary is not None and rotary.dim > self.head_dim:
             raise ValueError(f"rotary: expected dim <= embed_dim / num_heads = {self.head_dim}, got {rotary.dim}")
         self.rotary = rotary
+        # Options of regard.attention that every call has.
+        self._scoring: dict[str, Any] = {}
+        if window is not None:
+            window_sides(False, window)
+            if add_bias_kv or add_zero_attn:
+                raise ValueError(f"window: expected None with add_bias_kv or add_zero_attn, got {window!r}")
+            self._scoring["window"] = tuple(window)
+        if softcap is not None:
+            self._scoring["softcap"] = checked_softcap(softcap)
         self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
@@ -152,8 +169,8 @@ class MultiheadAttention(Module):
         average_attn_weights : bool
             Weights are averaged over the heads.
         is_causal : bool
-            Query i sees keys 0 to i. An attn_mask given beside it is taken to say the same and is
-            not read. (PyTorch asks for the mask as well; here it may be left out.)
+            Query i sees keys 0 to i. An attn_mask given beside it holds as well. (PyTorch asks for the mask that
+            says the same; here it may be left out.)
         key_mask : bool array, (batch, len_kv) or unbatched (len_kv,), optional
             In place of key_padding_mask, with the meaning of regard.attention: True = attend to this key.
         residual : array, of query's shape, optional
@@ -198,6 +215,9 @@ class MultiheadAttention(Module):
             given = k.shape[1]
             k, v = self._extended(k, v)
             options = self._masks(q, k, given, key_padding_mask, key_mask, attn_mask, is_causal, batched)
+            options.update(self._scoring)
+            if "window" in options:
+                options["alignment"] = "upper_left"
             joined = take(query.shape, q.dtype)  # written where out_proj reads it
             heads = joined.reshape(*query.shape[:-1], self.num_heads, self.head_dim)
             if not batched:
@@ -364,11 +384,13 @@ class MultiheadAttention(Module):
         batch, len_q = q.shape[:2]
         added = k.shape[1] - given
         options: dict[str, Any] = {}
+        if is_causal and says_causal(attn_mask):
+            attn_mask = None
         if is_causal and not added:
             options.update(causal=True, alignment="upper_left")
-            attn_mask = None
         elif is_causal:
-            attn_mask = np.arange(given) > np.arange(len_q)[:, None]
+            hidden = np.arange(given) > np.arange(len_q)[:, None]
+            _add_mask(options, _arrays.beside(q, hidden), added, q.dtype)
         if key_padding_mask is not None or key_mask is not None:
             shape = (batch, given) if batched else (given,)
             name, padding = ("key_padding_mask", key_padding_mask) if key_mask is None else ("key_mask", key_mask)
@@ -388,6 +410,16 @@ class MultiheadAttention(Module):
                 attn_mask = attn_mask.reshape(batch, self.num_heads, len_q, given)
             _add_mask(options, _arrays.beside(q, attn_mask), added, q.dtype)
         return options
+
+
+def says_causal(mask: Any) -> bool:
+    """Whether a (len_q, len_kv) mask hides exactly what lies right of the diagonal; one on a GPU is not looked at."""
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        return False
+    hidden = np.arange(mask.shape[1]) > np.arange(mask.shape[0])[:, None]
+    if mask.dtype == np.bool_:
+        return bool(np.array_equal(mask, hidden))
+    return bool(np.array_equal(mask, np.where(hidden, -np.inf, 0.0)))
 
 
 def lengths_of(padding: Any) -> np.ndarray | None:

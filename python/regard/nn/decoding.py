@@ -41,6 +41,8 @@ class CachedDecoder:
         where layers have a RotaryEmbedding.
     rows : int, optional
         How many sequences there are at first; default the memory's batch.
+    cache_dtype : str or dtype, optional
+        What keys and values of self-attention are kept in, as in KVCache; default the embeddings' dtype.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class CachedDecoder:
         project: Callable[[np.ndarray], Any],
         max_len: int,
         rows: int | None = None,
+        cache_dtype: Any = None,
     ) -> None:
         if not isinstance(stack, (TransformerDecoder, TransformerEncoder)):
             raise TypeError(f"stack: expected a TransformerDecoder or TransformerEncoder, got {describe(stack)}")
@@ -65,7 +68,7 @@ class CachedDecoder:
             needs = "a memory" if memory is None else "no memory"
             raise TypeError(f"memory: expected {needs} with {type(stack).__name__}")
         self._layers, self._norm = list(stack.layers), stack.norm
-        self._embed, self._project, self.max_len = embed, project, max_len
+        self._embed, self._project, self.max_len, self._cache_dtype = embed, project, max_len, cache_dtype
         for layer in self._layers:
             rotary = layer.self_attn.rotary
             if rotary is not None and max_len > rotary.max_positions:
@@ -95,6 +98,16 @@ class CachedDecoder:
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> Any:
         """Take tokens (rows, len), of which lengths (rows,) count (default all): logits (rows, vocabulary)."""
+        return self._step(tokens, lengths, each=False)
+
+    def step_each(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> Any:
+        """The same, with the logits that follow each token, (rows, len, vocabulary): to score or to check a draft.
+
+        What stands beyond a row's end has no meaning.
+        """
+        return self._step(tokens, lengths, each=True)
+
+    def _step(self, tokens: np.ndarray, lengths: np.ndarray | None, each: bool) -> Any:
         rows, length = tokens.shape
         if rows != len(self._lengths) or length < 1:
             raise ValueError(f"tokens: expected shape (rows = {len(self._lengths)}, len >= 1), got {describe(tokens)}")
@@ -113,11 +126,17 @@ class CachedDecoder:
             if not self._caches:
                 if self._memory is not None:
                     self._memory.check_beside(x)
-                self._caches = [_cache_for(layer.self_attn, rows, self.max_len, x) for layer in self._layers]
+                self._caches = [self._cache_for(layer.self_attn, rows, x) for layer in self._layers]
             x = self._through_layers(x, span)
             self._lengths = before + added
-            x = x[:, 0] if length == 1 else x[_arrays.beside(x, np.arange(rows)), _arrays.beside(x, added - 1)]
-            return self._project(x if self._norm is None else self._norm.forward(x))
+            if each:
+                x = x.reshape(rows * length, x.shape[-1])
+            elif length == 1:
+                x = x[:, 0]
+            else:
+                x = x[_arrays.beside(x, np.arange(rows)), _arrays.beside(x, added - 1)]
+            logits = self._project(x if self._norm is None else self._norm.forward(x))
+            return logits.reshape(rows, length, logits.shape[-1]) if each else logits
 
     def _through_layers(self, x: Any, span: _Span) -> Any:
         for i, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
@@ -129,6 +148,15 @@ class CachedDecoder:
                 x = layer._joined(x, layer.norm2, layer._feed_forward)
         return x
 
+    def truncate(self, lengths: Any) -> None:
+        """Forget what rows took from `lengths` on: an int, or integers (rows,), from 0 to each row's own length."""
+        for cache in self._caches:
+            cache.truncate(lengths)
+        if self._caches:
+            self._lengths = self._caches[0].lengths
+        elif np.any(np.asarray(lengths) != 0):
+            raise ValueError(f"lengths: expected 0, because no token was taken yet, got {lengths}")
+
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows in this order, each left out, kept or repeated."""
         if len(rows) == len(self._lengths) and np.array_equal(rows, np.arange(len(rows))):
@@ -139,6 +167,13 @@ class CachedDecoder:
         if self._memory is not None:
             self._memory.select(rows)
 
+    def _cache_for(self, module: MultiheadAttention, rows: int, x: Any) -> KVCache:
+        interleaved = module.rotary is not None and module.rotary.interleaved
+        return KVCache(
+            rows, module.num_heads_kv, self.max_len, module.head_dim, dtype=self._cache_dtype, like=x,
+            interleaved=interleaved,
+        )  # fmt: skip
+
     @staticmethod
     def _self_attention(layer: Any, x: Any, cache: KVCache, span: _Span) -> Any:
         def attend(y: Any) -> Any:
@@ -148,7 +183,7 @@ class CachedDecoder:
                 q = layer.self_attn._turned("query", q, span.positions)
                 cos, sin = layer.self_attn.rotary.tables(k)
             cache.append(k, v, span.lengths, cos=cos, sin=sin, layout="bshd")
-            attended = cache.attend(q, layout="bshd", **span.options)
+            attended = cache.attend(q, layout="bshd", **span.options, **layer.self_attn._scoring)
             return layer.self_attn.out_proj.forward(attended.reshape(y.shape))
 
         return layer._joined(x, layer.norm1, attend)
@@ -172,11 +207,6 @@ class _Span:
             self.options["query_lengths"] = self.lengths
         if length > 1:
             self.options["causal"] = True
-
-
-def _cache_for(module: MultiheadAttention, rows: int, capacity: int, x: Any) -> KVCache:
-    interleaved = module.rotary is not None and module.rotary.interleaved
-    return KVCache(rows, module.num_heads_kv, capacity, module.head_dim, like=x, interleaved=interleaved)
 
 
 def _own(x: Any) -> Any:

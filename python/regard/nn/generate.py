@@ -129,7 +129,7 @@ def generate(
         The likeliest token each time; the likeliest sequence that beam search finds; or tokens drawn
         by their probabilities.
     beams : int
-        Sequences kept for each prompt. Only for "beam".
+        Sequences kept for each prompt. Only for "beam", as is length_penalty.
     length_penalty : float
         alpha: beam search ranks by ``logprob / ((5 + length) / 6) ** alpha`` with the end-of-sequence
         counted in length (Wu et al., 2016, without the coverage term). 0 ranks by logprob.
@@ -158,13 +158,18 @@ def generate(
     ends = _ends(eos)
     limit = _checks.count("max_new_tokens", max_new_tokens, 1)
     if method == "beam":
+        _chooser("greedy", len(rows), temperature, top_k, top_p, seed)  # refuses what is for "sample"
         best = beam_search(
             decoder, rows, max_new_tokens=limit, eos=ends, beams=beams, length_penalty=length_penalty,
             adjust=adjust, progress=progress,
         )  # fmt: skip
         found = [hypotheses[0] for hypotheses in best]
     else:
+        for name, value, default in (("beams", beams, 4), ("length_penalty", length_penalty, 0.6)):
+            if value != default:
+                raise ValueError(f"{name}: expected {default} unless method is 'beam', got {value!r}")
         choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
+        _check_room(decoder, rows, limit)
         run = _Run(len(rows))
         with progress_bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
             for _ in run.steps(decoder, rows, limit, ends, choose, adjust):
@@ -197,6 +202,7 @@ def stream(
     single, rows = _prompts(prompts)
     choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
     limit, ends = _checks.count("max_new_tokens", max_new_tokens, 1), _ends(eos)
+    _check_room(decoder, rows, limit)
 
     def tokens() -> Iterator[Any]:
         for added in _Run(len(rows)).steps(decoder, rows, limit, ends, choose, adjust):
@@ -286,6 +292,7 @@ def beam_search(
     alpha = _number("length_penalty", length_penalty)
     if not alpha >= 0:
         raise ValueError(f"length_penalty: expected a number >= 0, got {length_penalty!r}")
+    _check_room(decoder, rows, limit)
     search = [_Beam([([], 0.0)], width, limit, alpha) for _ in rows]
     with progress_bar(limit, progress) as tick, contextlib.suppress(KeyboardInterrupt):
         _search(decoder, rows, search, limit, _ends(eos), adjust, tick)
@@ -387,6 +394,9 @@ def _chooser(
 ) -> Callable[[np.ndarray, list[int]], list[int]]:
     """A function of (logits, which prompts they belong to) to tokens."""
     if method == "greedy":
+        for name, value, default in (("temperature", temperature, 1.0), ("top_k", top_k, None), ("top_p", top_p, None)):
+            if value != default:
+                raise ValueError(f"{name}: expected {default} unless method is 'sample', got {value!r}")
         return lambda logits, _: logits.argmax(axis=1).tolist()
     if not _number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected a number > 0, got {temperature!r}")
@@ -399,25 +409,23 @@ def _chooser(
         raise ValueError(f"seed: expected None or an int >= 0, got {seed!r}") from None
 
     def draw(logits: np.ndarray, prompts: list[int]) -> list[int]:
-        # Below the largest, so that a temperature near 0 takes what it divides to -inf, never to inf.
-        with np.errstate(over="ignore"):
-            below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature
-        return [_draw(row, kept, top_p, streams[i]) for row, i in zip(below, prompts, strict=True)]
+        return [_draw(row, temperature, kept, top_p, streams[i]) for row, i in zip(logits, prompts, strict=True)]
 
     return draw
 
 
-def _draw(logits: np.ndarray, top_k: int | None, top_p: float | None, rng: np.random.Generator) -> int:
-    probabilities = np.exp(logits.astype(np.float64) - logits.max())
-    if top_k is None and top_p is None:
-        order = np.arange(len(logits))
-    elif top_k is None:
-        order = _nucleus(probabilities, top_p or 1.0)
-    else:
-        order = _largest(logits, min(top_k, len(logits)))
-        if top_p is not None:
-            order = order[_nucleus(probabilities[order], top_p)]
-    cumulative = probabilities[order].cumsum()
+def _draw(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None, rng: np.random.Generator
+) -> int:
+    # Which are likeliest does not depend on the temperature: the rest of a vocabulary is left alone.
+    order = np.arange(len(logits)) if top_k is None else _largest(logits, min(top_k, len(logits)))
+    # Below the largest, so that a temperature near 0 takes what it divides to -inf, never to inf.
+    with np.errstate(over="ignore"):
+        probabilities = np.exp((logits[order] - logits.max()).astype(np.float64) / temperature)
+    if top_p is not None:
+        nucleus = _nucleus(probabilities, top_p)
+        order, probabilities = order[nucleus], probabilities[nucleus]
+    cumulative = probabilities.cumsum()
     # Probabilities that underflowed to 0 are never drawn: side="right" skips flat stretches.
     return int(order[min(np.searchsorted(cumulative, rng.random() * cumulative[-1], "right"), len(order) - 1)])
 
@@ -451,6 +459,19 @@ def _log_sum(logits: np.ndarray) -> np.ndarray:
 
 
 # ---- Arguments ----
+
+
+def _check_room(decoder: Any, rows: list[list[int]], limit: int) -> None:
+    """Refuse what a decoder that says its rows and its room, such as CachedDecoder, has none for."""
+    there = len(getattr(decoder, "lengths", rows))
+    if there != len(rows):
+        raise ValueError(f"prompts: expected {there}, one for each row of the decoder, got {len(rows)}")
+    longest, room = max(map(len, rows)), getattr(decoder, "max_len", None)
+    if room is not None and longest + limit - 1 > room:  # the last token is not looked at
+        raise ValueError(
+            f"max_new_tokens: expected at most {room + 1 - longest}, with the decoder's max_len = {room} and a prompt "
+            f"of {longest} tokens, got {limit}"
+        )
 
 
 def _adjust(adjust: Callable[[np.ndarray, list[list[int]]], Any], logits: np.ndarray, tokens: list[list[int]]) -> None:

@@ -11,8 +11,8 @@ from regard import dense
 from regard._checks import describe, renamed
 from regard.nn.module import INPUT, Memory, Module, constant
 
-#: What PyTorch takes for eps=None: the input dtype's own epsilon.
-_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+#: What PyTorch 2.13 takes for eps=None: the epsilon of the dtype that is computed in, float32 for 16-bit inputs.
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-23, "bfloat16": 2.0**-23}
 
 
 class _Norm(Module):
@@ -116,7 +116,7 @@ class RMSNorm(_Norm):
     normalized_shape : int or sequence of int
         The lengths of the axes that are normalised together; weight has that shape.
     eps : float, optional
-        Added to the mean square; None is the input dtype's epsilon, as in PyTorch.
+        Added to the mean square; None is the epsilon of float32, for float64 inputs of float64, as in PyTorch.
     elementwise_affine : bool
         Whether there is a weight.
     """

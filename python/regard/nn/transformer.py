@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from regard import _arrays
-from regard._checks import Renamed, count, describe
+from regard._checks import Renamed, choice, count, describe
 from regard.nn._workspace import scratch
-from regard.nn.attention import MultiheadAttention
+from regard.nn.attention import MultiheadAttention, says_causal
 from regard.nn.linear import Linear
 from regard.nn.module import Module, ModuleList, check_floats
 from regard.nn.norm import LayerNorm, RMSNorm
@@ -74,19 +74,30 @@ class FeedForward(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__(device, dtype)
-        gated = isinstance(activation, str) and activation in _GATED
-        self.activation = _GATED[activation] if gated else activation_of(activation)
-        self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
-        self.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
+        _add_feed_forward(self, d_model, dim_feedforward, activation, bias, device, dtype)
 
     def forward(self, x: Any) -> Any:
         """x (..., d_model) -> the same shape and dtype."""
-        with scratch(x) as take:
-            hidden = activated(self.linear1, x, self.activation, take)
-            if self.linear3 is not None:
-                hidden *= self.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
-            return self.linear2.forward(hidden)
+        return _feed_forward(self, x)
+
+
+def _add_feed_forward(
+    module: Any, d_model: int, dim_feedforward: int, activation: Any, bias: bool, device: Any, dtype: Any
+) -> None:
+    """Give a module what _feed_forward needs."""
+    gated = isinstance(activation, str) and activation in _GATED
+    module.activation = _GATED[activation] if gated else activation_of(activation)
+    module.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
+    module.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
+    module.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
+
+
+def _feed_forward(module: Any, x: Any, residual: Any = None, out: Any = None) -> Any:
+    with scratch(x) as take:
+        hidden = activated(module.linear1, x, module.activation, take)
+        if module.linear3 is not None:
+            hidden *= module.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
+        return module.linear2.forward(hidden, None, residual, out)
 
 
 def activated(linear: Linear, x: Any, activation: Any, take: Callable[..., Any]) -> Any:
@@ -101,11 +112,6 @@ def activated(linear: Linear, x: Any, activation: Any, take: Callable[..., Any])
 class _Layer(Module):
     """What encoder and decoder layers share: how a block joins the residual stream, and feed-forward."""
 
-    norm_first: bool
-    activation: Any
-    linear1: Linear
-    linear2: Linear
-
     def __init__(
         self,
         d_model: int,
@@ -119,22 +125,27 @@ class _Layer(Module):
         bias: bool,
         device: Any,
         dtype: Any,
-        rotary: RotaryEmbedding | None,
+        num_heads_kv: int | None,
+        norm: str,
+        self_attention: dict[str, Any],
         blocks: int,
     ) -> None:
         super().__init__(device, dtype)
         for name, expected in (("self_attn", ("qkv",)), ("multihead_attn", ("q", "kv")))[: blocks - 1]:
             attention = MultiheadAttention(
                 d_model, nhead, dropout, bias, batch_first=batch_first, device=device, dtype=dtype,
-                rotary=rotary if name == "self_attn" else None,
+                num_heads_kv=num_heads_kv, **(self_attention if name == "self_attn" else {}),
             )  # fmt: skip
             attention.expected = expected
             setattr(self, name, attention)
-        self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
+        _add_feed_forward(self, d_model, dim_feedforward, activation, bias, device, dtype)
+        root_mean_square = choice("norm", norm, {"layer": False, "rms": True})
         for i in range(blocks):
-            setattr(self, f"norm{i + 1}", LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype))
-        self.norm_first, self.activation = norm_first, activation_of(activation)
+            made: Module = RMSNorm(d_model, layer_norm_eps, True, device, dtype)
+            if not root_mean_square:
+                made = LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
+            setattr(self, f"norm{i + 1}", made)
+        self.norm_first = norm_first
 
     def _joined(self, x: Any, norm: Any, block: Callable[[Any], Any]) -> Any:
         """x and a block of it, joined as norm_first says; for CachedDecoder's steps.
@@ -156,8 +167,7 @@ class _Layer(Module):
             return norm.of_sum(block(x, None, y), x, out)
 
     def _feed_forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
-        with scratch(x) as take:
-            return self.linear2.forward(activated(self.linear1, x, self.activation, take), None, residual, out)
+        return _feed_forward(self, x, residual, out)
 
 
 # Errors of a layer's parts, in the words of what the layer was given.
@@ -181,7 +191,7 @@ class TransformerEncoderLayer(_Layer):
         PyTorch's word; without effect, because modules are always in evaluation mode.
     activation : str or callable
         "relu", "gelu" (the erf one), "gelu_tanh" (its approximation) or "silu", PyTorch's functions and modules of
-        these, or any function of NumPy arrays, on a GPU of CuPy's.
+        these, or any function of NumPy arrays, on a GPU of CuPy's; or a gated one of FeedForward's, by name.
     layer_norm_eps : float
     batch_first : bool
         Arrays are (batch, len, d_model) instead of (len, batch, d_model).
@@ -191,6 +201,16 @@ class TransformerEncoderLayer(_Layer):
         Whether linear layers and norms have biases.
     rotary : RotaryEmbedding, optional
         Turns the queries and keys of self-attention; tokens are at positions 0, 1, ...
+    num_heads_kv, window, softcap
+        As in MultiheadAttention; the last two are self-attention's.
+    norm : "layer" or "rms"
+        Whether norms are LayerNorms or RMSNorms.
+
+    Notes
+    -----
+    A Llama's layer is ``TransformerEncoderLayer(d, heads, inner, activation="swiglu", norm_first=True, bias=False,
+    rotary=RotaryEmbedding(d // heads), num_heads_kv=heads_kv, norm="rms")``, called with is_causal=True or through
+    a CachedDecoder; its gate_proj, down_proj and up_proj are linear1, linear2 and linear3.
     """
 
     def __init__(
@@ -208,10 +228,14 @@ class TransformerEncoderLayer(_Layer):
         dtype: Any = None,
         *,
         rotary: RotaryEmbedding | None = None,
+        num_heads_kv: int | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        softcap: float | None = None,
+        norm: str = "layer",
     ) -> None:
         super().__init__(
             d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
-            bias, device, dtype, rotary, blocks=2,
+            bias, device, dtype, num_heads_kv, norm, {"rotary": rotary, "window": window, "softcap": softcap}, blocks=2,
         )  # fmt: skip
 
     def forward(
@@ -262,10 +286,14 @@ class TransformerDecoderLayer(_Layer):
         dtype: Any = None,
         *,
         rotary: RotaryEmbedding | None = None,
+        num_heads_kv: int | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        softcap: float | None = None,
+        norm: str = "layer",
     ) -> None:
         super().__init__(
             d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first,
-            bias, device, dtype, rotary, blocks=3,
+            bias, device, dtype, num_heads_kv, norm, {"rotary": rotary, "window": window, "softcap": softcap}, blocks=3,
         )  # fmt: skip
 
     def forward(
@@ -311,14 +339,10 @@ def _checked_norm(norm: Any) -> Any:
     return norm
 
 
-def _says_causal(mask: Any) -> bool:
-    """Whether a (len_q, len_kv) mask hides exactly what lies right of the diagonal; one on a GPU is not looked at."""
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
-        return False
-    hidden = np.arange(mask.shape[1]) > np.arange(mask.shape[0])[:, None]
-    if mask.dtype == np.bool_:
-        return bool(np.array_equal(mask, hidden))
-    return bool(np.array_equal(mask, np.where(hidden, -np.inf, 0.0)))
+def _once_for_all(mask: Any, is_causal: bool | None) -> tuple[bool, Any]:
+    """Whether layers are causal, and the mask that they have besides: looked at here, so that none of them need to."""
+    causal = says_causal(mask)
+    return (causal if is_causal is None else is_causal), (None if causal and is_causal is not False else mask)
 
 
 def _through(stack: Any, x: Any, kind: type[_Layer], call: Callable[..., Any]) -> Any:
@@ -363,9 +387,9 @@ class TransformerEncoder(Module):
         self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
     ) -> Any:
         """src -> the same shape: see TransformerEncoderLayer. is_causal=None looks at the mask."""
-        causal = _says_causal(mask) if is_causal is None else is_causal
+        causal, mask = _once_for_all(mask, is_causal)
         check_floats("src", src)
-        mask = mask if causal else _arrays.beside(src, mask)  # once for all layers
+        mask = _arrays.beside(src, mask)
         masks = (mask, src_key_padding_mask, causal)
         return _through(self, src, TransformerEncoderLayer, lambda layer, x, **out: layer.forward(x, *masks, **out))
 
@@ -397,11 +421,11 @@ class TransformerDecoder(Module):
         memory_is_causal: bool = False,
     ) -> Any:
         """tgt, memory -> tgt's shape: see TransformerDecoderLayer. tgt_is_causal=None looks at the mask."""
-        causal = _says_causal(tgt_mask) if tgt_is_causal is None else tgt_is_causal
+        causal, tgt_mask = _once_for_all(tgt_mask, tgt_is_causal)
+        memory_causal, memory_mask = _once_for_all(memory_mask, memory_is_causal)
         check_floats("tgt", tgt)
-        tgt_mask = tgt_mask if causal else _arrays.beside(tgt, tgt_mask)  # once for all layers
-        memory_mask = memory_mask if memory_is_causal else _arrays.beside(tgt, memory_mask)
-        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_is_causal)
+        tgt_mask, memory_mask = _arrays.beside(tgt, tgt_mask), _arrays.beside(tgt, memory_mask)
+        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, causal, memory_causal)
         return _through(
             self, tgt, TransformerDecoderLayer, lambda layer, x, **out: layer.forward(x, memory, *masks, **out)
         )
