@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -109,3 +110,46 @@ def test_a_child_set_to_none_is_gone():
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1, nn.LayerNorm(8))
     encoder.norm = None
     assert not [name for name in encoder.state_dict() if name.startswith("norm.")]
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.tie("weight", self.embed)
+
+    def forward(self, ids):
+        return self.head.forward(self.embed.forward(ids))
+
+
+def test_tied_weights_are_one():
+    model, ids = Tied(), np.arange(3)
+    assert model.head.weight is model.embed.weight
+    assert list(model.state_dict()) == ["embed.weight", "head.weight"]
+    for held in (None, "int8"):
+        model.to(weights=held)
+        for name in ("embed.weight", "head.weight"):
+            table = normal(len(name), 7, 4)
+            model.load_state_dict({name: table})
+            assert model.embed.weight is model.head.weight is table
+            want = nn.Linear(4, 7, bias=False).to(weights=held)
+            want.weight = table
+            assert_same_bits(model(ids), want(table[ids]))
+        model.head.weight = normal(5, 7, 4)
+        assert_same_bits(model.embed(ids), model.head.weight[:3])
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        copied.embed.weight = normal(6, 7, 4)
+        assert copied.head.weight is copied.embed.weight is not model.embed.weight
+        assert_same_bits(copied.embed(ids), copied.head.weight[:3])
+    with pytest.raises(ValueError, match=r"^state_dict: does not fit Tied:\n  missing: embed.weight, head.weight"):
+        model.load_state_dict({})
+    before = model.embed.weight
+    with pytest.raises(ValueError, match=r"head\.weight: expected shape"):
+        model.load_state_dict({"embed.weight": normal(1, 7, 4), "head.weight": normal(1, 7, 5)})
+    assert model.head.weight is before
+    with pytest.raises(ValueError, match=r"^name: expected a parameter of Linear \('weight'\), got 'bias'"):
+        model.head.tie("bias", model.embed)
+    with pytest.raises(ValueError, match=r"^other: expected weight of shape \(7, 4\), got \(8, 4\)"):
+        model.head.tie("weight", nn.Embedding(8, 4))
+    with pytest.raises(TypeError, match=r"^other: expected a Module"):
+        model.head.tie("weight", before)

@@ -67,6 +67,7 @@ class Parameter:
     def __init__(self, shape: tuple[int, ...], initial: Callable[[np.random.Generator], np.ndarray], dtype: Any = None):
         self.shape = shape
         self.value: Any = None  # what was loaded
+        self.owners: list[Module] = []  # more than one where modules share it
         self._initial = initial
         self._dtype = dtype
         self._seed = next(_seeds)
@@ -76,6 +77,12 @@ class Parameter:
         if self.value is None:
             self.value = self._initial(np.random.default_rng(self._seed)).astype(self._dtype or np.float32)
         return self.value
+
+    def take(self, value: Any) -> None:
+        """Another value, and what its owners packed of the last one is gone."""
+        self.value = value
+        for module in self.owners:
+            module._packed = {}
 
     def checked(self, name: str, value: Any) -> Any:
         """`value`, if it can be this parameter's.
@@ -152,6 +159,42 @@ class Module:
     def add_parameter(self, name: str, shape: tuple[int, ...], initial: Callable[..., np.ndarray]) -> None:
         """A parameter, an attribute from here on; `initial` makes its first values from a Generator."""
         self._parameters[name] = Parameter(shape, initial, self.dtype)
+        self._parameters[name].owners.append(self)
+
+    def tie(self, name: str, other: Module, other_name: str | None = None) -> None:
+        """Share a parameter with another module, as ``self.weight = other.weight`` does in PyTorch.
+
+        From here on both have the one of `other`, whichever is loaded or set. A state dict has it under both names;
+        one that is loaded needs only one of them.
+
+        Parameters
+        ----------
+        name : str
+            This module's parameter, which is given up.
+        other : Module
+            Whose parameter it becomes.
+        other_name : str, optional
+            Its name there; default `name`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such parameter, or it has another shape.
+        """
+        other_name = name if other_name is None else other_name
+        for argument, module, wanted in (("name", self, name), ("other_name", other, other_name)):
+            if not isinstance(module, Module):
+                raise TypeError(f"other: expected a Module, got {_checks.describe(module)}")
+            if wanted not in module._parameters:
+                kind, known = type(module).__name__, ", ".join(map(repr, module._parameters)) or "none"
+                raise ValueError(f"{argument}: expected a parameter of {kind} ({known}), got {wanted!r}")
+        shared, given_up = other._parameters[other_name], self._parameters[name]
+        if shared.shape != given_up.shape:
+            raise ValueError(f"other: expected {other_name} of shape {given_up.shape}, got {shared.shape}")
+        if shared is not given_up:
+            given_up.owners.remove(self)
+            shared.owners.append(self)
+            self._parameters[name], self._packed = shared, {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
@@ -160,8 +203,7 @@ class Module:
             del self._children[name]
         elif name in self.__dict__.get("_parameters", ()):
             parameter = self._parameters[name]
-            parameter.value = parameter.checked(name, value)
-            self._packed = {}
+            parameter.take(parameter.checked(name, value))
             return
         object.__setattr__(self, name, value)
 
@@ -197,7 +239,7 @@ class Module:
             NumPy arrays, or anything with ``__array__`` or DLPack, such as PyTorch's tensors; kept
             without a copy. Any of the four dtypes.
         strict : bool
-            The names must be exactly the module's.
+            The names must be exactly the module's; of those that modules share (:meth:`tie`), one will do.
 
         Returns
         -------
@@ -211,7 +253,8 @@ class Module:
             no floats. All are listed in one message, and the module is as it was.
         """
         named, given = self._named(), list(state_dict.keys())
-        missing = [name for name in named if name not in set(given)]
+        loaded = {id(named[name][1]) for name in given if name in named}
+        missing = [name for name, (_, parameter) in named.items() if id(parameter) not in loaded]
         unexpected = [name for name in given if name not in named]
         wrong: list[str] = []
         error: type[Exception] = ValueError
@@ -233,9 +276,7 @@ class Module:
             raise error(f"state_dict: does not fit {type(self).__name__}:{lines}")
         with self._as_it_was_on_error():
             for name, value in values.items():
-                module, parameter = named[name]
-                parameter.value = value
-                module._packed = {}
+                named[name][1].take(value)
             self.pack()
         return IncompatibleKeys(missing, unexpected)
 
