@@ -194,7 +194,11 @@ template <class T> class ExcitationNetwork {
     const std::int64_t rows = w.shape[0];
     const std::int64_t columns = w.shape[1];
     if (rows_contiguous(w)) return {w.data, w.dtype, rows, columns, w.stride[0] / size_of(w.dtype)};
-    for (std::int64_t r = 0; r < rows; ++r) read_row(w.dtype, w.at(r), w.stride[1], columns, copy + r * columns);
+    // Some columns at a time: of a transposed matrix, rows that follow read the same lines.
+    constexpr std::int64_t kTogether = 64;
+    for (std::int64_t c = 0; c < columns; c += kTogether)
+      for (std::int64_t r = 0; r < rows; ++r)
+        read_row(w.dtype, w.at(r, c), w.stride[1], std::min(kTogether, columns - c), copy + r * columns + c);
     return {reinterpret_cast<const char*>(copy), dtype_of<T>(), rows, columns, columns};
   }
   static const T* vector(const Array& x, T* copy, std::int64_t padded) {
