@@ -113,6 +113,41 @@ def test_the_other_operations(backend, dtype):
         assert_same_bits(as_numpy(out.contiguous()), want, name)
 
 
+class Given:
+    """An array of the caller's own kind, which gives its memory and takes none."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __dlpack__(self, **options):
+        return self.x.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.x.__dlpack_device__()
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_an_array_of_the_callers_own_kind_gives_numpys(backend, dtype):
+    q, k, v = tensors(dtype, 2, 3, 40, 24)
+    out = regard.attention(Given(q), k, v)
+    assert type(out) is np.ndarray
+    assert_same_bits(out, as_numpy(regard.attention(q, k, v)))
+    x, weight = q[0, 0], k[0, 0]
+    assert_same_bits(regard.linear(Given(x), regard.pack_linear(Given(weight))), as_numpy(regard.linear(x, weight)))
+    linear = regard.nn.Linear(24, 5)
+    assert_same_bits(linear(Given(q)), linear(as_numpy(q)))
+
+
+def test_a_subclass_of_tensors_gives_tensors(backend):
+    class Own(torch.Tensor):
+        pass
+
+    q, k, v = tensors("float32", 2, 3, 40, 24)
+    out = regard.attention(q.as_subclass(Own), k, v)
+    assert isinstance(out, torch.Tensor)
+    assert_same_bits(out.numpy(), regard.attention(q, k, v).numpy())
+
+
 def test_results_outlive_their_inputs(backend):
     def compute():
         q, k, v = tensors("bfloat16", 1, 2, 200, 64)

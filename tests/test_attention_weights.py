@@ -249,6 +249,8 @@ GOOD: dict[str, Any] = dict(row_offsets=[0, 1, 3], columns=[0, 0, 1], shape=(1, 
         (dict(columns=[0, 1, 1]), ValueError, "columns.*rising"),
         (dict(columns=[0.0, 0, 1]), TypeError, "columns.*float64"),
         (dict(shape=(20, 20)), ValueError, "shape"),
+        (dict(shape=(1, 1, 20, 2**63)), ValueError, rf"shape: expected integers below 2\^63, got {2**63}"),
+        (dict(shape=(2**70, 0, 20, 20), row_offsets=[0]), ValueError, rf"shape: .* got {2**70}"),
         (dict(block_size=(0, 10)), ValueError, "block_size"),
         (dict(block_size=(10,)), ValueError, "block_size"),
     ],
@@ -264,6 +266,22 @@ def test_dense_masks_that_cut_blocks_are_refused() -> None:
     dense[1, 130, 290] = False
     with pytest.raises(ValueError, match=r"mask.*block.*\(0, 1, 130, 290\)"):
         regard.BlockMask.from_dense(dense)
+
+
+@pytest.mark.parametrize("changed", [dict(len_q=2**63), dict(len_kv=2**70)])
+def test_block_masks_beyond_counting_are_refused(changed: dict[str, int]) -> None:
+    sizes = {"len_q": 4, "len_kv": 4, **changed}
+    with pytest.raises(ValueError, match=rf"^{next(iter(changed))}: expected integers below 2\^63, got \d+$"):
+        regard.BlockMask.from_blocks(np.ones((1, 1), bool), **sizes, block_size=(2**80, 2**80))
+
+
+def test_a_block_mask_of_no_blocks_from_lists() -> None:
+    query, key, value = arrays(2, 3)
+    mask = regard.BlockMask([0, 0], [], shape=(1, 1, 2, 3))
+    assert mask.columns.dtype == np.int64 and (regard.attention(query, key, value, mask=mask) == 0).all()
+    for empty in (np.zeros(0), [[]]):
+        with pytest.raises(TypeError, match="columns: expected a 1-D array of whole numbers, got float64"):
+            regard.BlockMask([0, 0], empty, shape=(1, 1, 2, 3))
 
 
 @pytest.mark.parametrize("size", [(0, 2), (2,), 3])

@@ -283,7 +283,7 @@ def test_truncate_and_go_on(backend):
     query = normal(9, 2, 1, 1, 8)
     want = regard.attention(query, key, value, key_lengths=np.array([13, 5]))
     assert_same_bits(cache.attend(query), want)
-    cache.truncate(3)
+    cache.truncate(cache.lengths[1] - 2)  # a number of NumPy's
     assert cache.lengths.tolist() == [3, 3]
     cache.truncate(0)
     assert (cache.attend(query) == 0).all()
@@ -408,17 +408,27 @@ ERRORS = {
     "positions beyond": (lambda c: c.append(K, V, positions=np.array([0, 1, 2, 9, 4]), **TABLES), ValueError,
                          "positions: expected entries from 0 to max_positions - 1, .* = 9, got 9 at index 3"),
     "a table too short": (lambda c: c.append(K, V, **TABLES), ValueError,
-                          r"max_positions - 1, max_positions = 9, got 9 at index \(0, 4"),
+                          r"cos: expected a table of at least 10 positions, .* got float32 array of shape \(9, 4\)"),
+    "a table too short for some": (lambda c: c.append(K, V, [1, 5], cos=TABLES["cos"][:7], sin=TABLES["sin"][:7]),
+                                   ValueError, r"cos: expected a table of at least 8 positions"),
+    "a list of positions": (lambda c: c.append(K, V, positions=[0, 1], **TABLES), TypeError,
+                            r"positions: expected .* \(batch = 2, len = 5\) or \(len = 5,\), got list \[0, 1\]"),
     "too many pairs": (lambda c: c.append(K, V, **tables(10, 30)), ValueError, "cos: expected shape"),
     "truncate beyond": (lambda c: c.truncate([5, 4]), ValueError, "to the length held = 3, got 4 at index 1"),
     "truncate below 0": (lambda c: c.truncate([-1, 0]), ValueError, "got -1 at index 0"),
     "truncate all below 0": (lambda c: c.truncate(-1), ValueError, "lengths: expected an integer >= 0, got -1"),
     "truncate to half": (lambda c: c.truncate(0.5), TypeError, "lengths: expected an integer"),
+    "truncate to NumPy's half": (lambda c: c.truncate(np.float64(0.5)), TypeError, "lengths: expected an integer >= 0"),
+    "truncate far beyond": (lambda c: c.truncate(2**70), ValueError, "lengths: .* to the length held = 5, got"),
+    "truncate to a class": (lambda c: c.truncate(np.int64), TypeError, "lengths: expected an integer >= 0, got type"),
+    "truncate beyond by NumPy's": (lambda c: c.truncate(np.int64(4)), ValueError,
+                                   "to the length held = 3, got 4 at index 1"),
     "reorder beyond": (lambda c: c.reorder([0, 2]), ValueError,
                        "indices: expected entries from 0 to batch - 1 = 1, got 2"),
     "reorder below 0": (lambda c: c.reorder([0, -1]), ValueError, "got -1 at index 1"),
     "reorder by two axes": (lambda c: c.reorder([[0], [1]]), ValueError, r"indices: expected shape \(n = 2,\)"),
     "reorder by a number": (lambda c: c.reorder(np.int64(0)), ValueError, r"indices: expected shape \(n = 1,\)"),
+    "reorder by a class": (lambda c: c.reorder(np.int64), TypeError, "indices: expected dtype .*, got type"),
     "reorder by floats": (lambda c: c.reorder(np.zeros(2)), TypeError, "indices: expected dtype"),
 }  # fmt: skip
 TABLES = tables(8, 9)
@@ -475,6 +485,11 @@ def test_constructor_errors():
         ((1, 1, 1, 1, None, "int32"), TypeError, "dtype: expected one of float32, "),
         ((1, 1, 1, 1, None, None, np.zeros(1, int)), TypeError, "dtype: expected one of float32, "),
         ((1, 1, 1, 1, None, None, [1.0]), TypeError, "like: expected an array"),
+        ((1, 1, 1, 1, None, None, np.ndarray), TypeError, "like: expected an array, got type"),
+        ((2**70, 1, 1, 4), ValueError, f"KVCache: expected sizes whose memory can be addressed, got batch = {2**70}, "),
+        ((0, 1, 1 << 62, 4), ValueError, f"batch = 0, heads_kv = 1, capacity = {1 << 62}, dim_qk = 4, dim_v = 4$"),
+        ((1, 1, 1, 4, 1 << 60), ValueError, f"dim_v = {1 << 60}$"),
+        ((1, 1, 1 << 56, 4), MemoryError, rf"no memory for an array of float32, shape \(1, 1, {1 << 56}, 4\)"),
     ):
         with pytest.raises(kind, match=message):
             regard.KVCache(*arguments)
@@ -482,6 +497,7 @@ def test_constructor_errors():
     for tables, kind, message in (
         (dict(cos=cos), TypeError, "sin: expected an array"),
         (dict(cos=cos, sin=sin[:3]), ValueError, "sin: expected the shape of cos"),
+        (dict(cos=np.float32, sin=sin), TypeError, r"cos: expected an array \(max_positions, pairs\), got type"),
         (dict(cos=cos[0], sin=sin[0]), ValueError, r"cos: expected shape \(max_positions, pairs\)"),
         (dict(cos=np.ones((3, 5)), sin=np.ones((3, 5))), ValueError, "cos: expected shape"),
     ):

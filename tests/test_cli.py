@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
     path = str(Path(regard.__file__).parent.parent)
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
     )
@@ -151,9 +153,33 @@ def test_compared_refuses(spoil: Any) -> None:
     assert error > tolerance
 
 
-def test_unknown_operation_is_named() -> None:
-    with pytest.raises(SystemExit, match=r"expected one of attention.*got 'atention'"):
-        main(["check", "--operation", "atention"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "--operation", "atention"), r"argument --operation: invalid choice: 'atention' \(choose "),
+        (("bench", "--operation", "atention"), r"argument --operation: invalid choice: 'atention'"),
+        *((("bench", "--threads", n), rf"argument --threads: invalid value: '{n}' \(expected an integer from 1 to 4096")
+          for n in ("-3", "0", "5000", "1.5", "two")),
+        *((("bench", "--seconds", n), rf"argument --seconds: invalid value: '{n}' \(expected a finite number > 0\)")
+          for n in ("-1", "0", "nan", "inf", "two")),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("info", "--plain"), ("bench", "--help")], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_traceback(arguments: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = _run("-m", "regard", *arguments, stdout=write, PYTHONUNBUFFERED="")
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_every_public_operation_has_a_row() -> None:

@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 Q, K, V = normal(0, 2, 6, 5, 8), normal(1, 2, 3, 9, 8), normal(2, 2, 3, 9, 7)
 X, W = normal(3, 4, 5), normal(4, 3, 5)
 ROWS, ENDS = normal(10, 6, 2, 4), np.array([0, 2, 6])
+PACKED = regard.pack_linear(normal(11, 4, 4))
 IMAGE = normal(5, 2, 8, 4, 4)
 SE = (normal(6, 2, 8), normal(7, 2), normal(8, 8, 2), normal(9, 8))
 
@@ -81,7 +82,16 @@ OTHERS = {
     "norm_eps": ("layer_norm", (X,), dict(eps="a"), TypeError, ["eps", "a finite number >= 0", "'a'"]),
     "rms_norm_eps": ("rms_norm", (X,), dict(eps=None), TypeError, ["eps", "a finite number >= 0", "None"]),
     "rotary_table_too_short": ("rotary_embedding", (Q, X[:2, :3], X[:2, :3]), {}, ValueError,
-                               ["cos", "max_positions = 2", f"at least len = {Q.shape[2]}"]),
+                               ["cos", f"a table of at least len = {Q.shape[2]} positions", r"got .*\(2, 3\)"]),
+    "rotary_positions_list": ("rotary_embedding", (Q, X[:, :3], X[:, :3], [0, 1]), {}, TypeError,
+                              ["positions", r"\(batch = 2, len = 5\) or \(len = 5,\)", r"list \[0, 1\]"]),
+    "rotary_positions_shape": ("rotary_embedding", (Q, X[:, :3], X[:, :3], np.arange(3)), {}, ValueError,
+                               ["positions", r"\(batch = 2, len = 5\) or \(len = 5,\)", r"int64 array .*\(3,\)"]),
+    "multiplicative_packed": ("multiplicative_attention", (ROWS, ROWS, ROWS), dict(w=PACKED), TypeError,
+                              ["w: expected an array", r"got float32 PackedLinear of shape \(4, 4\)"]),
+    "additive_packed": ("additive_attention", (ROWS, ROWS, ROWS), dict(v=X[:, 0], w_query=PACKED), TypeError,
+                        ["w_query: expected an array", r"got float32 PackedLinear of shape \(4, 4\)"]),
+    "gru_packed": ("gru", (ROWS, PACKED, W), {}, TypeError, ["w_input: expected an array", "got float32 PackedLinear"]),
     "additive_query": ("additive_attention", (Q[:, 0], K[:, 0], V[:, 0]), dict(v=X[0, :3]), ValueError,
                        ["query", "dim_q must be dim = 3"]),
     "varlen_slopes": ("attention_varlen", (ROWS, ROWS, ROWS, ENDS, ENDS), dict(alibi_slopes=X[:3, :2]), ValueError,
@@ -122,6 +132,41 @@ def test_message(name):
     message = str(caught.value)
     missing = [p for p in patterns if not re.search(p, message)]
     assert not missing, f"the message lacks {missing}: {message}"
+
+
+OF_ARRAYS = {
+    "attention": (Q, K, V),
+    "scaled_dot_product_attention": (Q, Q, Q),
+    "attention_varlen": (K[0], K[0], V[0], ENDS, ENDS),
+    "attention_paged": (Q, K, V, ENDS, ENDS),
+    "rotary_embedding": (Q, X, X),
+    "linear": (X, W),
+    "layer_norm": (X,),
+    "rms_norm": (X,),
+    "global_average_pool": (IMAGE,),
+    "squeeze_excitation": (IMAGE, *SE),
+    "multiplicative_attention": (K[0], K[0], V[0]),
+    "gru": (K[0], X, X),
+    "merge_attention": (X, X),
+    "pack_linear": (W,),
+}
+
+
+@pytest.mark.parametrize("function", OF_ARRAYS)
+@pytest.mark.parametrize("kind", [np.float32, np.ndarray, type(PACKED)])
+def test_a_class_is_no_array(function, kind):
+    """Of arrays, a class has the attributes, but as descriptors and methods."""
+    arguments = OF_ARRAYS[function]
+    for place in range(min(len(arguments), 2)):
+        given = [*arguments[:place], kind, *arguments[place + 1 :]]
+        with pytest.raises(TypeError, match=r"^\w+: expected .*array.*, got type <class"):
+            getattr(regard, function)(*given)
+
+
+@pytest.mark.parametrize("option", ["mask", "bias", "out", "key_lengths"])
+def test_a_class_is_no_array_in_options_either(option):
+    with pytest.raises(TypeError, match=rf"^{option}: expected an array.*, got type <class"):
+        regard.attention(Q, K, V, **{option: np.ndarray})
 
 
 def test_read_only_out():

@@ -262,6 +262,8 @@ ERRORS = {
     "lengths for three": (lambda c: c.append([0, 1], K, V, [1, 1, 1]), ValueError, r"shape \(sequences = 2,\)"),
     "truncate beyond": (lambda c: c.truncate([0, 1], [6, 7]), ValueError, "the length held = 6, got 7 at index 1"),
     "truncate below 0": (lambda c: c.truncate(0, -1), ValueError, "lengths: expected an integer >= 0"),
+    "truncate below 0 by NumPy's": (lambda c: c.truncate(0, np.int64(-1)), ValueError, "an integer >= 0, got -1"),
+    "truncate far beyond": (lambda c: c.truncate(0, 2**70), ValueError, "to the length held = 6, got"),
     "truncate twice": (lambda c: c.truncate([0, 0], [1, 1]), ValueError, "expected each sequence once"),
     "fork beyond": (lambda c: c.fork(0, 7), ValueError, "length: expected at most 6, the length of sequence 0, got 7"),
     "fork below 0": (lambda c: c.fork(0, -1), ValueError, "length: expected an integer >= 0"),
@@ -306,3 +308,19 @@ def test_constructor():
         regard.PagedKVCache(6, 0, HEADS, DIM_QK)
     with pytest.raises(TypeError, match="pages: expected an integer"):
         regard.PagedKVCache(None, 4, HEADS, DIM_QK)
+    for pages, page_size in ((2**70, 1), (0, 1 << 62)):
+        got = f"got pages = {pages}, page_size = {page_size}, heads_kv = 1, dim_qk = 4, dim_v = 4"
+        with pytest.raises(ValueError, match=f"PagedKVCache: expected sizes whose memory can be addressed, {got}"):
+            regard.PagedKVCache(pages, page_size, 1, 4)
+    with pytest.raises(MemoryError, match="no memory for an array of int8, shape"):
+        regard.PagedKVCache(1 << 56, 1, 1, 4, dtype="int8")
+
+
+def test_truncate_by_numbers_of_numpy(backend):
+    model = Model()
+    number = model.new()
+    model.append((number, 7))
+    model.truncate(number, model.cache.lengths(number)[0] - 3)
+    model.check()
+    model.truncate(number, np.array(2, np.uint8))
+    model.check()

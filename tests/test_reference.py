@@ -94,3 +94,24 @@ def test_channels_and_layers_against_torch():
     assert_near(reference.layer_norm(x, weight, bias), want, NEAR)
     want = f.rms_norm(t(x), (6,), t(weight), 1e-6).numpy()
     assert_near(reference.rms_norm(x, weight), want, NEAR)
+
+
+def test_of_nothing_there_is_no_warning():
+    """Warnings are errors here; the numbers are NumPy's: the mean of nothing is NaN."""
+    for shape in ((3, 0), (0,), (0, 4)):
+        assert reference.layer_norm(np.zeros(shape)).shape == reference.rms_norm(np.zeros(shape)).shape == shape
+    for batch, channels, height in ((2, 3, 0), (2, 0, 4), (0, 3, 4)):
+        x = np.zeros((batch, channels, height, 5), np.float32)
+        mlp = [np.ones(s, np.float32) for s in ((2, channels), (2,), (channels, 2), (channels,))]
+        assert np.isnan(reference.global_average_pool(x)).all()
+        assert reference.global_max_pool(x).shape == (batch, channels)
+        kernel, taps = np.ones((1, 2, 3, 3), np.float32), np.ones(3, np.float32)
+        names = ("w_reduce", "b_reduce", "w_expand", "b_expand")
+        for y in (
+            reference.squeeze_excitation(x, *mlp),
+            reference.channel_attention(x, *mlp),
+            reference.spatial_attention(x, kernel),
+            reference.cbam(x, w_spatial=kernel, **dict(zip(names, mlp, strict=True))),
+            reference.efficient_channel_attention(x, taps),
+        ):
+            assert y.shape == x.shape

@@ -206,7 +206,7 @@ ERRORS = {
     "cos of another dtype": ((X, COS.astype(np.float64), SIN), TypeError, "cos: expected dtype float32 or"),
     "dtypes apart": ((X.astype(np.float16), COS, SIN.astype(np.float16)), TypeError, "sin: expected dtype that of cos"),
     "too many pairs": ((X, *regard.rotary_tables(10, 20)), ValueError, "cos: expected shape .* at most half"),
-    "a short table": ((X, COS[:4], SIN[:4]), ValueError, "cos: expected shape"),
+    "a short table": ((X, COS[:4], SIN[:4]), ValueError, "cos: expected a table of at least len = 5 positions"),
     "another batch": ((X, np.stack([COS[:5]] * 3), np.stack([SIN[:5]] * 3)), ValueError, "cos: expected shape"),
     "another length": ((X, COS[None, :4], SIN[None, :4]), ValueError, "cos: expected shape"),
     "shapes apart": ((X, COS, SIN[:, :3]), ValueError, "sin: expected shape"),

@@ -81,7 +81,8 @@ def __dir__() -> list[str]:
 def set_num_threads(n: int) -> None:
     """Set how many threads a call may use (n >= 1, may exceed the cores). Results never depend on it.
 
-    Until then it is the number that OpenMP is given (OMP_NUM_THREADS), or that of the cores that this process may use.
+    Until then it is the smaller of the number that OpenMP is given (OMP_NUM_THREADS) and that of the cores that this
+    process may use.
     """
     try:
         n = operator.index(n)

@@ -46,7 +46,7 @@ def native(operation: str, x: Any) -> Any:
 
     Objects that are no arrays pass through: the problem's own check names the argument.
     """
-    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
+    if isinstance(x, (np.ndarray, type)) or not hasattr(x, "__dlpack_device__"):
         return x
     device = _device(x)[0]
     if device != _CPU:
@@ -66,16 +66,14 @@ def same_kind(like: Any) -> Callable[[np.ndarray], Any]:
     """The function that turns a NumPy result into the kind of array that `like` is, without a copy."""
     if isinstance(like, np.ndarray):
         return lambda x: x
-    framework = sys.modules[type(like).__module__.partition(".")[0]]
-    if framework.__name__ in ("jaxlib", "jax"):
-        framework = sys.modules["jax"].numpy
-
-    def convert(x: np.ndarray) -> Any:
-        if x.dtype == np.uint16:
-            return framework.from_dlpack(_Capsule(_backend.cpu.bfloat16_capsule(x)))
-        return framework.from_dlpack(x)
-
-    return convert
+    for base in type(like).__mro__:
+        name = base.__module__.partition(".")[0]
+        framework: Any = sys.modules["jax"].numpy if name in ("jaxlib", "jax") else sys.modules.get(name)
+        if hasattr(framework, "from_dlpack"):
+            break
+    else:  # the caller's own kind, which only gives: NumPy's
+        return lambda x: x.view(numpy_dtype("bfloat16")) if x.dtype == np.uint16 else x
+    return lambda x: framework.from_dlpack(_Capsule(_backend.cpu.bfloat16_capsule(x)) if x.dtype == np.uint16 else x)
 
 
 def name_of_dtype(dtype: Any) -> str:
@@ -96,7 +94,7 @@ def _framework(x: Any) -> Any:
 
 def on_gpu(x: Any) -> bool:
     """Whether `x` is an array on a CUDA device."""
-    return type(x) is not np.ndarray and hasattr(x, "__dlpack_device__") and _device(x)[0] in _CUDA
+    return not isinstance(x, (np.ndarray, type)) and hasattr(x, "__dlpack_device__") and _device(x)[0] in _CUDA
 
 
 def _seen(x: Any) -> Any:
@@ -494,14 +492,14 @@ def _foreign(x: Any) -> bool:
     """Whether `x` is, or a tuple or list `x` has, an array of another framework than NumPy."""
     if type(x) in (tuple, list):
         return any(map(_foreign, x))
-    return type(x) is not np.ndarray and hasattr(x, "__dlpack__")
+    return type(x) is not np.ndarray and hasattr(x, "__dlpack__") and not isinstance(x, type)
 
 
 def _arrays_in(x: Any) -> Iterator[Any]:
     if isinstance(x, (tuple, list)):  # an LSTM's states
         for y in x:
             yield from _arrays_in(y)
-    elif hasattr(x, "__dlpack__"):
+    elif hasattr(x, "__dlpack__") and not isinstance(x, type):
         yield x
 
 
@@ -584,7 +582,7 @@ def _mapped(
             return tuple(map(seen, x))
         if isinstance(x, list):
             return list(map(seen, x))
-        if not hasattr(x, "__dlpack__"):
+        if not hasattr(x, "__dlpack__") or isinstance(x, type):
             return x
         if id(x) not in views:
             views[id(x)] = view(x)

@@ -168,8 +168,6 @@ HINTS: dict[tuple[str, str], str] = {
         for operation in ("rotary_embedding", "append")
         for name in ("cos", "sin")
     },
-    ("rotary_embedding", "positions"): "batch may be left out",
-    ("append", "positions"): "batch may be left out",
     ("linear", "x"): "there are 1 to 8 axes",
     ("linear", "residual"): "the leading axes are those of x",
     ("linear", "out"): "the leading axes are those of x",
@@ -326,16 +324,22 @@ def describe(x: Any) -> str:
     """What an argument is, in a few words."""
     if x is None:
         return "None"
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
-        return f"{x.dtype} array of shape {tuple(x.shape)}"
+    if hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type):
+        kind = "PackedLinear" if type(x).__name__ == "PackedLinear" else "array"
+        return f"{x.dtype} {kind} of shape {tuple(x.shape)}"
     return f"{type(x).__name__} {x!r}"[:80]
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of an array; () of what is none, such as a class of arrays, whose `shape` is something else."""
+    return () if isinstance(x, type) else getattr(x, "shape", ())
 
 
 def dimensions(shapes: Mapping[str, str], arguments: Mapping[str, Any], refused: str = "") -> dict[str, int]:
     """Lengths of the named dimensions, each as the first argument that has it says; the refused one is asked last."""
     found: dict[str, int] = {}
     for argument, names in sorted(shapes.items(), key=lambda item: item[0] == refused):
-        shape = getattr(arguments.get(argument), "shape", ())
+        shape = shape_of(arguments.get(argument))
         parts = names.split()
         if parts[0] == "...":  # any leading axes
             parts = parts[1:]
@@ -384,6 +388,8 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
         return ", ".join(f"{n} = {known[n]}" if n in known and not n.isdigit() else n for n in names.split())
 
     shape = f"({filled(shapes.get(argument, ''))})"
+    if argument == "positions":
+        shape += f" or ({filled('len')},)"
     hint = HINTS.get((operation, argument))
     hint = " where " + hint.format_map(_Names(known)) if hint else ""
     if rule == "type":
@@ -400,6 +406,12 @@ def error(operation: str, refusal: tuple[str, str, int], arguments: Mapping[str,
     if rule == "same_dtype":
         dtype = getattr(arguments.get(first), "dtype", "?")
         return TypeError(f"{argument}: expected the dtype of {first}, {dtype}, got {got}")
+    if rule == "shape" and argument == "cos" and arguments.get("positions") is None:
+        table, length = shape_of(value), known.get("len", 0)
+        if len(table) == 2 and table[0] < length:
+            return ValueError(
+                f"cos: expected a table of at least len = {length} positions, because no positions are given, got {got}"
+            )
     if rule in ("rank", "shape"):
         return ValueError(f"{argument}: expected shape {shape}{hint}, got {got}")
     if rule == "packed":

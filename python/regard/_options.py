@@ -73,7 +73,9 @@ def parsed(
     if dropout_p != 0.0 or seed is not None:
         dropout_p, seed = dropout(dropout_p, seed)
     if scale is None:
-        dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
+        if not hasattr(query, "ndim") and hasattr(query, "__dlpack__"):  # the caller's own kind, which only gives
+            query = _arrays.numpy_view("attention", query)
+        dim = query.shape[-1] if getattr(query, "ndim", 0) and not isinstance(query, type) else 1
         scale = 1.0 / math.sqrt(dim or 1)
     blocks = None
     if type(mask) is BlockMask:

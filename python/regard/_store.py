@@ -45,7 +45,10 @@ def indices(argument: str, x: Any, name: str, n: int, most: Any, limit: str) -> 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Zeros from a cache line's start on, so that no vector of a row lies across two lines."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
+    try:
+        memory = np.zeros(size + 64, np.uint8)
+    except MemoryError:
+        raise MemoryError(f"no memory for an array of {dtype}, shape {shape}, {size} bytes") from None
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -54,7 +57,7 @@ def _table(argument: str, x: Any, dim_qk: int, memory: _arrays.Beside | None) ->
     """A copy in float32."""
     if x is None:
         return None
-    if not hasattr(x, "shape"):
+    if isinstance(x, type) or not hasattr(x, "shape"):
         raise TypeError(f"{argument}: expected an array (max_positions, pairs), got {_checks.describe(x)}")
     if len(x.shape) != 2 or 2 * x.shape[1] > dim_qk:
         raise ValueError(
@@ -96,13 +99,14 @@ class Cache:
 class Store:
     """Keys and values of one dtype, their scales, and the rotary tables that turn keys on their way in.
 
-    `leading` are the axes before the last one, the dimension. Beside a GPU's array all of it is that framework's, on
-    that device; float8, which CuPy does not have, is held as bytes there.
+    `leading` are the names and lengths of the axes before the last one, the dimension. Beside a GPU's array all of it
+    is that framework's, on that device; float8, which CuPy does not have, is held as bytes there.
     """
 
     def __init__(
         self,
-        leading: tuple[int, ...],
+        cache: str,
+        leading: dict[str, int],
         dim_qk: int,
         dim_v: int,
         dtype: Any,
@@ -111,12 +115,17 @@ class Store:
         sin: Any,
         interleaved: bool,
     ) -> None:
+        axes = tuple(leading.values())
+        if math.prod(max(n, 1) for n in axes) * max(dim_qk, dim_v) >= 2**59:  # numbers of up to 8 bytes
+            sizes = {**leading, "dim_qk": dim_qk, "dim_v": dim_v}
+            got = ", ".join(f"{name} = {n}" for name, n in sizes.items())
+            raise ValueError(f"{cache}: expected sizes whose memory can be addressed, got {got}")
         if like is not None:
-            if not hasattr(like, "dtype"):
+            if isinstance(like, type) or not hasattr(like, "dtype"):
                 raise TypeError(f"like: expected an array, got {_checks.describe(like)}")
             if not _arrays.on_gpu(like):
-                _arrays.native("KVCache", like)  # names the device that has no kernel
-        self._memory = _arrays.Beside("KVCache", like) if like is not None and _arrays.on_gpu(like) else None
+                _arrays.native(cache, like)  # names the device that has no kernel
+        self._memory = _arrays.Beside(cache, like) if like is not None and _arrays.on_gpu(like) else None
         self.dtype = _arrays.name_of_dtype(
             dtype if dtype is not None else like.dtype if like is not None else "float32"
         )
@@ -132,8 +141,8 @@ class Store:
             raise ValueError(f"sin: expected the shape of cos, {self.cos.shape}, got {_checks.describe(sin)}")
         self._float8_as_bytes = self._memory is not None and self.dtype == "float8_e4m3fn"
         storage = "uint8" if self._float8_as_bytes else self.dtype
-        self.key, self.value = self.zeros((*leading, dim_qk), storage), self.zeros((*leading, dim_v), storage)
-        scales = (leading, "float32")
+        self.key, self.value = self.zeros((*axes, dim_qk), storage), self.zeros((*axes, dim_v), storage)
+        scales = (axes, "float32")
         self.key_scales = self.zeros(*scales) if self.quantised else None
         self.value_scales = self.zeros(*scales) if self.quantised else None
 
@@ -204,6 +213,11 @@ class Store:
             natives = [x if x is None or type(x) is np.ndarray else _arrays.native("append", x) for x in given]
             refusal = _backend.cpu.cache_append(natives[0], natives[1], *views, slots, *natives[2:], *options)
         if type(refusal) is tuple:
+            if refusal[:2] == ("entry", "positions") and angles[2] is None:
+                raise ValueError(
+                    f"cos: expected a table of at least {int(places.max()) + 1} positions, as many tokens as the "
+                    f"longest sequence then has, got {_checks.describe(cos)}"
+                )
             named = dict(zip(("key", "value", "cos", "sin", "positions"), given, strict=True))
             # As the message shows shapes: all sequences, and the axes in the order of the layout.
             whole = [_arrays.broadcast_to(x, (len(slots), *x.shape[1:]), "append") for x in views[:2]]
@@ -226,7 +240,7 @@ class Store:
 
 def length_of(key: Any, layout: str) -> int:
     """len of an array (batch, heads_kv, len, dim); 0 where it is none, for the check to say so."""
-    shape = getattr(key, "shape", ())
+    shape = _checks.shape_of(key)
     return int(shape[1 if layout == "bshd" else 2]) if len(shape) == 4 else 0
 
 
@@ -249,7 +263,7 @@ def attend_options(options: dict[str, Any], reserved: tuple[str, ...]) -> str:
 
 def check_query(query: Any, batch: str, rows: int, heads_kv: int, dim_qk: int, layout: str) -> None:
     """Refuse a query that does not fit a cache, in the cache's own terms; `batch` is what its `rows` are called."""
-    if not hasattr(query, "shape"):
+    if isinstance(query, type) or not hasattr(query, "shape"):
         return
     shape = tuple(query.shape)
     first, last = f"{batch} = {rows}", f"dim_qk = {dim_qk}"
@@ -273,9 +287,14 @@ def read_only(x: Any) -> Any:
     return view
 
 
+def is_number(x: Any) -> bool:
+    """Whether `x` stands for one number, as an array without axes does: not a sequence, nor what a GPU holds."""
+    return not isinstance(x, (list, tuple)) and not _checks.shape_of(x) and not _arrays.on_gpu(x)
+
+
 def numbers(argument: str, x: Any) -> list[int]:
     """A list of ints from an int, a sequence of them, or a (n,) array: a copy."""
-    if hasattr(x, "shape") and len(x.shape) > 0:
+    if _checks.shape_of(x):
         x = indices(argument, x, "n", int(x.shape[0]), np.iinfo(np.int64).max, "2^63 - 1").tolist()
     elif not isinstance(x, (list, tuple, range)):
         x = [x]

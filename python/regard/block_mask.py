@@ -45,7 +45,7 @@ class BlockMask:
     ) -> None:
         if len(shape) != 4:
             raise ValueError(f"shape: expected (batch, heads, len_q, len_kv), got {shape!r}")
-        batch, heads, len_q, len_kv = (_checks.count("shape", n, 0) for n in shape)
+        batch, heads, len_q, len_kv = (_length("shape", n) for n in shape)
         self.shape = (batch, heads, len_q, len_kv)
         self.block_size = block_q, block_kv = _block_size(block_size)
         self.row_offsets = _indices("row_offsets", row_offsets)
@@ -85,6 +85,7 @@ class BlockMask:
         """From a bool array of blocks, ([[batch,] heads,] ceil(len_q / block_q), ceil(len_kv / block_kv))."""
         blocks = np.asarray(blocks)
         block_size = _block_size(block_size)
+        len_q, len_kv = _length("len_q", len_q), _length("len_kv", len_kv)
         wanted = tuple(-(-n // b) for n, b in zip((len_q, len_kv), block_size, strict=True))
         if blocks.dtype != bool:
             raise TypeError(f"blocks: expected dtype bool, got {blocks.dtype}")
@@ -150,6 +151,14 @@ class BlockMask:
         return (self.row_offsets, self.columns, block_q, block_kv, batch, heads, len_q, len_kv)
 
 
+def _length(argument: str, n: Any) -> int:
+    """What the kernels can count to."""
+    length = _checks.count(argument, n)
+    if length >= 2**63:
+        raise ValueError(f"{argument}: expected integers below 2^63, got {length}")
+    return length
+
+
 def _block_size(block_size: Any) -> tuple[int, int]:
     if not isinstance(block_size, (tuple, list)) or len(block_size) != 2:
         raise ValueError(f"block_size: expected (block_q, block_kv), got {block_size!r}")
@@ -157,8 +166,10 @@ def _block_size(block_size: Any) -> tuple[int, int]:
     return block_q, block_kv
 
 
-def _indices(name: str, x: Any) -> np.ndarray:
-    x = np.asarray(x)
+def _indices(name: str, given: Any) -> np.ndarray:
+    x = np.asarray(given)
+    if x.shape == (0,) and not hasattr(given, "dtype"):
+        x = x.astype(np.int64)  # an empty list
     if x.dtype.kind not in "iu" or x.ndim != 1:
         raise TypeError(f"{name}: expected a 1-D array of whole numbers, got {x.dtype} of shape {x.shape}")
     x = x.astype(np.int64)  # a copy: nobody else changes it

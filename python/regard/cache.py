@@ -71,8 +71,8 @@ class KVCache(_store.Cache):
         self.batch, self.heads_kv = _checks.count("batch", batch), _checks.count("heads_kv", heads_kv)
         self.capacity, self.dim_qk = _checks.count("capacity", capacity), _checks.count("dim_qk", dim_qk, 1)
         self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
-        leading = (self.batch, self.heads_kv, self.capacity)
-        self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
+        leading = {"batch": self.batch, "heads_kv": self.heads_kv, "capacity": self.capacity}
+        self._store = _store.Store("KVCache", leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
         self._pages: dict[str, Any] | None = None  # as soon as a step wants them
         self._set_lengths(np.zeros(self.batch, np.int64))
 
@@ -229,8 +229,8 @@ class KVCache(_store.Cache):
         lengths : int, or int32 or int64 array, (batch,)
             From 0 to each sequence's own length.
         """
-        if not hasattr(lengths, "shape") and not isinstance(lengths, (list, tuple)):
-            length = _checks.count("lengths", lengths)
+        if _store.is_number(lengths):
+            length = min(_checks.count("lengths", lengths), 2**63 - 1)  # refused just as well
             lengths = np.full(self.batch, length, np.int64)
             if length <= min(self._lengths.tolist(), default=0):
                 self._set_lengths(lengths)
@@ -248,7 +248,7 @@ class KVCache(_store.Cache):
         indices : int32 or int64 array, (n,)
             From 0 to batch - 1.
         """
-        shape = getattr(indices, "shape", None) or np.shape(indices)
+        shape = () if isinstance(indices, type) else getattr(indices, "shape", None) or np.shape(indices)
         n = int(shape[0]) if shape else 1
         source = _store.indices("indices", indices, "n", n, self.batch - 1, "batch - 1")
         if n == self.batch:

@@ -92,6 +92,8 @@ def pack_linear(weight: Any, bias: Any = None, held: str = "float32") -> PackedL
     code = _HELD.get(held) if isinstance(held, str) else None
     if code is None:
         raise ValueError(f"held: expected {', '.join(map(repr, _HELD))}, got {held!r}")
+    if not hasattr(weight, "shape") and hasattr(weight, "__dlpack__"):  # the caller's own kind, which only gives
+        weight = _arrays.numpy_view("pack_linear", weight)
     if _arrays.on_gpu(weight):
         return _held_on_gpu(weight, bias, held)
     result = _backend.cpu.pack_linear(_arrays.native("pack_linear", weight), _arrays.native("pack_linear", bias), code)
@@ -189,7 +191,7 @@ def linear(
     held = 0
     given = weight
     if type(weight) is PackedLinear:
-        shape = getattr(x, "shape", ())
+        shape = _checks.shape_of(x)
         if shape and shape[-1] != weight.in_features:  # padded, a packed weight does not tell
             named = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
             raise _checks.error("linear", ("shape", "weight", 0), named)

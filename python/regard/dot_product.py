@@ -210,7 +210,7 @@ def scaled_dot_product_attention(
         raise ValueError("attn_mask: expected None together with is_causal=True, got an array as well")
     for name, x in (("query", query), ("key", key), ("value", value)):
         rank = getattr(x, "ndim", None)
-        if rank is None:
+        if not isinstance(rank, int):  # a class of arrays has something else
             raise TypeError(f"{name}: expected an array, got {_checks.describe(x)}")
         if rank < 2:
             raise ValueError(f"{name}: expected shape (..., len, dim), got {_checks.describe(x)}")

@@ -64,7 +64,7 @@ def merge_attention(outs: Any, lses: Any, layout: str = "bhsd") -> tuple[Any, An
 
 def parts_of(argument: str, x: Any) -> list[Any]:
     """The parts of a sequence of arrays, or of one array by its first axis."""
-    if hasattr(x, "shape"):
+    if hasattr(x, "shape") and not isinstance(x, type):
         if len(x.shape) == 0:
             raise ValueError(f"{argument}: expected (parts, ...), got {_checks.describe(x)}")
         return [x[i, ...] for i in range(x.shape[0])]  # NumPy's lse of one row stays an array
@@ -79,7 +79,7 @@ def _error(refusal: tuple[str, str, int], outs: list[Any], lses: list[Any], layo
     del entry
     given = outs if argument == "outs" else lses
     first = outs[0]
-    shape = tuple(getattr(first, "shape", ()))
+    shape = tuple(_checks.shape_of(first))
     if argument == "lses":
         shape = (shape[0], shape[2], shape[1]) if layout == "bshd" and len(shape) == 4 else shape[:-1]
     got = "; ".join(_checks.describe(x) for x in given)

@@ -75,8 +75,8 @@ class PagedKVCache(_store.Cache):
         self.pages, self.page_size = _checks.count("pages", pages), _checks.count("page_size", page_size, 1)
         self.heads_kv, self.dim_qk = _checks.count("heads_kv", heads_kv), _checks.count("dim_qk", dim_qk, 1)
         self.dim_v = self.dim_qk if dim_v is None else _checks.count("dim_v", dim_v)
-        leading = (self.pages, self.page_size, self.heads_kv)
-        self._store = _store.Store(leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
+        leading = {"pages": self.pages, "page_size": self.page_size, "heads_kv": self.heads_kv}
+        self._store = _store.Store("PagedKVCache", leading, self.dim_qk, self.dim_v, dtype, like, cos, sin, interleaved)
         self._users = np.zeros(self.pages, np.int64)  # how many sequences use each page
         self._free = list(range(self.pages - 1, -1, -1))  # taken from the end
         self._sequences: dict[int, _Sequence] = {}
@@ -177,8 +177,9 @@ class PagedKVCache(_store.Cache):
         """
         found = self._found(sequences, once=True)
         held = np.array([s.length for s in found], np.int64)
-        if not hasattr(lengths, "shape") and not isinstance(lengths, (list, tuple)):
-            lengths = np.full(len(found), _checks.count("lengths", lengths), np.int64)
+        if _store.is_number(lengths):
+            length = min(_checks.count("lengths", lengths), 2**63 - 1)  # refused just as well
+            lengths = np.full(len(found), length, np.int64)
         after = _store.indices("lengths", lengths, "sequences", len(found), held, "the length held")
         for sequence, length in zip(found, after.tolist(), strict=True):
             kept = self._pages_of(length)

@@ -15,7 +15,7 @@ import regard
 from regard import _backend
 from regard._ceilings import LARGEST_READ, Ceilings
 from regard._cli import models, operations, table
-from regard._cli.check import chosen_operations
+from regard._cli.check import add_operation, chosen_operations
 from regard._cli.info import processor
 from regard._cli.operations import Arguments, Case, Operation
 from regard._cli.peers import to_torch
@@ -25,12 +25,29 @@ from regard._cli.timing import Timing, compare, set_threads
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "single operations (default), or whole models on regard.nn against PyTorch's"
     parser.add_argument("what", nargs="?", choices=("operations", "models"), default="operations", help=about)
-    parser.add_argument("--operation", action="append", metavar="NAME", help="only this one; may be repeated")
+    add_operation(parser)
     parser.add_argument("--dtype", default="float32", choices=[d.name for d in operations.dtypes()])
-    parser.add_argument("--threads", type=int, metavar="N", help="default: what regard uses")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row; default 2")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="default: what regard uses")
+    parser.add_argument("--seconds", type=_seconds, default=2.0, help="for each row; default 2")
     parser.add_argument("--quick", action="store_true", help="a few rounds of each operation's smallest call")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out even where installed")
+
+
+def _threads(text: str) -> int:
+    n = int(text) if text.strip().isdecimal() else 0
+    if not 1 <= n <= 4096:
+        raise argparse.ArgumentTypeError(f"invalid value: {text!r} (expected an integer from 1 to 4096)")
+    return n
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"invalid value: {text!r} (expected a finite number > 0)")
+    return seconds
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if torch:
         importlib.import_module("torch")
     before = regard.get_num_threads()
-    set_threads(options.threads or before)
+    set_threads(before if options.threads is None else options.threads)
     try:
         if options.what == "models":
             models.run(options, torch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from regard.reference._functions import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, unwarned
+from regard.reference._functions import ACTIVATIONS, affine, chosen, dtypes_of, gate_function, mean, unwarned
 
 Array = Any
 
@@ -18,7 +18,7 @@ Array = Any
 def global_average_pool(x: Array, layout: str = "nchw") -> Array:
     """Mean over the image: (batch, channels) from (batch, channels, height, width) or nhwc."""
     dtype, compute = dtypes_of(x)
-    return np.asarray(x).astype(compute).mean(axis=image_axes(x, layout)).astype(dtype)
+    return mean(np.asarray(x).astype(compute), image_axes(x, layout)).astype(dtype)
 
 
 @unwarned
@@ -50,7 +50,7 @@ def squeeze_excitation(
     dtype, compute = dtypes_of(x)
     axes = image_axes(x, layout)
     x = np.asarray(x).astype(compute)
-    gates = gate_function(gate)(_mlp(x.mean(axis=axes), w_reduce, b_reduce, w_expand, b_expand, activation))
+    gates = gate_function(gate)(_mlp(mean(x, axes), w_reduce, b_reduce, w_expand, b_expand, activation))
     return _into(out, (x * np.expand_dims(gates, axes)).astype(dtype))
 
 
@@ -71,7 +71,7 @@ def channel_attention(
     dtype, compute = dtypes_of(x)
     axes = image_axes(x, layout)
     x = np.asarray(x).astype(compute)
-    pools = (x.mean(axis=axes), x.max(axis=axes, initial=-np.inf))
+    pools = (mean(x, axes), x.max(axis=axes, initial=-np.inf))
     of_mean, of_max = (_mlp(pool, w_reduce, b_reduce, w_expand, b_expand, activation) for pool in pools)
     weights = gate_function(gate)(of_mean + of_max)
     return _into(out, (x * np.expand_dims(weights, axes)).astype(dtype))
@@ -92,7 +92,7 @@ def spatial_attention(
     axis = 1 if layout == "nchw" else 3
     image_axes(x, layout)
     x = np.asarray(x).astype(compute)
-    planes = np.stack([x.mean(axis=axis), x.max(axis=axis, initial=-np.inf)], axis=1)
+    planes = np.stack([mean(x, axis), x.max(axis=axis, initial=-np.inf)], axis=1)
     weights = gate_function(gate)(_convolved(planes, w_spatial, b_spatial))
     return _into(out, (x * np.expand_dims(weights, axis)).astype(dtype))
 
@@ -130,7 +130,7 @@ def efficient_channel_attention(
     x = np.asarray(x).astype(compute)
     taps = np.asarray(w).astype(compute)
     reach = len(taps) // 2
-    means = np.pad(x.mean(axis=axes), ((0, 0), (reach, reach)))
+    means = np.pad(mean(x, axes), ((0, 0), (reach, reach)))
     channels = means.shape[1] - 2 * reach
     scores = sum(taps[k] * means[:, k : k + channels] for k in range(len(taps)))
     return _into(out, (x * np.expand_dims(gate_function(gate)(scores), axes)).astype(dtype))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from regard.reference._functions import ACTIVATIONS, affine, chosen, dtypes_of, unwarned
+from regard.reference._functions import ACTIVATIONS, affine, chosen, dtypes_of, mean, unwarned
 
 Array = Any
 
@@ -26,8 +26,8 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; variance is biased."""
     dtype, compute = dtypes_of(x)
     x = np.asarray(x).astype(compute)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    centred = x - mean(x, -1, keepdims=True)
+    variance = mean(np.square(centred), -1, keepdims=True)
     return affine_of_norm(centred / np.sqrt(variance + compute(eps)), weight, bias, dtype)
 
 
@@ -36,7 +36,7 @@ def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     dtype, compute = dtypes_of(x)
     x = np.asarray(x).astype(compute)
-    mean_square = np.square(x).mean(axis=-1, keepdims=True)
+    mean_square = mean(np.square(x), -1, keepdims=True)
     return affine_of_norm(x / np.sqrt(mean_square + compute(eps)), weight, None, dtype)
 
 
