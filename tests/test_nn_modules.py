@@ -153,3 +153,22 @@ def test_tied_weights_are_one():
         model.head.tie("weight", nn.Embedding(8, 4))
     with pytest.raises(TypeError, match=r"^other: expected a Module"):
         model.head.tie("weight", before)
+
+
+def test_a_list_of_modules_grows_and_is_cut():
+    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    assert layers.append(nn.LayerNorm(2)) is layers
+    assert list(layers.state_dict())[-2:] == ["2.weight", "2.bias"]
+    last = layers[1:]
+    assert isinstance(last, nn.ModuleList) and list(last) == [layers[1], layers[-1]]
+    with pytest.raises(TypeError, match=r"^module: expected a Module, got float32 array of shape"):
+        layers.append(np.zeros(2, np.float32))
+
+
+def test_a_module_that_was_not_begun_says_so():
+    class Late(nn.Module):
+        def __init__(self):
+            self.linear = nn.Linear(2, 2)
+
+    with pytest.raises(AttributeError, match=r"^Late: expected super\(\).__init__\(\) before"):
+        Late()

@@ -211,6 +211,8 @@ class Module:
         parameters = self.__dict__.get("_parameters", {})
         if name in parameters:
             return parameters[name].get()
+        if name in ("_parameters", "_children"):
+            raise AttributeError(f"{type(self).__name__}: expected super().__init__() before modules and parameters")
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -421,7 +423,14 @@ class ModuleList(Module):
     def __init__(self, modules: Any = ()) -> None:
         super().__init__()
         for module in modules:
-            self._children[str(len(self._children))] = module
+            self.append(module)
+
+    def append(self, module: Module) -> Self:
+        """One more at the end; returns this list."""
+        if not isinstance(module, Module):
+            raise TypeError(f"module: expected a Module, got {_checks.describe(module)}")
+        self._children[str(len(self._children))] = module
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._children.values())
@@ -429,8 +438,9 @@ class ModuleList(Module):
     def __len__(self) -> int:
         return len(self._children)
 
-    def __getitem__(self, index: int) -> Any:
-        return list(self._children.values())[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        found = list(self._children.values())[index]
+        return ModuleList(found) if isinstance(index, slice) else found
 
 
 # ---- Initial values, as PyTorch draws them ----
