@@ -62,10 +62,11 @@ template <class T> class Weights {
     T* const matrix = scratch.template at<T>(rows);
     T* const sum = merged > 1 ? scratch.template at<T>(sums) : matrix;
 
+    if (merged > 1) std::fill_n(sum, queries * row_, T(0));
     for (std::int64_t m = 0; m < merged; ++m) {
       of_head(w, b, h * merged + m, i0, queries, scratch.template at<T>(packed), scratch.template at<T>(keys), matrix);
       if (stop_requested()) return;
-      if (merged > 1) add(matrix, queries, m == 0, sum);
+      if (merged > 1) add(matrix, queries, sum);
     }
     for (int q = 0; q < queries; ++q) {
       T* const row = sum + q * row_;
@@ -75,9 +76,9 @@ template <class T> class Weights {
     }
   }
 
-  void add(const T* matrix, int queries, bool first, T* sum) const {
-    for (int q = 0; q < queries; ++q)
-      for (std::int64_t j = q * row_; j < q * row_ + p_.len_kv(); ++j) sum[j] = first ? matrix[j] : sum[j] + matrix[j];
+  void add(const T* matrix, int queries, T* sum) const {
+    for (std::int64_t r = 0; r < queries * row_; r += row_)
+      for (std::int64_t j = r; j < r + p_.len_kv(); j += kW) store(sum + j, load<V>(sum + j) + load<V>(matrix + j));
   }
 
   void of_head(const typename ScoreTiles<T>::Buffers& w, std::int64_t b, std::int64_t h, std::int64_t i0, int queries, T* packed, T* keys,
@@ -142,7 +143,14 @@ template <class T> class Weights {
       for (std::size_t k = 0; k < found.keys.size(); ++k) row[found.keys[k]] = static_cast<T>(found.weights[k]);
       return;
     }
-    for (std::int64_t j = 0; j < n; ++j) row[j] /= sum;
+    // One Newton step: a true division's rounding, where the processor's own took a quarter of the time of 12 heads' mean.
+    const V divisor = broadcast<V>(sum);
+    const V inverse = broadcast<V>(1) / divisor;
+    for (std::int64_t j = 0; j < n; j += kW) {
+      const V weight = load<V>(row + j);
+      const V quotient = weight * inverse;
+      store(row + j, fma(fma(-quotient, divisor, weight), inverse, quotient));
+    }
     if (p_.dropout.present()) p_.dropout.apply(b, h, i, 0, n, row);
   }
 
