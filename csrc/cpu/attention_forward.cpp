@@ -20,6 +20,7 @@
 #include "cpu/attention_rows.h"
 #include "cpu/attention_scores.h"
 #include "cpu/attention_vector.h"
+#include "cpu/math.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
 #include "cpu/tile_amx.h"
@@ -303,9 +304,7 @@ template <class T, class Products> class Blocks {
       const V inverse = broadcast<V>(1) / l;
       V finite = l > 0 ? V{} : broadcast<V>(1);
       for (std::int64_t d = 0; d < dim_v_padded_; ++d) {
-        const V total = load<V>(out + d * kColumns + v * kW);
-        const V quotient = total * inverse;  // one Newton step: a true division's rounding at a third of its cost
-        const V o = fma(fma(-quotient, l, total), inverse, quotient);
+        const V o = divided(load<V>(out + d * kColumns + v * kW), l, inverse);
         finite = finite + (o - o);  // 0 when finite, NaN otherwise
         store(out + d * kColumns + v * kW, o);
       }

@@ -287,9 +287,11 @@ def read_only(x: Any) -> Any:
     return view
 
 
-def is_number(x: Any) -> bool:
-    """Whether `x` stands for one number, as an array without axes does: not a sequence, nor what a GPU holds."""
-    return not isinstance(x, (list, tuple)) and not _checks.shape_of(x) and not _arrays.on_gpu(x)
+def one_number(argument: str, x: Any) -> int | None:
+    """`x` where it stands for one number, as an array without axes does; None of a sequence and of what a GPU holds."""
+    if isinstance(x, (list, tuple)) or _checks.shape_of(x) or _arrays.on_gpu(x):
+        return None
+    return min(_checks.count(argument, x), 2**63 - 1)  # what is larger is refused just as well
 
 
 def numbers(argument: str, x: Any) -> list[int]:

@@ -229,8 +229,8 @@ class KVCache(_store.Cache):
         lengths : int, or int32 or int64 array, (batch,)
             From 0 to each sequence's own length.
         """
-        if _store.is_number(lengths):
-            length = min(_checks.count("lengths", lengths), 2**63 - 1)  # refused just as well
+        length = _store.one_number("lengths", lengths)
+        if length is not None:
             lengths = np.full(self.batch, length, np.int64)
             if length <= min(self._lengths.tolist(), default=0):
                 self._set_lengths(lengths)

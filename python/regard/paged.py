@@ -177,9 +177,9 @@ class PagedKVCache(_store.Cache):
         """
         found = self._found(sequences, once=True)
         held = np.array([s.length for s in found], np.int64)
-        if _store.is_number(lengths):
-            length = min(_checks.count("lengths", lengths), 2**63 - 1)  # refused just as well
-            lengths = np.full(len(found), length, np.int64)
+        same = _store.one_number("lengths", lengths)
+        if same is not None:
+            lengths = np.full(len(found), same, np.int64)
         after = _store.indices("lengths", lengths, "sequences", len(found), held, "the length held")
         for sequence, length in zip(found, after.tolist(), strict=True):
             kept = self._pages_of(length)

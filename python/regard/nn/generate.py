@@ -157,17 +157,15 @@ def generate(
     single, rows = _prompts(prompts)
     ends = _ends(eos)
     limit = _checks.count("max_new_tokens", max_new_tokens, 1)
+    _only_for("beam", method, beams=(beams, 4), length_penalty=(length_penalty, 0.6))
+    _only_for("sample", method, temperature=(temperature, 1.0), top_k=(top_k, None), top_p=(top_p, None))
     if method == "beam":
-        _chooser("greedy", len(rows), temperature, top_k, top_p, seed)  # refuses what is for "sample"
         best = beam_search(
             decoder, rows, max_new_tokens=limit, eos=ends, beams=beams, length_penalty=length_penalty,
             adjust=adjust, progress=progress,
         )  # fmt: skip
         found = [hypotheses[0] for hypotheses in best]
     else:
-        for name, value, default in (("beams", beams, 4), ("length_penalty", length_penalty, 0.6)):
-            if value != default:
-                raise ValueError(f"{name}: expected {default} unless method is 'beam', got {value!r}")
         choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
         _check_room(decoder, rows, limit)
         run = _Run(len(rows))
@@ -200,6 +198,7 @@ def stream(
     if method not in ("greedy", "sample"):
         raise ValueError(f"method: expected 'greedy' or 'sample', got {method!r}")
     single, rows = _prompts(prompts)
+    _only_for("sample", method, temperature=(temperature, 1.0), top_k=(top_k, None), top_p=(top_p, None))
     choose = _chooser(method, len(rows), temperature, top_k, top_p, seed)
     limit, ends = _checks.count("max_new_tokens", max_new_tokens, 1), _ends(eos)
     _check_room(decoder, rows, limit)
@@ -394,9 +393,6 @@ def _chooser(
 ) -> Callable[[np.ndarray, list[int]], list[int]]:
     """A function of (logits, which prompts they belong to) to tokens."""
     if method == "greedy":
-        for name, value, default in (("temperature", temperature, 1.0), ("top_k", top_k, None), ("top_p", top_p, None)):
-            if value != default:
-                raise ValueError(f"{name}: expected {default} unless method is 'sample', got {value!r}")
         return lambda logits, _: logits.argmax(axis=1).tolist()
     if not _number("temperature", temperature) > 0:
         raise ValueError(f"temperature: expected a number > 0, got {temperature!r}")
@@ -459,6 +455,13 @@ def _log_sum(logits: np.ndarray) -> np.ndarray:
 
 
 # ---- Arguments ----
+
+
+def _only_for(owner: str, method: str, **given: tuple[Any, Any]) -> None:
+    """Refuse another value than the default, (value, default) by name, where another method reads it."""
+    for name, (value, default) in given.items():
+        if method != owner and value != default:
+            raise ValueError(f"{name}: expected {default} unless method is {owner!r}, got {value!r}")
 
 
 def _check_room(decoder: Any, rows: list[list[int]], limit: int) -> None:

@@ -49,7 +49,32 @@ def activation_of(activation: Any) -> str | Callable[[Any], Any]:
     raise ValueError(f"activation: expected {expected} or a function of arrays, got {activation!r}")
 
 
-class FeedForward(Module):
+class _WithFeedForward(Module):
+    """What FeedForward and the layers share: two linear layers, a third where the activation is gated."""
+
+    linear1: Linear
+    linear2: Linear
+    linear3: Linear | None
+    activation: Any
+
+    def _add_feed_forward(
+        self, d_model: int, dim_feedforward: int, activation: Any, bias: bool, device: Any, dtype: Any
+    ) -> None:
+        gated = isinstance(activation, str) and activation in _GATED
+        self.activation = _GATED[activation] if gated else activation_of(activation)
+        self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
+        self.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
+        self.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
+
+    def _feed_forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
+        with scratch(x) as take:
+            hidden = activated(self.linear1, x, self.activation, take)
+            if self.linear3 is not None:
+                hidden *= self.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
+            return self.linear2.forward(hidden, None, residual, out)
+
+
+class FeedForward(_WithFeedForward):
     """``linear2(activation(linear1(x)))``, each position by itself.
 
     Parameters
@@ -74,30 +99,11 @@ class FeedForward(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__(device, dtype)
-        _add_feed_forward(self, d_model, dim_feedforward, activation, bias, device, dtype)
+        self._add_feed_forward(d_model, dim_feedforward, activation, bias, device, dtype)
 
     def forward(self, x: Any) -> Any:
         """x (..., d_model) -> the same shape and dtype."""
-        return _feed_forward(self, x)
-
-
-def _add_feed_forward(
-    module: Any, d_model: int, dim_feedforward: int, activation: Any, bias: bool, device: Any, dtype: Any
-) -> None:
-    """Give a module what _feed_forward needs."""
-    gated = isinstance(activation, str) and activation in _GATED
-    module.activation = _GATED[activation] if gated else activation_of(activation)
-    module.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
-    module.linear2 = Linear(dim_feedforward, d_model, bias, device, dtype)
-    module.linear3 = Linear(d_model, dim_feedforward, bias, device, dtype) if gated else None
-
-
-def _feed_forward(module: Any, x: Any, residual: Any = None, out: Any = None) -> Any:
-    with scratch(x) as take:
-        hidden = activated(module.linear1, x, module.activation, take)
-        if module.linear3 is not None:
-            hidden *= module.linear3.forward(x, out=take(hidden.shape, hidden.dtype))
-        return module.linear2.forward(hidden, None, residual, out)
+        return self._feed_forward(x)
 
 
 def activated(linear: Linear, x: Any, activation: Any, take: Callable[..., Any]) -> Any:
@@ -109,7 +115,7 @@ def activated(linear: Linear, x: Any, activation: Any, take: Callable[..., Any])
     return _arrays.namespace(hidden).asarray(activation(hidden)).astype(hidden.dtype, copy=False)
 
 
-class _Layer(Module):
+class _Layer(_WithFeedForward):
     """What encoder and decoder layers share: how a block joins the residual stream, and feed-forward."""
 
     def __init__(
@@ -138,13 +144,13 @@ class _Layer(Module):
             )  # fmt: skip
             attention.expected = expected
             setattr(self, name, attention)
-        _add_feed_forward(self, d_model, dim_feedforward, activation, bias, device, dtype)
-        root_mean_square = choice("norm", norm, {"layer": False, "rms": True})
+        self._add_feed_forward(d_model, dim_feedforward, activation, bias, device, dtype)
+        made = {
+            "layer": lambda: LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype),
+            "rms": lambda: RMSNorm(d_model, layer_norm_eps, True, device, dtype),
+        }
         for i in range(blocks):
-            made: Module = RMSNorm(d_model, layer_norm_eps, True, device, dtype)
-            if not root_mean_square:
-                made = LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
-            setattr(self, f"norm{i + 1}", made)
+            setattr(self, f"norm{i + 1}", choice("norm", norm, made)())
         self.norm_first = norm_first
 
     def _joined(self, x: Any, norm: Any, block: Callable[[Any], Any]) -> Any:
@@ -165,9 +171,6 @@ class _Layer(Module):
             if self.norm_first:
                 return block(norm.forward(x, out=y), x, out)
             return norm.of_sum(block(x, None, y), x, out)
-
-    def _feed_forward(self, x: Any, residual: Any = None, out: Any = None) -> Any:
-        return _feed_forward(self, x, residual, out)
 
 
 # Errors of a layer's parts, in the words of what the layer was given.
@@ -340,7 +343,7 @@ def _checked_norm(norm: Any) -> Any:
 
 
 def _once_for_all(mask: Any, is_causal: bool | None) -> tuple[bool, Any]:
-    """Whether layers are causal, and the mask that they have besides: looked at here, so that none of them need to."""
+    """Whether layers are causal, and the mask that they have besides: none where it says the same."""
     causal = says_causal(mask)
     return (causal if is_causal is None else is_causal), (None if causal and is_causal is not False else mask)
 
